@@ -54,7 +54,7 @@ class TrainingCoordinator:
         notebook_processes: whether a notebook may be forked for several ranks, as Lightning's `ddp_notebook` does;
             weights and metrics are copied back into this process.
         callbacks: Lightning's callbacks of every training, one or several.
-        loggers: Lightning's loggers beside W&B, one or several.
+        loggers: Lightning's loggers in addition to W&B, one or several.
         plugins: one or several of a precision plugin, which then decides the precision, a CheckpointIO, a LayerSync.
         wandb: settings of W&B.
         on_precision_change: see `RunConfig`.
@@ -206,7 +206,7 @@ class TrainingCoordinator:
             problems.append(Problem("train_dataloaders", text))
         elif train is None and validation is not None:
             owner = "model" if datamodule is None else "datamodule"
-            text = f"given without train_dataloaders, so that the {owner}'s loaders are used; give both or none"
+            text = f"given without train_dataloaders, so the {owner}'s loaders are used; give both or none"
             problems.append(Problem("val_dataloaders", text))
         if problems:
             raise ConfigError(problems)
@@ -265,7 +265,7 @@ def _fit_in_forks(config: RunConfig, given: UserObjects, count: int) -> FitResul
 
 
 def _all_of(given: Any) -> tuple[Any, ...]:
-    """As a tuple: Lightning also accepts one object for a list of one."""
+    """As a tuple: Lightning also accepts one object in place of a list."""
     if given is None:
         return ()
     return tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
@@ -291,11 +291,7 @@ _ELSEWHERE = {
 
 
 def _checked(config: RunConfig, trainer: Mapping[str, Any]) -> RunConfig:
-    """The config with these options of Lightning's Trainer.
-
-    Raises:
-        ConfigError: every setting that is not valid, in the form of a config file's.
-    """
+    """The config with these options of Lightning's Trainer; a ConfigError has every setting that is not valid."""
     from launcher.config.validation import find_problems
 
     trainer = dict(trainer)

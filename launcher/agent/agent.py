@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,16 @@ from launcher.agent.rank_processes import AttemptProcesses
 from launcher.agent.rendezvous import describe_lost_store
 from launcher.agent.restart_policy import RestartDecision
 from launcher.agent.restarts import RestartTracker, record_out_of_memory
-from launcher.agent.signals import HANDLED, AgentSignals, AgentStopped
+from launcher.agent.signals import AgentSignals, AgentStopped
 from launcher.config.launch_options import LaunchOptions
 from launcher.core.events import FILE_NAME, EventLog
+from launcher.process.parent_death import STOP_SIGNALS
 
-# Seconds between two checks with one node and with several. The end of a rank is noticed at once.
+# Seconds between two checks with one node and with several. The agent notices the end of a rank immediately.
 _MONITOR_INTERVAL = {False: 0.2, True: 1.0}
 # Seconds to wait for another rank's failure if all known failures are lost connections.
 _CAUSE_TIMEOUT = 3.0
-# Seconds that the other ranks have to end: after a failure without a restart, and after the first has saved.
+# Seconds until the other ranks must have ended: after a failure without a restart, and after the first rank has saved.
 _EXIT_TIMEOUT = 10.0
 _SAVE_TIMEOUT = 120.0
 _STACKS_TIMEOUT = 0.3
@@ -54,10 +56,7 @@ class TrainingAgent(LocalElasticAgent):
     """The agent of one node.
 
     Args:
-        rendezvous: connects the nodes.
         count: ranks on this node.
-        command: what the ranks run.
-        options: how to start and restart.
         choose_start_method: returns how processes are started; called after the rendezvous.
         folder: private folder for the ranks' reports; the caller removes it.
     """
@@ -145,8 +144,8 @@ class TrainingAgent(LocalElasticAgent):
             return self._check_for_hang(worker_group, ranks) or RunResult(WorkerState.HEALTHY)
         number = self.signals.first or signal.SIGTERM
         self.exit_code = 128 + number
-        # A scheduler may send a signal of its own to every process of the job.
-        expected = {0, *(code for n in (*HANDLED, signal.SIGKILL) for code in (128 + n, -n))}
+        # A scheduler may also send its signal directly to every process of the job.
+        expected = {0, *(code for n in (*STOP_SIGNALS, signal.SIGKILL) for code in (128 + n, -n))}
         if not codes <= expected:
             return self._handle_failure(worker_group)
         return self._end_attempt(restart=False)
@@ -236,7 +235,7 @@ class TrainingAgent(LocalElasticAgent):
                     exit_code=first.exit_code, hung=first.hung, out_of_memory=first.out_of_memory,
                     error=None if first.error is None else f"{first.error.kind}: {first.error.message}",
                     log=first.log, last_lines=first.last_lines,
-                    others=[outcome.to_dict() for outcome in outcomes if outcome.rank != first.rank],
+                    others=[asdict(outcome) for outcome in outcomes if outcome.rank != first.rank],
                     restart=decision.restart, verdict=decision.reason)  # fmt: skip
         if not first.is_interrupted:
             is_own = first.rank in self._attempt.ranks()

@@ -13,9 +13,9 @@ from launcher.hardware.mpi_ranks import to_torchrun_variables
 from slurm.environment import SlurmEnvironmentError, SlurmTask, read_slurm_task
 from slurm.nodelist import expand_nodes
 
-# One of these is enough: torchrun, or a launcher like it, has started the ranks.
+# If one of these is set, torchrun or a similar launcher has started the ranks.
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-# Names of jobs whose tasks Lightning does not take for ranks.
+# Names of jobs whose tasks are not ranks for Lightning.
 _INTERACTIVE = ("bash", "interactive")
 # Open MPI's number of processes, and that of MPICH and Intel MPI.
 _MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
@@ -27,10 +27,6 @@ _PORTS_BETWEEN_STEPS = 331
 
 def read_external_rank(config: RunConfig, env: Mapping[str, str]) -> dict[str, str] | None:
     """Torchrun's variables for a task of srun or a process of MPI; None if this process is the only one.
-
-    Args:
-        config: devices and nodes that the script expects.
-        env: the environment.
 
     Raises:
         TopologyError: the processes do not match the config.
@@ -103,7 +99,6 @@ def _check_config(config: RunConfig, task: SlurmTask, per_node: int) -> None:
 
 
 def _first_node(env: Mapping[str, str]) -> str:
-    """Host name of the node with rank 0."""
     listed = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or env.get("SLURM_NODELIST") or ""
     # Lightning also accepts names separated by spaces.
     first = next(iter(expand_nodes(re.sub(r"\s+", ",", listed.strip()))), None) if listed.strip() else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from launcher.core.errors import OutOfMemoryError
@@ -21,13 +21,10 @@ class RankOutcome:
     """How a rank ended, or what it was doing when another rank failed.
 
     Attributes:
-        rank, host: the rank and its host.
         exit_code: minus the signal's number if a signal ended the rank; None if it was still running.
         time: when the agent saw the rank end, in seconds since the epoch.
         step: optimizer steps done; `BEFORE_TRAINING` before training started.
-        error: the exception that the rank raised.
-        log: the file with the rank's output.
-        last_lines: the end of that file.
+        last_lines: the last lines of `log`, the rank's output.
         out_of_memory: whether the kernel's out-of-memory killer ended the rank.
         doing: the rank's position in the code, if it was still running.
         hung: whether the other ranks waited for this one in a collective that it did not enter.
@@ -52,7 +49,7 @@ class RankOutcome:
 
     @property
     def ran_out_of_memory(self) -> bool:
-        """Whether the kernel killed the rank for memory, or an allocation of its own failed."""
+        """Whether the kernel killed the rank for memory, or one of its allocations failed."""
         allocation_failed = self.error is not None and self.error.kind == OutOfMemoryError.__name__
         return self.out_of_memory or allocation_failed
 
@@ -66,13 +63,9 @@ class RankOutcome:
         """Whether a signal requested that the rank save and stop."""
         return self.error is not None and self.error.interrupted
 
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RankOutcome:
-        """The inverse of `to_dict`."""
+        """The inverse of `dataclasses.asdict`."""
         error = RankError.from_dict(values["error"]) if values["error"] else None
         return cls(**{**values, "error": error, "last_lines": tuple(values["last_lines"])})
 
@@ -80,14 +73,12 @@ class RankOutcome:
 def find_first_failure(outcomes: Sequence[RankOutcome]) -> RankOutcome | None:
     """The earliest failure that is not a consequence of another rank's failure; None if no rank failed."""
     failed = [outcome for outcome in outcomes if outcome.has_failed]
-    if not failed:
-        return None
-
-    def failure_time(outcome: RankOutcome) -> float:
-        return outcome.error.time if outcome.error is not None else outcome.time
-
     # A hung rank caused the timeouts of the ranks that waited for it.
-    return min(failed, key=lambda each: (each.is_consequence, not each.hung, failure_time(each), each.rank))
+    return min(
+        failed,
+        key=lambda each: (each.is_consequence, not each.hung, (each.error or each).time, each.rank),
+        default=None,
+    )
 
 
 def to_shell_exit_code(exit_code: int) -> int:
@@ -119,13 +110,7 @@ def describe_outcome(outcome: RankOutcome) -> str:
 
 
 def format_failure_report(first: RankOutcome, outcomes: Sequence[RankOutcome], decision: str) -> str:
-    """The error report: the rank that failed first with its last lines, the other ranks, and what happens now.
-
-    Args:
-        first: the rank that failed first.
-        outcomes: all known ranks of the attempt.
-        decision: whether the ranks restart, and why.
-    """
+    """The error report: the rank that failed first, its last lines, the other ranks, and the restart decision."""
     if first.error is not None and first.error.explained:
         return f"error: {first.error.message}" + ("" if first.error.repeats else f"\n  {decision}")
     lines = [f"error: rank {first.rank} ({first.host}) failed first: {describe_outcome(first)}"]

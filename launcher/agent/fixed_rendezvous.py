@@ -41,12 +41,7 @@ _START, _CALL_AGAIN = "begin", "again"
 
 
 class NodesMissingError(RendezvousTimeoutError):
-    """Some nodes did not join in time.
-
-    Args:
-        nodes: their numbers.
-        timeout: seconds that node 0 waited.
-    """
+    """Nodes with these numbers did not join within `timeout` seconds."""
 
     def __init__(self, nodes: Sequence[int], timeout: float) -> None:
         named = ", ".join(map(str, nodes[:8])) + (f" and {len(nodes) - 8} more" if len(nodes) > 8 else "")
@@ -56,12 +51,7 @@ class NodesMissingError(RendezvousTimeoutError):
 
 @dataclass(frozen=True, slots=True)
 class NumberedNode:
-    """One of several numbered nodes.
-
-    Attributes:
-        number: 0 to `count - 1`; node 0 serves the store.
-        count: number of nodes.
-    """
+    """One of `count` numbered nodes; node 0 serves the store."""
 
     number: int
     count: int
@@ -72,8 +62,6 @@ class FixedRendezvous(RendezvousHandler):
 
     Args:
         store: a TCPStore that all nodes reach and node 0 serves.
-        address: its host and port.
-        node: this node.
         timeout: seconds to wait for the other nodes.
         check_interval: seconds between two checks whether the run has ended.
         answer_timeout: seconds in which a running node answers.

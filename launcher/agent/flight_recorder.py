@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from launcher.monitoring.health import format_ranks
 
 _DEFAULT_GROUP = "default_pg"
 # Operations that need the same sizes on every rank; others may gather or scatter uneven parts.
@@ -23,9 +25,7 @@ class Collective:
     """One collective that a rank entered.
 
     Attributes:
-        group: name of the process group.
         number: position among the group's collectives, from 1; ranks with equal numbers wait for each other.
-        operation: 'all_reduce' and the like.
         sizes: shapes of the input tensors.
         dtypes: types of the input tensors, by torch's names ('Float').
     """
@@ -53,7 +53,6 @@ class FlightRecord:
 
     Attributes:
         last: group to the number of the last collective that the rank entered.
-        waiting: the collectives that the rank entered and that are not complete, oldest first.
         members: group to its ranks, if the recorder knows them.
     """
 
@@ -118,18 +117,15 @@ def find_absent_ranks(records: Mapping[int, FlightRecord]) -> dict[int, str]:
     """The ranks that others wait for in a collective, with the collective.
 
     A rank is late if it has entered fewer of a group's collectives than a rank that waits. Late ranks that wait in a
-    collective themselves are left out if any other is late: they may be late because of that one. If no rank is late,
-    the result is the ranks that entered a different collective from the others.
-
-    Args:
-        records: by global rank, of the ranks that reported one.
+    collective themselves are left out if other ranks are late, which may delay them. If no rank is late, the result has
+    the ranks that entered a different collective from the others.
     """
     late: dict[int, str] = {}
     for collective, waiting in _waiting_ranks(records).items():
         for rank in sorted(_members(records, collective.group)):
             if records[rank].last.get(collective.group, 0) < collective.number:
                 verb = "waits" if len(waiting) == 1 else "wait"
-                late.setdefault(rank, f"it did not enter {collective}, in which {_format_ranks(waiting)} {verb}")
+                late.setdefault(rank, f"it did not enter {collective}, in which {format_ranks(waiting)} {verb}")
     if late:
         idle = {rank: text for rank, text in late.items() if not records[rank].waiting}
         return dict(sorted((idle or late).items()))
@@ -146,7 +142,7 @@ def _waiting_ranks(records: Mapping[int, FlightRecord]) -> dict[Collective, list
 
 
 def _members(records: Mapping[int, FlightRecord], group: str) -> set[int]:
-    """The ranks of a group that have a record; if no record lists the group, the ranks that have used it."""
+    """The ranks of a group that have a record; without a list of its ranks, those that have used it."""
     listed = [record.members[group] for record in records.values() if group in record.members]
     if listed:
         return {rank for rank in records if rank in listed[0]}
@@ -173,15 +169,8 @@ def _find_mismatches(records: Mapping[int, FlightRecord]) -> dict[int, str]:
 
 
 def _describe_others(present: Mapping[int, Collective], own: Collective) -> str:
-    """The collectives that the other ranks entered instead."""
     rest: dict[Collective, list[int]] = {}
     for rank, collective in present.items():
         if not collective.matches(own):
             rest.setdefault(collective, []).append(rank)
-    return " and ".join(f"{_format_ranks(ranks)} entered {collective}" for collective, ranks in rest.items())
-
-
-def _format_ranks(ranks: Iterable[int], limit: int = 8) -> str:
-    listed = sorted(ranks)
-    named = f"rank{'s' if len(listed) > 1 else ''} {', '.join(map(str, listed[:limit]))}"
-    return named if len(listed) <= limit else f"{named} and {len(listed) - limit} more"
+    return " and ".join(f"{format_ranks(ranks)} entered {collective}" for collective, ranks in rest.items())

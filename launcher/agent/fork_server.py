@@ -32,10 +32,9 @@ StartMethod = Literal["forkserver", "spawn"]
 
 @dataclass(frozen=True, slots=True)
 class PreloadReport:
-    """The result of the imports in the fork server.
+    """The result of the imports in the fork server: whether the libraries initialised CUDA, and the unsafe packages.
 
     Attributes:
-        cuda: whether importing the libraries initialised CUDA.
         unsafe: package that the user's files import, and what importing it does that does not survive a fork.
     """
 
@@ -44,11 +43,7 @@ class PreloadReport:
 
 
 def choose_start_method(report: PreloadReport | None) -> tuple[StartMethod, str | None]:
-    """How to start the ranks, and the notice if they cannot be forked.
-
-    Args:
-        report: from the fork server; None if it died.
-    """
+    """How to start the ranks, and the notice if they cannot be forked. `report` is None if the server died."""
     slow = "each rank starts as a new process and imports all packages, which is slower"
     if report is None:
         return "spawn", f"the fork server died while it imported installed packages; {slow}"
@@ -61,11 +56,9 @@ def choose_start_method(report: PreloadReport | None) -> tuple[StartMethod, str 
 
 
 def remove_unsafe_modules(modules: Sequence[str], report: PreloadReport | None) -> tuple[list[str], str] | None:
-    """Modules for another server, and the notice; None if this server can be used.
+    """The modules for another server, and the notice; None if this server can be used.
 
-    Args:
-        modules: modules for this server.
-        report: from this server; None if it died.
+    `modules` and `report` are those of this server; `report` is None if it died.
     """
     first_user = modules.index(USER_MODULES) + 1
     slow = "each rank imports {} itself, which is slower to start"
@@ -95,10 +88,10 @@ class ForkServer:
         self._modules: list[str] = []
 
     def start(self, modules: Sequence[str]) -> None:
-        """Start the fork server, which imports `modules`; returns at once.
+        """Start the fork server and return at once.
 
         Args:
-            modules: the libraries, `USER_MODULES`, the packages that the user's files import.
+            modules: what to import: the libraries, `USER_MODULES`, the packages that the user's files import.
         """
         self._modules = list(modules)
         self._folder = tempfile.TemporaryDirectory(
@@ -118,11 +111,7 @@ class ForkServer:
             multiprocessing.forkserver.ensure_running()
 
     def choose_start_method(self, notify: Callable[[str], object]) -> StartMethod:
-        """Wait for the imports, in a second server if necessary, and return how ranks start.
-
-        Args:
-            notify: receives a notice.
-        """
+        """Wait for the imports, in a second server if necessary, and return how ranks start."""
         report = self.wait()
         remaining = remove_unsafe_modules(self._modules, report)
         if remaining is not None:

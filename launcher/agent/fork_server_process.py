@@ -48,14 +48,11 @@ def become_fork_server() -> None:
 
 
 def import_modules(modules: list[str]) -> dict[str, Any]:
-    """Import `modules` one by one and check what each import does to this process.
-
-    Args:
-        modules: 'module' or 'module:name': the libraries, `USER_MODULES`, the packages that the user's files import.
+    """Import `modules` (see `ForkServer.start`) one by one and check what each import does to this process.
 
     Returns:
-        `cuda` (whether a library initialised CUDA), `unsafe` (pairs of a user's package and what it does that does not
-        survive a fork).
+        `cuda` (whether a library initialised CUDA), `unsafe` (pairs of a user's package and the effect of its import
+        that does not survive a fork).
     """
     unsafe: dict[str, str] = {}
     end_of_libraries = modules.index(USER_MODULES) if USER_MODULES in modules else len(modules)
@@ -121,7 +118,7 @@ def _list_threads() -> dict[int, str]:
 
 @contextlib.contextmanager
 def _report_to(address: str) -> Iterator[dict[str, Any]]:
-    """Connect to the agent at once, so that it notices this process start and end; send the report at the end."""
+    """Connect to the agent first, so that it notices when this process ends; send the report at the end."""
     report: dict[str, Any] = {}
     with socket.socket(socket.AF_UNIX) as connection:
         # A server that `multiprocessing` starts again after a crash has no listener.

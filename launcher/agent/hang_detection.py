@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from launcher.agent.flight_recorder import FlightRecord, find_absent_ranks
+from launcher.monitoring.health import format_ranks
 from launcher.process.heartbeat import UNKNOWN, Heartbeat
 from strategies.registry import list_strategies
 
@@ -48,12 +49,7 @@ class HangDetector:
         return max(_STEPS * per_step, _SECONDS)
 
     def find_silence(self, now: float, heartbeats: Mapping[int, Heartbeat | None]) -> float | None:
-        """Seconds since the last heartbeat of any rank if they exceed the limit, else None.
-
-        Args:
-            now: CLOCK_MONOTONIC, in seconds.
-            heartbeats: the last one of each rank.
-        """
+        """Seconds since the last heartbeat of any rank if over the limit, else None. `now` is CLOCK_MONOTONIC."""
         known = [beat for beat in heartbeats.values() if beat is not None]
         if not known:
             return None
@@ -71,7 +67,6 @@ class RankState:
     """One rank of a run that hangs.
 
     Attributes:
-        heartbeat: the rank's last one.
         process_status: state of the process, by psutil's name.
         stacks: stacks written by faulthandler; None if the rank did not answer.
         flight_record: collectives that the rank has entered; None if the rank did not report them.
@@ -82,13 +77,9 @@ class RankState:
     stacks: str | None = None
     flight_record: FlightRecord | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RankState:
-        """The inverse of `to_dict`."""
+        """The inverse of `dataclasses.asdict`."""
         heartbeat, record = values["heartbeat"], values["flight_record"]
         nested: dict[str, Any] = {
             "heartbeat": None if heartbeat is None else Heartbeat(**heartbeat),
@@ -137,15 +128,10 @@ def find_blocking_ranks(states: Mapping[int, RankState]) -> dict[int, str]:
 
 
 def describe_hang(silence: float, blocking: Sequence[int], stacks: Path | None) -> str:
-    """The message about a hang.
-
-    Args:
-        silence: seconds since the last heartbeat.
-        blocking: ranks that the others wait for; empty if unknown.
-        stacks: folder with the stacks of all ranks; None without a run directory.
-    """
-    ranks = f"{'rank' if len(blocking) == 1 else 'ranks'} {', '.join(map(str, blocking))}"
-    cause = f"the other ranks wait for {ranks}" if blocking else "cannot determine which rank blocks the others"
+    """The message about a hang of `silence` seconds; `blocking` is empty if unknown."""
+    cause = "cannot determine which rank blocks the others"
+    if blocking:
+        cause = f"the other ranks wait for {format_ranks(blocking, len(blocking))}"
     saved = "" if stacks is None else f"; stacks of all ranks: {stacks}"
     return f"hang: no heartbeat from any rank for {silence:.0f} s; {cause}{saved}"
 

@@ -6,22 +6,18 @@ import contextlib
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from launcher.agent.failure_report import RankOutcome
 from launcher.agent.hang_detection import RankState
 
 _POLL_INTERVAL = 0.1
+_STATES_KEY, _OUTCOMES_KEY = "launcher/states/{}", "launcher/ends/{}"
 
 
 class NodeExchange:
-    """One node's side of the exchange. If the store is gone, so is the node that serves it: reads return nothing.
-
-    Args:
-        store: store of this attempt, shared by the nodes.
-        node: this node's number in the attempt.
-        nodes: number of nodes.
-    """
+    """One node's side of the exchange. If the node that serves the store has failed, reads return nothing."""
 
     def __init__(self, store: Any, node: int, nodes: int) -> None:
         self._store = store
@@ -31,14 +27,10 @@ class NodeExchange:
     def publish_outcomes(self, outcomes: Sequence[RankOutcome]) -> None:
         """Publish the outcomes of this node's ranks."""
         with contextlib.suppress(RuntimeError):
-            self._store.set(_outcomes_key(self._node), json.dumps([outcome.to_dict() for outcome in outcomes]))
+            self._store.set(_OUTCOMES_KEY.format(self._node), json.dumps([asdict(outcome) for outcome in outcomes]))
 
     def read_outcomes(self, wait: float = 0.0) -> list[RankOutcome]:
-        """Outcomes that the other nodes have published.
-
-        Args:
-            wait: seconds to wait for a failure that is not a lost connection.
-        """
+        """Outcomes that the other nodes have published. Waits up to `wait` seconds for a failure that is a cause."""
         deadline = time.monotonic() + wait
         while True:
             found = self._read()
@@ -48,24 +40,19 @@ class NodeExchange:
             time.sleep(_POLL_INTERVAL)
 
     def exchange_states(self, own: Mapping[int, RankState], wait: float) -> dict[int, RankState]:
-        """Publish the states of this node's ranks in a hang and read those of the other nodes.
+        """Publish this node's states in a hang, and add those that other nodes publish within `wait` seconds.
 
-        Args:
-            own: by global rank.
-            wait: seconds to wait for all other nodes, which detect the hang at different times.
-
-        Returns:
-            States of this node and of all nodes that published in time.
+        The nodes detect the hang at different times.
         """
         states = dict(own)
         deadline = time.monotonic() + wait
         waiting = set(self._others)
         with contextlib.suppress(RuntimeError):
-            self._store.set(_states_key(self._node), json.dumps({r: state.to_dict() for r, state in own.items()}))
+            self._store.set(_STATES_KEY.format(self._node), json.dumps({r: asdict(state) for r, state in own.items()}))
             while True:
                 for number in sorted(waiting):
-                    if self._store.check([_states_key(number)]):
-                        published = json.loads(self._store.get(_states_key(number)))
+                    if self._store.check([_STATES_KEY.format(number)]):
+                        published = json.loads(self._store.get(_STATES_KEY.format(number)))
                         states |= {int(rank): RankState.from_dict(values) for rank, values in published.items()}
                         waiting.discard(number)
                 if not waiting or time.monotonic() >= deadline:
@@ -76,7 +63,7 @@ class NodeExchange:
     def is_reachable(self) -> bool:
         """Whether the store still answers."""
         try:
-            self._store.check([_outcomes_key(self._node)])
+            self._store.check([_OUTCOMES_KEY.format(self._node)])
         except RuntimeError:
             return False
         return True
@@ -85,15 +72,7 @@ class NodeExchange:
         found: list[RankOutcome] = []
         with contextlib.suppress(RuntimeError):
             for number in self._others:
-                if self._store.check([_outcomes_key(number)]):
-                    published = json.loads(self._store.get(_outcomes_key(number)))
+                if self._store.check([_OUTCOMES_KEY.format(number)]):
+                    published = json.loads(self._store.get(_OUTCOMES_KEY.format(number)))
                     found += [RankOutcome.from_dict(values) for values in published]
         return found
-
-
-def _states_key(node: int) -> str:
-    return f"launcher/states/{node}"
-
-
-def _outcomes_key(node: int) -> str:
-    return f"launcher/ends/{node}"

@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from launcher.agent.failure_report import RankOutcome, describe_outcome, find_first_failure
+from launcher.agent.failure_report import describe_outcome, find_first_failure
 from launcher.agent.rank_inspector import RankInspector
 from launcher.agent.rank_main import set_rank_zero
 from launcher.agent.rank_processes import AttemptProcesses
-from launcher.agreement.script_ranks import free_port, rank_variables
+from launcher.agreement.script_ranks import find_free_port, make_rank_variables
 from launcher.core.errors import Interrupted, LauncherError, TrainingError, UsageError
 from launcher.process import parent_death
 from launcher.process.rank_status import FOLDER_VARIABLE
@@ -32,19 +32,16 @@ _SAVE_TIMEOUT = 120.0
 
 
 def run_in_forks(train: Callable[[int], None], count: int, folder: Path) -> None:
-    """Run `train` in one fork of this process for each rank, and wait for all of them.
+    """Run `train(rank)` in one fork of this process for each rank, and wait for all of them.
 
-    Args:
-        train: takes the rank and trains; the environment has the rank's variables.
-        count: number of ranks.
-        folder: private empty folder for the ranks' reports.
+    The environment of a fork has the rank's variables. `folder` is private and empty; it receives the ranks' reports.
 
     Raises:
         UsageError: a usage error that is the same on all ranks.
         TrainingError: a rank failed; has the traceback of the first.
         Interrupted: the cell was interrupted; has the saved checkpoint.
     """
-    port = free_port()
+    port = find_free_port()
     context = multiprocessing.get_context("fork")
     processes = [
         context.Process(target=_run_rank, args=(train, rank, count, port, folder), name=f"rank-{rank}")
@@ -100,19 +97,14 @@ def _raise_failure(attempt: AttemptProcesses) -> None:
         raise Interrupted(signal.SIGINT, checkpoint=checkpoint, step=error.step).for_script()
     if error is not None and error.explained:
         raise UsageError(error.message) if error.repeats else TrainingError(error.message)
-    raise TrainingError(_describe_failure(first), rank=first.rank)
-
-
-def _describe_failure(first: RankOutcome) -> str:
-    """How the rank ended, with its traceback or the last lines of its log."""
-    details = first.last_lines if first.error is None else first.error.traceback
-    return "\n".join([f"rank {first.rank} ({first.host}): {describe_outcome(first)}", *details])
+    details = first.last_lines if error is None else error.traceback
+    text = "\n".join([f"rank {first.rank} ({first.host}): {describe_outcome(first)}", *details])
+    raise TrainingError(text, rank=first.rank)
 
 
 def _run_rank(train: Callable[[int], None], rank: int, count: int, port: int, folder: Path) -> None:
-    """Train as one rank in a fork, then exit."""
     parent_death.die_with_parent()
-    os.environ.update({**rank_variables(rank, count, port), FOLDER_VARIABLE: str(folder)})
+    os.environ.update({**make_rank_variables(rank, count, port), FOLDER_VARIABLE: str(folder)})
     _use_one_thread()
     _detach_from_notebook()
     set_rank_zero(os.environ)

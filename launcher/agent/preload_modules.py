@@ -30,19 +30,14 @@ _LIBRARIES: tuple[str, ...] = ("torch", "torch.distributed", "lightning.pytorch"
               "launcher.checkpoint.resume",
               "launcher.training.run", "launcher.cli.summary", "docstring_parser",
               "torch.distributed.algorithms.ddp_comm_hooks.default_hooks")  # fmt: skip
-# More files than users write: a library lies beside them, which each rank imports itself.
+# More files than users write: their folder contains a library, which each rank imports itself.
 _MAX_FILES = 300
 _CODE_RUNNERS = frozenset({"exec", "eval", "compile", "__import__", "setattr", "delattr"})
 _ENVIRONMENT_READERS = frozenset({"os.environ.get", "os.getenv"})
 
 
 def list_preload_modules(config: RunConfig, env: Mapping[str, str]) -> list[str]:
-    """The libraries, `USER_MODULES`, and the installed packages that the user's files import.
-
-    Args:
-        config: what to train.
-        env: the environment of the ranks.
-    """
+    """The libraries, `USER_MODULES`, and the installed packages that the user's files import."""
     libraries = list(_LIBRARIES)
     if config.wandb.mode != "disabled":
         libraries.append("wandb")
@@ -55,7 +50,6 @@ def list_preload_modules(config: RunConfig, env: Mapping[str, str]) -> list[str]
 
 
 def _class_paths(value: Any) -> Iterator[str]:
-    """Every `class_path` in nested settings."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             if key == "class_path" and isinstance(inner, str):
@@ -70,13 +64,8 @@ def _class_paths(value: Any) -> Iterator[str]:
 def find_installed_imports(class_paths: Iterable[str]) -> list[str]:
     """Imports of installed packages at the head of the user's files, in the order in which they would run.
 
-    Parsing stops at the first statement that may change a later import, such as one that sets an environment variable.
-
-    Args:
-        class_paths: import paths of the classes in the config.
-
-    Returns:
-        'module', or 'module:name' for `from module import name`.
+    Each is 'module', or 'module:name' for `from module import name`. Parsing stops at the first statement that may
+    change a later import, such as one that sets an environment variable.
     """
     reader = _ImportReader()
     for path in class_paths:
@@ -95,8 +84,7 @@ class _ImportReader:
     def read(self, module: str, name: str = "") -> bool:
         """Add an installed module, or read a file of the user and the files that it imports.
 
-        Returns:
-            Whether the module is installed or does not exist.
+        Returns whether the module is installed or does not exist.
         """
         parts = module.split(".")
         search_path: list[str] | None = None

@@ -8,7 +8,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +16,8 @@ from launcher.agent.failure_report import RankOutcome
 from launcher.agent.flight_recorder import read_flight_record
 from launcher.agent.hang_detection import RankState
 from launcher.agent.rank_main import STACKS_SIGNAL
-from launcher.process.heartbeat import BEFORE_TRAINING, UNKNOWN, Heartbeat, read_beat
-from launcher.process.oom_kills import count_oom_kills, oom_kill_counters
+from launcher.process.heartbeat import BEFORE_TRAINING, UNKNOWN, Heartbeat, read_heartbeat
+from launcher.process.rank_log import read_tail
 from launcher.process.rank_status import (
     RankStatus,
     beat_path,
@@ -35,13 +35,7 @@ _UNRESPONSIVE = {"stopped", "zombie", "dead"}
 
 @dataclass(frozen=True, slots=True)
 class RankProcess:
-    """One of this agent's ranks.
-
-    Attributes:
-        pid: id of its process.
-        exit_code: None while it runs.
-        ended: when the agent saw it end, in seconds since the epoch.
-    """
+    """One of this agent's ranks; `ended` is the time when the agent saw it end, in seconds since the epoch."""
 
     pid: int
     exit_code: int | None
@@ -53,13 +47,13 @@ class RankInspector:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._counters = oom_kill_counters()
+        self._counters = find_oom_kill_counters()
         self._oom_kills = count_oom_kills(self._counters)
         self._host = socket.gethostname()
 
     def read_heartbeat(self, rank: int) -> Heartbeat | None:
         """The rank's last heartbeat."""
-        return read_beat(beat_path(self._folder, rank))
+        return read_heartbeat(beat_path(self._folder, rank))
 
     def read_status(self, rank: int) -> RankStatus:
         """The status that the rank has reported."""
@@ -70,12 +64,7 @@ class RankInspector:
         return next((status.run for rank in ranks if (status := self.read_status(rank)).run is not None), None)
 
     def collect_states(self, ranks: Mapping[int, RankProcess], wait: float) -> dict[int, RankState]:
-        """States of the running ranks.
-
-        Args:
-            ranks: all ranks of this agent.
-            wait: seconds that they have to write their stacks.
-        """
+        """States of the running ranks, which have `wait` seconds to write their stacks."""
         running = {rank: process for rank, process in ranks.items() if process.exit_code is None}
         heartbeats = {rank: self.read_heartbeat(rank) for rank in running}
         statuses = {rank: read_process_status(process.pid) for rank, process in running.items()}
@@ -85,7 +74,8 @@ class RankInspector:
             if (beat := heartbeats[rank]) is not None and beat.dumps_stacks and statuses[rank] not in _UNRESPONSIVE
         }
         for rank in requested:
-            _request_stacks(running[rank].pid)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(running[rank].pid, STACKS_SIGNAL)
         deadline = time.monotonic() + wait
         stacks: dict[int, str] = {}
         while len(stacks) < len(requested) and time.monotonic() < deadline:
@@ -101,13 +91,7 @@ class RankInspector:
         states: Mapping[int, RankState],
         hung: Mapping[int, str] | None = None,
     ) -> list[RankOutcome]:
-        """How each rank ended, or what it is doing.
-
-        Args:
-            ranks: all ranks of this agent.
-            states: of the running ranks.
-            hung: ranks that the others wait for, with their position.
-        """
+        """How each rank ended, or what it is doing. `hung` has the position of each rank that the others wait for."""
         has_oom_kill = count_oom_kills(self._counters) > self._oom_kills
         found: list[RankOutcome] = []
         for rank, process in ranks.items():
@@ -131,12 +115,7 @@ class RankInspector:
         return found
 
     def add_flight_records(self, states: Mapping[int, RankState], wait: float) -> dict[int, RankState]:
-        """The states with the ranks' flight records. Call it once in an attempt: a rank writes its record once.
-
-        Args:
-            states: of the running ranks.
-            wait: seconds that they have to write the record.
-        """
+        """The states with the flight records that ranks write within `wait` seconds. A rank writes it only once."""
         paths = {
             rank: flight_path(self._folder, rank)
             for rank, state in states.items()
@@ -158,10 +137,9 @@ class RankInspector:
         """Write the ranks' stacks and flight records into a folder of the run directory, for the user."""
         with contextlib.suppress(OSError):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for rank in states:
+            for rank, state in states.items():
                 with contextlib.suppress(FileNotFoundError):
                     shutil.copy(flight_path(self._folder, rank), folder / f"rank-{rank}.flight.json")
-            for rank, state in states.items():
                 descriptor = os.open(
                     folder / f"rank-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600
                 )
@@ -182,14 +160,7 @@ def read_process_status(pid: int) -> str:
 
 def read_last_lines(path: Path | None, count: int = _LAST_LINES) -> tuple[str, ...]:
     """The last lines of a log, or its report of a crash; empty if the log cannot be read."""
-    if path is None:
-        return ()
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
-            text = file.read().decode("utf-8", errors="replace")
-    except OSError:
-        return ()
+    text = "" if path is None else read_tail(path, _TAIL_BYTES)
     lines = [line for line in text.splitlines() if line.strip()]
     crashes = [n for n, line in enumerate(lines) if line.startswith("Fatal Python error")]
     crashed_threads = [n for n, line in enumerate(lines) if line.startswith("Current thread")]
@@ -197,11 +168,6 @@ def read_last_lines(path: Path | None, count: int = _LAST_LINES) -> tuple[str, .
         # faulthandler's report is long: keep the error and the stack of the thread that crashed.
         return (lines[crashes[-1]], *lines[crashed_threads[-1] : crashed_threads[-1] + count - 1])
     return tuple(lines[-count:])
-
-
-def _request_stacks(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, STACKS_SIGNAL)
 
 
 def _read_complete_stacks(path: Path, start: int) -> str | None:
@@ -213,3 +179,34 @@ def _read_complete_stacks(path: Path, start: int) -> str | None:
     except OSError:
         return None
     return text if text.endswith("\n") and (" in <module>" in text or "  ...\n" in text) else None
+
+
+def find_oom_kill_counters(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> tuple[Path, ...]:
+    """The files that count OOM kills: those of this process's cgroups (v1 or v2), then the machine's."""
+    found: list[Path] = []
+    try:
+        lines = (proc / "self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        inside = path.lstrip("/")
+        if controllers == "":
+            # In a container the path is that of the host, and the container's files are at the mount point.
+            found += [cgroups / inside / "memory.events", cgroups / "memory.events"]
+        elif "memory" in controllers.split(","):
+            found += [cgroups / "memory" / inside / "memory.oom_control", cgroups / "memory/memory.oom_control"]
+    found.append(proc / "vmstat")
+    return tuple(dict.fromkeys(path for path in found if path.is_file()))
+
+
+def count_oom_kills(counters: Iterable[Path]) -> int:
+    """The sum of the `oom_kill` lines; it rises with each kill."""
+    total = 0
+    for path in counters:
+        try:
+            lines = (line.split() for line in path.read_text(encoding="utf-8").splitlines())
+            total += sum(int(fields[1]) for fields in lines if len(fields) == 2 and fields[0] == "oom_kill")
+        except (OSError, ValueError):
+            continue  # a cgroup is removed after its last process
+    return total

@@ -25,12 +25,7 @@ STACKS_SIGNAL = signal.SIGRTMAX - 2
 
 @dataclass(frozen=True, slots=True)
 class RankCommand:
-    """The command that every rank runs.
-
-    Attributes:
-        main: takes the arguments and returns the exit code; a function of a module, because it is pickled by name.
-        arguments: the command line.
-    """
+    """The command of every rank. `main` is a function of a module, because it is pickled by name."""
 
     main: Callable[[Sequence[str]], int]
     arguments: tuple[str, ...]
@@ -38,12 +33,7 @@ class RankCommand:
 
 @dataclass(frozen=True, slots=True)
 class RankTask:
-    """The arguments that the agent sends to a rank.
-
-    Attributes:
-        command: what the rank runs.
-        folder: folder of the attempt, for the rank's reports to the agent.
-    """
+    """The arguments that the agent sends to a rank; the rank writes its reports into `folder`."""
 
     command: RankCommand
     folder: str
@@ -82,7 +72,7 @@ def _attach_to_agent() -> None:
 
 
 def set_rank_zero(env: Mapping[str, str]) -> None:
-    """Set the rank in Lightning and torchmetrics, which read it on import: in the fork server, where there is none."""
+    """Set the rank in Lightning and torchmetrics: they read it on import, in the fork server, where it has no value."""
     for name, variable in (
         ("lightning_utilities.core.rank_zero", "RANK"),
         ("torchmetrics.utilities.prints", "LOCAL_RANK"),

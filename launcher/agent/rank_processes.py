@@ -13,13 +13,7 @@ from launcher.agent.rank_inspector import RankInspector, RankProcess
 
 
 class AttemptProcesses:
-    """The processes of one attempt.
-
-    Args:
-        ranks: global ranks, in the order of their local ranks.
-        processes: processes of `multiprocessing`, in the same order.
-        inspector: reads the ranks' reports.
-    """
+    """The processes of one attempt: `processes` of `multiprocessing` for the global `ranks`, in the same order."""
 
     def __init__(self, ranks: Sequence[int], processes: Sequence[Any], inspector: RankInspector) -> None:
         self._processes = dict(zip(ranks, processes, strict=True))

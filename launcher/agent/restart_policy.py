@@ -14,13 +14,7 @@ _CRASH_SIGNALS = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, 
 
 @dataclass(frozen=True, slots=True)
 class RestartDecision:
-    """Whether to restart, and why.
-
-    Attributes:
-        restart: whether to start all ranks again.
-        reason: one sentence for the user.
-        strategy: the strategy to restart with, if it changes; such a restart does not count against the limit.
-    """
+    """Whether to restart, and why; a restart with another `strategy` does not count against the limit."""
 
     restart: bool
     reason: str
@@ -29,7 +23,7 @@ class RestartDecision:
 
 @dataclass(frozen=True, slots=True)
 class RestartHistory:
-    """The limit on restarts and the restarts so far.
+    """The limit on restarts, and the restarts so far.
 
     Attributes:
         max_restarts: number of restarts allowed within the window.
@@ -47,15 +41,11 @@ class RestartHistory:
 def decide_restart(
     failure: RankOutcome, history: RestartHistory, next_strategy: str | None = None, *, has_checkpoint: bool = True
 ) -> RestartDecision:
-    """Whether a restart can help.
+    """Whether a restart can help after `failure`, the first of the attempt that has ended.
 
-    Args:
-        failure: the first failure of the attempt that has just ended.
-        history: the limit and the earlier restarts.
-        next_strategy: after running out of memory, the strategy to continue with if the config requests it. Each one
-            needs less memory than the one before, so these restarts end. The next attempt's plan selects the same
-            strategy: see `launcher.runs.oom_record`.
-        has_checkpoint: whether the run has saved a checkpoint.
+    After running out of memory, `next_strategy` is the strategy to continue with if the config requests it. Each one
+    needs less memory than the one before, so these restarts end. The next attempt's plan selects the same strategy: see
+    `launcher.runs.oom_record`.
     """
     source = ", from the last checkpoint" if has_checkpoint else "; no checkpoint was saved yet"
     if failure.is_interrupted:
@@ -67,15 +57,12 @@ def decide_restart(
     if history.max_restarts == 0:
         return RestartDecision(False, "no restart: --max-restarts is 0")
     if history.earlier and _is_repetition(history.earlier[-1][1], failure):
-        return RestartDecision(
-            False, f"no restart: the previous attempt failed in the same way ({describe_outcome(failure)})"
-        )
+        cause = f"the previous attempt failed in the same way ({describe_outcome(failure)})"
+        return RestartDecision(False, f"no restart: {cause}")
     used = sum(history.now - time < history.window for time, _ in history.earlier)
     if used >= history.max_restarts:
-        return RestartDecision(
-            False,
-            f"no restart: {used} of {history.max_restarts} restarts were used in the last {history.window:g} s",
-        )
+        limit = f"{used} of {history.max_restarts} restarts were used in the last {history.window:g} s"
+        return RestartDecision(False, f"no restart: {limit}")
     return RestartDecision(True, f"restart {used + 1} of {history.max_restarts}{source}")
 
 
@@ -84,7 +71,7 @@ def _is_repetition(before: RankOutcome, now: RankOutcome) -> bool:
     if before.step != now.step:
         return False
     if before.error is not None and now.error is not None:
-        # A lost connection or a port in use may be available at the next attempt.
+        # A lost connection or a port in use may work at the next attempt.
         return before.error.signature == now.error.signature and not now.error.lost_peer
     if before.rank != now.rank:
         return False

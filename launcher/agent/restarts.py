@@ -16,13 +16,7 @@ from launcher.runs.oom_record import FILE_NAME, add_attempt_oom_record
 
 
 class RestartTracker:
-    """Decides about restarts and remembers those that were made.
-
-    Args:
-        max_restarts: number of restarts allowed within the window.
-        window: seconds.
-        clock: seconds.
-    """
+    """Decides about restarts, at most `max_restarts` within `window` seconds, and remembers those that were made."""
 
     def __init__(self, max_restarts: int, window: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_restarts = max_restarts
@@ -32,12 +26,7 @@ class RestartTracker:
         self._used_strategies: set[str] = set()
 
     def decide(self, failure: RankOutcome, run: Path | None) -> RestartDecision:
-        """Whether to restart after the first failure of an attempt.
-
-        Args:
-            failure: the first failure.
-            run: the run directory; None if no rank created it yet.
-        """
+        """Whether to restart after the first failure of an attempt. `run` is None if there is no run directory yet."""
         strategy = find_next_strategy(failure, run)
         if strategy in self._used_strategies:
             # The record was not written or not read: the same strategy would run out of memory again.
@@ -57,9 +46,7 @@ class RestartTracker:
 def find_next_strategy(failure: RankOutcome, run: Path | None) -> str | None:
     """The strategy to restart with after running out of memory (`on_oom: next`).
 
-    Args:
-        failure: the first failure of the attempt.
-        run: the run directory, whose plan is read if the kernel killed the rank before it could report.
+    Reads the plan in the run directory if the kernel killed the rank before it could report.
 
     Returns:
         None if memory was not the cause, no strategy needs less, or the config sets `on_oom: stop`.
@@ -83,12 +70,7 @@ def find_next_strategy(failure: RankOutcome, run: Path | None) -> str | None:
 def record_out_of_memory(failure: RankOutcome, run: Path | None) -> str | None:
     """Record in the run directory that the strategy ran out of memory, so that the next attempt's plan skips it.
 
-    Args:
-        failure: the first failure of the attempt; ignored if memory was not the cause.
-        run: the run directory; None if no rank created it yet.
-
-    Returns:
-        A notice if the record could not be written.
+    Ignores failures with another cause. Returns a notice if the record could not be written.
     """
     # The run directory of another node's ranks may be on that node only.
     if run is None or not failure.ran_out_of_memory or not (run / "plan.json").exists():

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-# From a closed terminal, a scheduler or a user; all mean save and stop.
-HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+from launcher.process.parent_death import STOP_SIGNALS
+
 # Seconds in which the same signal counts once: a supervisor may send it to a process and to its group.
 _SAME_SIGNAL_WITHIN = 0.5
 
@@ -19,9 +19,7 @@ def is_kill_request(first: int, second: int, seconds_between: float) -> bool:
 
     A scheduler sends SIGTERM after its warning (USR1, USR2), while the ranks save. That must not interrupt the save.
     """
-    if second == signal.SIGINT:
-        return seconds_between > _SAME_SIGNAL_WITHIN
-    return second == signal.SIGTERM == first and seconds_between > _SAME_SIGNAL_WITHIN
+    return seconds_between > _SAME_SIGNAL_WITHIN and (second == signal.SIGINT or second == signal.SIGTERM == first)
 
 
 def to_rank_signal(number: int) -> int:
@@ -30,13 +28,7 @@ def to_rank_signal(number: int) -> int:
 
 
 class AgentSignals:
-    """Handles the signals while the agent runs.
-
-    Args:
-        forward: sends a signal to all ranks; False if there are none, so that the agent must end.
-        kill: kills all ranks.
-        clock: seconds.
-    """
+    """Handles signals while the agent runs; `forward` sends one to all ranks and returns False if there are none."""
 
     def __init__(
         self, forward: Callable[[int], bool], kill: Callable[[], None], clock: Callable[[], float] = time.monotonic
@@ -50,7 +42,7 @@ class AgentSignals:
 
     def __enter__(self) -> AgentSignals:
         # Ignored signals stay ignored: `nohup` ignores SIGHUP, and a shell's background job SIGINT.
-        handled = [number for number in HANDLED if signal.getsignal(number) is not signal.SIG_IGN]
+        handled = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
         self._before = {number: signal.signal(number, self.handle) for number in handled}
         return self
 

@@ -48,11 +48,7 @@ def build_srun_command(
 ) -> tuple[str, ...] | None:
     """The command that starts one agent on each node; None if this process trains itself. Pure.
 
-    Args:
-        allocation: the allocation of this process.
-        config: what to train; `num_nodes: 1` trains on this node.
-        options: with explicit nodes (`--nnodes`), this process is one of them.
-        host: name of this machine.
+    With explicit nodes (`--nnodes`) this process is one of them; with `num_nodes: 1` it is the only one.
     """
     if options.several_nodes:
         return None
@@ -73,13 +69,9 @@ def build_srun_command(
 def nodes_of_step(
     config: RunConfig, options: LaunchOptions, env: Mapping[str, str], timeout: float = 600.0
 ) -> Generator[LaunchOptions]:
-    """The options of this node's agent, if `srun` has started one task on each of several nodes.
+    """The options of this node's agent, if `srun` has started one task on each of several nodes; otherwise unchanged.
 
-    Args:
-        config: its `runs_dir` has the rendezvous file.
-        options: as given; unchanged for one node or with explicit nodes.
-        env: environment with SLURM's variables.
-        timeout: seconds that the nodes wait for each other.
+    The nodes exchange the address through a file in `runs_dir` and wait up to `timeout` seconds for each other.
 
     Raises:
         TopologyError: the rendezvous of the nodes failed.

@@ -27,11 +27,6 @@ from launcher.hardware.rank_count import count_requested_ranks, estimate_ranks
 def start_ranks(config: RunConfig, options: LaunchOptions, command: RankCommand) -> int | None:
     """Start this node's ranks, wait for them, and restart them if that can help.
 
-    Args:
-        config: what to train.
-        options: number of ranks and nodes, and when to restart.
-        command: what every rank runs; it reads the command line again.
-
     Returns:
         The exit code; None if there is one rank, which this process can be itself.
 

@@ -23,17 +23,15 @@ class RankFacts:
     """What one rank sends to the others.
 
     Attributes:
-        rank, local_rank, local_world_size, node_rank, host: its position.
         hardware: its device and versions; None if it failed earlier.
         config_digest: `RunConfig.digest()`; None if it has no valid config.
         config: dotted path to value, only if the digest differs from rank zero's; without its secrets.
         secrets: dotted path to digest of the config's secrets.
         traits: properties of its classes, equal on all ranks with equal code.
-        sources_digest: of the user's own source files; None if it has not imported them.
+        sources_digest: of the user's source files; None if it has not imported them.
         sources: file to digest, only if that digest differs from rank zero's.
         deepspeed_fp16: whether DeepSpeed trains in fp16 on its device.
         nvme: the folders for ZeRO's offload that it checked, with the result.
-        error: why this rank cannot train.
         token: unique to this process; an earlier process of the same rank has another one.
     """
 
@@ -82,10 +80,10 @@ class RankFacts:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Every rank's facts, in the order of the ranks; they are equal where they must be.
+    """Every rank's facts, in the order of the ranks; those that must be equal are equal.
 
     Attributes:
-        facts: one record per rank; for identical ranks that don't run yet, see `identical_ranks`.
+        facts: one record per rank; for identical ranks that don't run yet, see `make_identical_ranks`.
         assumed: whether the ranks are only assumed to be like this one (a plan for ranks that don't run yet).
     """
 
@@ -100,7 +98,7 @@ class Agreement:
     @property
     def hosts(self) -> tuple[str, ...]:
         """Host names, in the order of the ranks, each once."""
-        return hosts_of(self.facts)
+        return list_hosts(self.facts)
 
     @property
     def num_nodes(self) -> int:
@@ -122,12 +120,12 @@ class Agreement:
         return [known for known in map(_capability, facts) if known is not None]
 
 
-def identical_ranks(first: RankFacts, count: int) -> RepeatedRecords[RankFacts]:
+def make_identical_ranks(first: RankFacts, count: int) -> RepeatedRecords[RankFacts]:
     """The facts of `count` ranks like the first one, `local_world_size` of them on each node."""
     return RepeatedRecords(first, count, _numbered)
 
 
-def hosts_of(facts: Sequence[RankFacts]) -> tuple[str, ...]:
+def list_hosts(facts: Sequence[RankFacts]) -> tuple[str, ...]:
     """Host names, in the order of the ranks, each once."""
     if isinstance(facts, RepeatedRecords):
         return tuple(_host(facts.first, rank) for rank in range(0, facts.number, facts.first.local_world_size))
@@ -208,7 +206,6 @@ _MUST_MATCH: dict[str, Callable[[RankFacts], Any]] = {
 
 
 def _config_differences(facts: Sequence[RankFacts]) -> list[str]:
-    """The settings that differ from rank zero's."""
     base = facts[0].config or {}
     lines: list[str] = []
     for fact in facts[1:]:
@@ -233,7 +230,6 @@ def _secret_differences(facts: Sequence[RankFacts]) -> list[str]:
 
 
 def _source_differences(facts: Sequence[RankFacts]) -> list[str]:
-    """The source files that differ from rank zero's."""
     base = facts[0].sources or {}
     by_files: dict[tuple[str, ...], list[RankFacts]] = {}
     for fact in facts[1:]:
@@ -247,6 +243,6 @@ def _source_differences(facts: Sequence[RankFacts]) -> list[str]:
 
 
 def _name(facts: Sequence[RankFacts], limit: int = 8) -> str:
-    """'rank 0 (node1), rank 3 (node2)', at most `limit` of them."""
+    """As in 'rank 0 (node1), rank 3 (node2) and 2 more'."""
     named = ", ".join(f"rank {f.rank} ({f.host})" for f in facts[:limit])
     return named if len(facts) <= limit else f"{named} and {len(facts) - limit} more"

@@ -1,12 +1,11 @@
 """The exchange over the c10d store by which the ranks agree.
 
-The exchange also gives the attempt a unique name: torchelastic's store outlives the ranks of a failed attempt, and the
-entries that they left in it must not be used by this attempt. Rank zero publishes a random token (the challenge), every
-rank answers under it, and the decision lists the tokens of the answers. A rank that read an old challenge does not find
-its own token in the old decision, and waits for the new one. Each rank needs five store operations, whatever the number
-of ranks.
+The exchange also gives the attempt a unique name, because entries of a failed attempt stay in torchelastic's store.
+Rank zero publishes a random token (the challenge), every rank answers under it, and the decision lists the tokens of
+the answers. A rank that read an old challenge does not find its own token in the old decision, and waits for the new
+one. Each rank needs five store operations, for any number of ranks.
 
-Rank zero plans meanwhile, which may take long. It reports what it does, and the others wait as long as it reports.
+Rank zero then plans, which may take long. It reports its activity, and the others wait as long as it reports.
 """
 
 from __future__ import annotations
@@ -18,11 +17,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from launcher.agreement.facts import RankFacts
 from launcher.core.errors import AgreementError, LauncherError
 from launcher.process.activity import ActivityReporter, ActivityWatch, doing
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
 
 _CHALLENGE = "launcher/challenge"
 # Seconds that a rank waits for a decision under one challenge before it checks for a newer challenge.
@@ -37,42 +39,9 @@ _GRACE = 5.0
 Decide = Callable[[Sequence[RankFacts]], Mapping[str, Any]]
 
 
-class Store(Protocol):
-    """The methods of torch's c10d stores that the exchange needs."""
-
-    def set(self, key: str, value: str, /) -> None:
-        """Write a key, in place of its old value."""
-        ...
-
-    def get(self, key: str, /) -> bytes:
-        """Read a key; waits until it is set."""
-        ...
-
-    def add(self, key: str, value: int, /) -> int:
-        """Add to a counter and read it, in one step."""
-        ...
-
-    def wait(self, keys: list[str], timeout: timedelta, /) -> None:
-        """Wait until all keys are set."""
-        ...
-
-    def check(self, keys: list[str], /) -> bool:
-        """Whether all keys are set."""
-        ...
-
-    def multi_get(self, keys: list[str], /) -> list[bytes]:
-        """Read several keys in one step."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Rank zero's decision for this attempt.
-
-    Attributes:
-        attempt: a unique token of the attempt; prefixes the store keys of the process group.
-        values: plain JSON values.
-    """
+    """Rank zero's decision for this attempt, whose unique token `attempt` prefixes the keys of the process group."""
 
     attempt: str
     values: Mapping[str, Any]
@@ -84,13 +53,11 @@ class Participant:
 
     Attributes:
         store: shared by all ranks, possibly with entries of an earlier attempt.
-        world_size: number of ranks.
-        facts: this rank's facts.
         timeout: seconds to wait for the other ranks; for rank zero's decision, seconds without a report from it.
         flat_config: dotted path to value; sent only if it differs from rank zero's.
         notify: called with a text about rank zero's activity, if that takes long.
         check_peers: called often while this rank waits, which costs a store operation each time; raises an
-            `AgreementError` if another rank cannot arrive any more. Without it nothing interrupts the wait, not even
+            `AgreementError` if another rank can no longer arrive. Without it nothing interrupts the wait, not even
             Ctrl-C.
     """
 
@@ -107,7 +74,7 @@ class Participant:
 
         Raises:
             TimeoutError: the deadline has passed.
-            AgreementError: the store is gone, or another rank cannot arrive any more.
+            AgreementError: the store does not answer, or another rank can no longer arrive.
         """
         if not keys:
             return
@@ -125,16 +92,14 @@ class Participant:
             if time.monotonic() >= deadline - 0.01:
                 raise TimeoutError from error
             raise AgreementError(
-                f"the store of the ranks is gone: {error}; look at the log of rank 0, which serves it"
+                f"cannot reach the store of the ranks: {error}; look at the log of rank 0, which serves it"
             ) from error
 
 
 def exchange(participant: Participant, decide: Decide) -> Decision:
     """Send this rank's facts to rank zero and receive its decision.
 
-    Args:
-        participant: this rank.
-        decide: called on rank zero with the facts of all ranks; a `LauncherError` from it is raised on every rank.
+    Rank zero calls `decide` with the facts of all ranks; a `LauncherError` from it is raised on every rank.
 
     Raises:
         AgreementError: a rank did not arrive or died, or `decide` found that the ranks differ.
@@ -154,12 +119,14 @@ def _lead(zero: Participant, decide: Decide, deadline: float) -> Decision:
         json.dumps({"attempt": attempt, "config_digest": own.config_digest, "sources_digest": own.sources_digest}),
     )
     shared = store if zero.world_size > 1 else None
-    with ActivityReporter(shared, _sign_key(attempt), zero.notify, zero.timeout):
+    with ActivityReporter(shared, _key(attempt, "sign"), zero.notify, zero.timeout):
         decision, failure = _decide(zero, decide, attempt, deadline)
-    store.set(_decision_key(attempt), json.dumps(decision, default=str))
+    store.set(_key(attempt, "decision"), json.dumps(decision, default=str))
     if failure is not None:
         # Rank zero may serve the store: the others must have read its answer before it ends.
-        _await_count(store, _seen_key(attempt), sum(map(bool, decision["tokens"][1:])))
+        give_up, answered = time.monotonic() + _GRACE, sum(map(bool, decision["tokens"][1:]))
+        while store.add(_key(attempt, "seen"), 0) < answered and time.monotonic() < give_up:
+            time.sleep(0.01)
         raise failure
     return Decision(attempt, decision["values"])
 
@@ -169,17 +136,17 @@ def _decide(
 ) -> tuple[dict[str, Any], LauncherError | None]:
     """Rank zero's decision once all ranks have answered, and the error if it is one."""
     store, own, others = zero.store, zero.facts, range(1, zero.world_size)
-    keys = [_facts_key(attempt, rank) for rank in others]
+    keys = [_key(attempt, f"facts/{rank}") for rank in others]
     decision: dict[str, Any] = {"tokens": [], "values": None, "error": None}
     failure: LauncherError | None = None
     try:
         with doing("waiting for the facts of all ranks"):
             zero.wait(keys, deadline)
     except (TimeoutError, AgreementError) as problem:
-        missing = [rank for rank in others if not store.check([_facts_key(attempt, rank)])]
+        missing = [rank for rank in others if not store.check([_key(attempt, f"facts/{rank}")])]
         # The ranks that did arrive wait for an answer too.
         decision["tokens"] = [""] + [
-            "" if rank in missing else RankFacts.from_json(store.get(_facts_key(attempt, rank))).token
+            "" if rank in missing else RankFacts.from_json(store.get(_key(attempt, f"facts/{rank}"))).token
             for rank in others
         ]
         failure = _missing_ranks_error(missing, own) if isinstance(problem, TimeoutError) else problem
@@ -197,12 +164,6 @@ def _decide(
     return decision, failure
 
 
-def _await_count(store: Store, key: str, count: int) -> None:
-    give_up = time.monotonic() + _GRACE
-    while store.add(key, 0) < count and time.monotonic() < give_up:
-        time.sleep(0.01)
-
-
 def _follow(follower: Participant, deadline: float) -> Decision:
     store, facts = follower.store, follower.facts
     leader: _Leader | None = None
@@ -213,7 +174,7 @@ def _follow(follower: Participant, deadline: float) -> Decision:
             challenge = json.loads(store.get(_CHALLENGE))
             attempt = challenge["attempt"]
             if leader is None or attempt != leader.attempt:
-                store.set(_facts_key(attempt, facts.rank), _answer(follower, challenge).to_json())
+                store.set(_key(attempt, f"facts/{facts.rank}"), _answer(follower, challenge).to_json())
                 leader = _Leader(follower, attempt)
             decision = leader.await_decision()
             if decision is not None and decision["tokens"][facts.rank : facts.rank + 1] == [facts.token]:
@@ -227,7 +188,7 @@ def _follow(follower: Participant, deadline: float) -> Decision:
     except TimeoutError:
         raise AgreementError(_no_leader_text(follower, leader) + earlier, [0]) from None
     if decision["error"] is not None:
-        store.add(_seen_key(attempt), 1)
+        store.add(_key(attempt, "seen"), 1)
         raise AgreementError(decision["error"]["message"], decision["error"]["ranks"])
     return Decision(attempt, decision["values"])
 
@@ -243,27 +204,23 @@ def _answer(follower: Participant, challenge: Mapping[str, Any]) -> RankFacts:
 
 
 class _Leader:
-    """Rank zero of one challenge, as another rank sees it: waited for while it reports that it is alive."""
+    """Rank zero of one challenge, as another rank sees it; the rank waits while rank zero reports."""
 
     def __init__(self, follower: Participant, attempt: str) -> None:
         self.attempt = attempt
-        self.watch = ActivityWatch(follower.store, _sign_key(attempt), follower.notify)
+        self.watch = ActivityWatch(follower.store, _key(attempt, "sign"), follower.notify)
         # Rank zero may have started to wait for the others only now.
         self._patience = follower.timeout + _GRACE
         self.deadline = time.monotonic() + self._patience
         self._follower = follower
 
     def await_decision(self) -> dict[str, Any] | None:
-        """The decision under this challenge, or None if a newer challenge has replaced it.
-
-        Raises:
-            TimeoutError: rank zero has not reported for too long.
-        """
+        """The decision under this challenge; None if a newer challenge has replaced it. Raises TimeoutError."""
         store = self._follower.store
         while True:
             try:
                 recheck = min(self.deadline, time.monotonic() + _RECHECK)
-                self._follower.wait([_decision_key(self.attempt)], recheck)
+                self._follower.wait([_key(self.attempt, "decision")], recheck)
             except TimeoutError:
                 if json.loads(store.get(_CHALLENGE))["attempt"] != self.attempt:
                     return None
@@ -272,7 +229,7 @@ class _Leader:
                 if time.monotonic() >= self.deadline:
                     raise
             else:
-                return json.loads(store.get(_decision_key(self.attempt)))
+                return json.loads(store.get(_key(self.attempt, "decision")))
 
 
 def _no_leader_text(follower: Participant, leader: _Leader | None) -> str:
@@ -282,10 +239,8 @@ def _no_leader_text(follower: Participant, leader: _Leader | None) -> str:
             f"rank 0 died or hangs while {leader.watch.activity}: {name} received no report from it for "
             f"{follower.timeout:g} s (agreement_timeout); look at rank 0's log"
         )
-    return (
-        f"rank 0 did not arrive: {name} timed out after {follower.timeout:g} s (agreement_timeout); look at rank 0's "
-        "log"
-    )
+    timeout = f"timed out after {follower.timeout:g} s (agreement_timeout)"
+    return f"rank 0 did not arrive: {name} {timeout}; look at rank 0's log"
 
 
 def _missing_ranks_error(missing: Sequence[int], own: RankFacts) -> AgreementError:
@@ -298,17 +253,5 @@ def _missing_ranks_error(missing: Sequence[int], own: RankFacts) -> AgreementErr
     )
 
 
-def _facts_key(attempt: str, rank: int) -> str:
-    return f"launcher/{attempt}/facts/{rank}"
-
-
-def _sign_key(attempt: str) -> str:
-    return f"launcher/{attempt}/sign"
-
-
-def _decision_key(attempt: str) -> str:
-    return f"launcher/{attempt}/decision"
-
-
-def _seen_key(attempt: str) -> str:
-    return f"launcher/{attempt}/seen"
+def _key(attempt: str, name: str) -> str:
+    return f"launcher/{attempt}/{name}"

@@ -29,14 +29,10 @@ _ENDED = "launcher/script-ended"
 
 
 def open_store(topology: Topology, timeout: float) -> Store:
-    """Connect to the store of this run's ranks; rank zero serves it where no agent does.
+    """Connect to the store of this run's ranks; rank zero serves it if no agent does.
 
     A process that trains again keeps its connection, because another server could end during this training. Each
     training has its own prefix.
-
-    Args:
-        topology: of this rank.
-        timeout: seconds to wait for the server.
 
     Raises:
         AgreementError: the store cannot be served or reached.
@@ -76,7 +72,6 @@ class GroupSettings:
     """Settings of a process group.
 
     Attributes:
-        backend: 'gloo', 'nccl', or None for no group.
         attempt: the token that this attempt's ranks agreed on.
         timeout: seconds after which a collective that waits for a rank fails.
         dump_folder: NCCL's watchdog writes its flight record there when it ends this rank, for torch's own tools.
@@ -92,14 +87,9 @@ class GroupSettings:
 
 @contextmanager
 def process_group(store: Store, topology: Topology, settings: GroupSettings) -> Iterator[None]:
-    """A process group that only the ranks of this attempt can join; nothing without a backend.
+    """A process group that only the ranks of this attempt can join; none without a backend.
 
     A group that the user's code has created is used and not destroyed, as Lightning does.
-
-    Args:
-        store: shared by the ranks.
-        topology: of this rank.
-        settings: of the group.
 
     Raises:
         TopologyError: the user's group has other ranks.

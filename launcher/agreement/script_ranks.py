@@ -15,11 +15,11 @@ from pathlib import Path
 
 from launcher.agreement.process_group import announce_end, rank_zero_has_ended
 from launcher.core.errors import AgreementError
+from launcher.process.parent_death import STOP_SIGNALS
 
 # Set in the environment of every rank of a script that runs once per rank; its value is the Hydra job, if any.
 _MARK = "LAUNCHER_SCRIPT_RANKS"
 _HYDRA_FLAGS = ("--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd")
-_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 # Seconds that a rank has to end by itself with its own error after another rank failed, and after SIGTERM.
 _GRACE = 10.0
 # The same after the script of rank zero has ended.
@@ -37,14 +37,8 @@ def in_notebook() -> bool:
     return getattr(__main__, "__file__", "<").startswith("<") or "ipykernel" in sys.modules
 
 
-def rank_variables(rank: int, world_size: int, port: int) -> dict[str, str]:
-    """The variables that torchrun would set for one of the ranks on this machine.
-
-    Args:
-        rank: the rank.
-        world_size: number of ranks.
-        port: of the store, which rank zero serves.
-    """
+def make_rank_variables(rank: int, world_size: int, port: int) -> dict[str, str]:
+    """The variables that torchrun would set for a rank on this machine; rank zero serves the store at `port`."""
     values = {
         "RANK": rank,
         "WORLD_SIZE": world_size,
@@ -63,47 +57,42 @@ def script_rank(world_size: int) -> dict[str, str]:
     The first call starts the script again for the other ranks, and marks this process as rank zero in its environment:
     all ranks run the same trainings.
 
-    Args:
-        world_size: number of ranks.
-
     Raises:
         AgreementError: a rank has ended; names it.
     """
     if is_script_rank():
         check_script_ranks()
     else:
-        port = free_port()
-        mark = {_MARK: hydra_job()}
+        port = find_free_port()
+        mark = {_MARK: find_hydra_job()}
         for rank in range(1, world_size):
-            command, folder = rank_command(rank)
-            env = {**os.environ, **rank_variables(rank, world_size, port), **mark}
+            command, folder = build_rank_command(rank)
+            env = {**os.environ, **make_rank_variables(rank, world_size, port), **mark}
             process = subprocess.Popen(command, env=env, cwd=folder)
             _started[rank] = process
             threading.Thread(target=_end_after, args=(rank, process), name=f"rank-{rank}", daemon=True).start()
         atexit.register(end_script_ranks, _GRACE_AT_EXIT)
-        os.environ.update({**rank_variables(0, world_size, port), **mark})
+        os.environ.update({**make_rank_variables(0, world_size, port), **mark})
     return dict(os.environ)
 
 
 def is_script_rank() -> bool:
     """Whether this process is a rank of a script that `script_rank` started.
 
-    The other ranks of one job of a Hydra sweep end with the job: in the next job this process is no such rank.
+    The other ranks of one job of a Hydra sweep end with the job; the next job starts its own.
     """
-    if os.environ.get("RANK") == "0" and os.environ.get(_MARK, "") not in ("", hydra_job()):
+    if os.environ.get("RANK") == "0" and os.environ.get(_MARK, "") not in ("", find_hydra_job()):
         end_script_ranks(_GRACE_AT_EXIT)
         _ended.clear()
-        for name in (_MARK, *rank_variables(0, 1, 0)):
+        for name in (_MARK, *make_rank_variables(0, 1, 0)):
             os.environ.pop(name, None)
     return _MARK in os.environ
 
 
 def end_script_ranks(grace: float = _GRACE, grace_after_sigterm: float = _GRACE) -> None:
-    """Wait for the other ranks, and end those that do not exit: they may wait for this rank in a collective.
+    """Wait `grace` seconds for the other ranks to exit, then end them: they may wait for this rank in a collective.
 
-    Args:
-        grace: seconds that they have to exit by themselves.
-        grace_after_sigterm: seconds from the SIGTERM to the SIGKILL of each.
+    A rank that gets SIGTERM has `grace_after_sigterm` seconds until SIGKILL.
     """
     give_up = time.monotonic() + grace
     if _started:
@@ -121,11 +110,11 @@ def end_script_ranks(grace: float = _GRACE, grace_after_sigterm: float = _GRACE)
 
 def _note_end(rank: int, code: int) -> None:
     _ended[rank] = f"ended with exit code {code}"
-    # Last: a rank that has ended must be in one of the two at any time.
+    # Last: another thread must find a rank that has ended in one of the two.
     _started.pop(rank, None)
 
 
-def ended_ranks() -> dict[int, str]:
+def list_ended_ranks() -> dict[int, str]:
     """The ranks that this process has started and that have ended, with their exit."""
     return {**_ended, **{rank: f"ended with exit code {process.returncode}" for rank, process in list(_started.items())
                          if process.poll() is not None}}  # fmt: skip
@@ -137,18 +126,18 @@ def check_script_ranks() -> None:
     Raises:
         AgreementError: a rank of this script has ended, so a training of all ranks cannot start.
     """
-    gone = ended_ranks()
+    ended = list_ended_ranks()
     # Rank zero of a Hydra sweep's next job has announced the end of the previous job.
-    if not gone and os.environ.get("RANK") != "0" and rank_zero_has_ended():
-        gone = {0: "has ended"}
-    if gone:
+    if not ended and os.environ.get("RANK") != "0" and rank_zero_has_ended():
+        ended = {0: "has ended"}
+    if ended:
         for rank in [*_started]:
-            if rank in gone:
+            if rank in ended:
                 _note_end(rank, _started[rank].wait())
-        names = "; ".join(f"rank {rank} of this script {how}" for rank, how in sorted(gone.items()))
+        names = "; ".join(f"rank {rank} of this script {how}" for rank, how in sorted(ended.items()))
         raise AgreementError(
             f"{names}, and a training needs all ranks; look at its output above, and start the script again",
-            sorted(gone),
+            sorted(ended),
         )
 
 
@@ -156,11 +145,11 @@ def _end_after(rank: int, process: subprocess.Popen[bytes]) -> None:
     """End this process if another rank failed unnoticed: it may wait for that rank until a timeout."""
     code = process.wait()
     # After a signal this rank stops too, and may need time to end.
-    if not code or code - 128 in _STOPS:
+    if not code or code - 128 in STOP_SIGNALS:
         return
     # The first SIGTERM requests a stop at a step boundary. A training in a collective that does not end needs a second.
     for text in (f"error: rank {rank} of this script ended with exit code {code}, and so does rank 0\n", ""):
-        # Meanwhile this rank may raise an error of its own, which removes the failed rank from `_started`.
+        # This rank may raise its own error in that time, which removes the failed rank from `_started`.
         time.sleep(_GRACE)
         if _started.get(rank) is process:
             sys.stderr.write(text)
@@ -168,13 +157,13 @@ def _end_after(rank: int, process: subprocess.Popen[bytes]) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def rank_command(rank: int) -> tuple[list[str], str | None]:
+def build_rank_command(rank: int) -> tuple[list[str], str | None]:
     """The command that runs this script as another rank, and its working directory; None for the current one.
 
     A Hydra script gets the output folder of this process, as Lightning's ranks do; a job of a sweep also gets the job's
     overrides.
     """
-    if not hydra_job():
+    if not find_hydra_job():
         return [*_program(), *sys.argv[1:]], None
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
@@ -189,7 +178,7 @@ def rank_command(rank: int) -> tuple[list[str], str | None]:
     return [*_program(), *arguments], job.runtime.cwd
 
 
-def hydra_job() -> str:
+def find_hydra_job() -> str:
     """The Hydra job that this process runs now: 'only', its number in a sweep, or nothing without Hydra."""
     if "hydra.core.hydra_config" not in sys.modules:
         return ""
@@ -224,8 +213,8 @@ def _program() -> list[str]:
     return [sys.executable, str(Path(__main__.__file__ or sys.argv[0]).absolute())]
 
 
-def free_port() -> int:
-    """A port that is free now."""
+def find_free_port() -> int:
+    """Find a port that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher.agreement.handshake import Store
 from launcher.core.atomic_write import write_file
 from launcher.doctor.preflight_findings import RankResult, exchange_rounds
 from launcher.hardware.topology import Topology
@@ -25,6 +24,7 @@ from launcher.process.parent_death import die_with_parent
 
 if TYPE_CHECKING:
     import torch
+    from torch.distributed import Store
 
 # Side of the matrices: large enough to time the device and not the launch of a kernel.
 _SIDE = {"cpu": 512, "cuda": 8192}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from launcher.agreement.facts import Agreement, RankFacts, identical_ranks
+from launcher.agreement.facts import Agreement, RankFacts, make_identical_ranks
 from launcher.hardware.devices import Device, Hardware
 from launcher.jobs.submission import Submission
 from launcher.planning.plan import Plan, make_plan
@@ -44,4 +44,4 @@ def make_preview(submission: Submission) -> Plan:
     batch_size = ((config.data or {}).get("init_args") or {}).get("batch_size")
     traits = {"batch_size": batch_size} if isinstance(batch_size, int) else {}
     first = RankFacts(0, 0, local, 0, "node-0", hardware, config.digest(), traits=traits, token="")
-    return make_plan(config, Agreement(identical_ranks(first, local * job.nodes), assumed=True))
+    return make_plan(config, Agreement(make_identical_ranks(first, local * job.nodes), assumed=True))

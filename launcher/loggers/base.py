@@ -1,4 +1,4 @@
-"""The seam for experiment trackers: each tracker of a run receives the monitor's rows, alerts and the final summary."""
+"""The base class of experiment trackers: each one receives the monitor's rows, alerts and the final summary."""
 
 from __future__ import annotations
 
@@ -30,33 +30,21 @@ class Tracker(ABC):
 
     @abstractmethod
     def log_row(self, row: Mapping[str, Any], step: LogStep) -> None:
-        """Write metrics.
-
-        Args:
-            row: by name; numbers, and a few texts, which a tracker of numbers leaves out.
-            step: when they were measured.
-        """
+        """Write metrics by name: numbers, and a few texts, which a tracker of numbers leaves out."""
 
     @abstractmethod
     def alert(self, kind: str, title: str, text: str, step: LogStep) -> None:
-        """Report a problem of the training.
-
-        Args:
-            kind: name of the rule that was broken; an identifier.
-            title: one line.
-            text: what was measured, and what to do.
-            step: when.
-        """
+        """Report a problem: `kind` identifies the broken rule, `text` states the measurement and what to do."""
 
     @abstractmethod
     def summarize(self, values: Mapping[str, Any], step: LogStep) -> None:
-        """Write the result of the training.
-
-        Args:
-            values: numbers and texts by name.
-            step: the last one.
-        """
+        """Write the result of the training, numbers and texts by name, at its last step."""
 
     @abstractmethod
     def finish(self) -> None:
         """Write what is still queued, for a limited time. Called once or several times at the end of a training."""
+
+
+def is_of_class(logger: Any, name: str) -> bool:
+    """Whether a logger's class or a base of it has this name, in `lightning` or in `pytorch_lightning`."""
+    return any(base.__name__ == name for base in type(logger).__mro__)

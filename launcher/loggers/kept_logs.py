@@ -36,7 +36,6 @@ class LogLocation:
     """The folder of a logger.
 
     Attributes:
-        kind: the logger's class.
         save_dir, name: the user's arguments.
         version: a number, or the name of a folder.
     """
@@ -57,12 +56,7 @@ def _names(logger: Any) -> tuple[str, str, str]:
 
 
 def choose_locations(loggers: Sequence[Any], before: Sequence[LogLocation]) -> list[LogLocation]:
-    """Choose each logger's folder: that of an earlier attempt, else the next free version.
-
-    Args:
-        loggers: `CSVLogger`s and `TensorBoardLogger`s, in their order.
-        before: the earlier attempt's folders.
-    """
+    """Choose the folder of each CSV or TensorBoard logger: that of an earlier attempt, else the next free version."""
     unused, chosen = list(before), list[LogLocation]()
     highest: dict[str, int] = {}
     for logger in loggers:
@@ -86,9 +80,7 @@ class LogFileState(pl.Callback):
 
     Args:
         loggers: of the run; those without versions are not changed.
-        run: records the folders.
         topology: rank zero chooses the folders and writes.
-        store: sends the folders to the other ranks.
         timeout: seconds that the other ranks wait for rank zero.
         written: value of `KEY` in the checkpoint that the run resumes from; None for a new run.
     """
@@ -162,10 +154,7 @@ def _continue_files(logger: Any, location: LogLocation, is_continued: bool, writ
         logger._fs.makedirs(logger.root_dir, exist_ok=True)
         writer = _Writer(logger.log_dir, is_continued)
         if is_continued:
-            if _key(location) in kept.get("rows", {}):
-                writer.truncate(kept["rows"][_key(location)], kept["step"])
-            else:
-                writer.truncate(None, 0)
+            writer.truncate(kept.get("rows", {}).get(_key(location)), kept.get("step", 0))
         logger._experiment = writer
 
 
@@ -193,14 +182,10 @@ class _Writer(ExperimentWriter):
         self.rows += 1
 
     def truncate(self, rows: int | None, step: int) -> None:
-        """Remove rows that will be logged again.
+        """Remove rows that will be logged again: those after the first `rows`, from `step` on; None keeps all.
 
-        Rows of earlier steps may come after the checkpoint, such as that of an epoch, and are kept. If one is logged
-        again nevertheless, by a validation that is repeated, it is not written twice.
-
-        Args:
-            rows: number of rows when the checkpoint was saved; None keeps all.
-            step: from this step on, rows after those are removed.
+        `rows` was the number of rows when the checkpoint was saved. Rows of earlier steps, as of an epoch, may come
+        after it and are kept. If a repeated validation logs one again, it is not written twice.
         """
         if not self._fs.isfile(self.metrics_file_path):
             return

@@ -1,4 +1,4 @@
-"""Any logger of Lightning's as a tracker: CSV, TensorBoard, MLflow, or a class of the user's own."""
+"""Uses any Lightning logger as a tracker: CSV, TensorBoard, MLflow, or a user's own class."""
 
 from __future__ import annotations
 
@@ -7,32 +7,29 @@ from typing import Any
 
 from typing_extensions import override
 
-from launcher.loggers.base import LogStep, Tracker
+from launcher.loggers.base import LogStep, Tracker, is_of_class
 from launcher.loggers.row_queue import RowQueue
 
 # Seconds that the end of a training waits for a server to accept the last rows.
 _FLUSH_TIMEOUT = 5.0
 # The longest text that every version of MLflow accepts as a tag.
 _LONGEST_TAG = 5000
+_KINDS = ("CSVLogger", "TensorBoardLogger", "MLFlowLogger")
 
 
 class LightningTracker(Tracker):
     """Logs to a Lightning logger, at the steps at which Lightning itself logs to it.
 
-    So the monitor's numbers are beside the user's own, and a resumed run continues both alike. MLflow's calls wait for
-    its server and run in a background thread. The others write local files and may not be used from two threads, so
-    they are called directly.
-
-    Args:
-        logger: of the Trainer.
-        notice: receives the first problem with the logger.
+    The monitor's metrics appear next to the user's, and a resumed run continues both. MLflow's calls wait for its
+    server and run in a background thread. The others write local files and may not be used from two threads, so they
+    are called directly. `notice` receives the first problem with the logger.
     """
 
     def __init__(self, logger: Any, notice: Callable[[str], None]) -> None:
         self._logger = logger
         self._notice = notice
-        self._kind = next((name for name in _KINDS if _is_a(logger, name)), None)
-        # A method of the user's own may take numbers only.
+        self._kind = next((name for name in _KINDS if is_of_class(logger, name)), None)
+        # A user's own method may accept numbers only.
         is_lightnings = type(logger).log_metrics.__module__.startswith(("lightning.", "pytorch_lightning."))
         self._is_table = self._kind == "CSVLogger" and is_lightnings
         self._queue = RowQueue(tracker=type(logger).__name__) if self._kind == "MLFlowLogger" else None
@@ -101,14 +98,7 @@ class LightningTracker(Tracker):
             self._notice(f"{type(self._logger).__name__} did not accept {problem}")
 
     def _write_text(self, name: str, text: str, step: int, otherwise: float | None = None) -> None:
-        """Write a text where the tracker has a place for it.
-
-        Args:
-            name: of the text.
-            text: to write.
-            step: see `LogStep.batch`.
-            otherwise: number to log where there is none; None makes the text a hyperparameter.
-        """
+        """Write a text if the logger can; else log the number `otherwise`, or make the text a hyperparameter."""
         logger = self._logger
         if self._kind == "TensorBoardLogger":
             logger.experiment.add_text(name, text, step)
@@ -120,11 +110,3 @@ class LightningTracker(Tracker):
             logger.log_metrics({name: otherwise}, step)
         else:
             logger.log_hyperparams({name: text})
-
-
-_KINDS = ("CSVLogger", "TensorBoardLogger", "MLFlowLogger")
-
-
-def _is_a(logger: Any, name: str) -> bool:
-    """Whether it is of a class of this name: of lightning, pytorch_lightning, or a class made of one."""
-    return any(base.__name__ == name for base in type(logger).__mro__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -12,10 +13,6 @@ _log = logging.getLogger(__name__)
 
 class RowQueue:
     """A bounded queue of writes to one tracker. Writes that find it full are dropped and counted.
-
-    Args:
-        capacity: writes that may wait.
-        tracker: its name, for the warning about a write that raises.
 
     Raises:
         ValueError: the capacity is below 1, which Python's queue would take for unbounded.
@@ -35,11 +32,7 @@ class RowQueue:
         self._has_warned = False
 
     def put(self, write: Callable[[], None]) -> bool:
-        """Have `write` called by the thread; False if the queue is full and the write is dropped.
-
-        Args:
-            write: one row or alert. If it raises, the first error is logged, and each counts as dropped.
-        """
+        """Have the thread call `write`; False if the queue is full. A write that is dropped or raises is counted."""
         with self._lock:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="launcher-row-queue", daemon=True)
@@ -54,33 +47,18 @@ class RowQueue:
             return True
 
     def flush(self, timeout: float) -> bool:
-        """Wait until everything is written; return whether it is.
-
-        Args:
-            timeout: seconds.
-        """
+        """Wait up to `timeout` seconds until everything is written; return whether it is."""
         return self._idle.wait(timeout)
 
     def close(self, timeout: float) -> int:
-        """Write what can be written in time, and end the thread.
-
-        Args:
-            timeout: seconds.
-
-        Returns:
-            How many rows and alerts were dropped in all.
-        """
+        """Write what is possible within `timeout` seconds, end the thread, and return how many writes were dropped."""
         if self._thread is None:
             return self.dropped
         if not self.flush(timeout):
-            with self._lock:
-                # The write that is running may still succeed; those behind it are dropped.
+            # The write that is running may still succeed; later ones are dropped.
+            with self._lock, contextlib.suppress(queue.Empty):
                 while True:
-                    try:
-                        write = self._waiting.get_nowait()
-                    except queue.Empty:
-                        break
-                    if write is not None:
+                    if self._waiting.get_nowait() is not None:
                         self._pending -= 1
                         self.dropped += 1
         self._waiting.put(None)

@@ -43,7 +43,7 @@ def _without_secrets(params: Any) -> Any:
     return redact(params if isinstance(params, Mapping) else vars(params or Namespace()))
 
 
-def own_loggers(config: RunConfig, given: Sequence[Logger], run: RunDirectory) -> list[Logger]:
+def list_own_loggers(config: RunConfig, given: Sequence[Logger], run: RunDirectory) -> list[Logger]:
     """The user's loggers; with `trainer.logger: true` Lightning's default one is first, in the run's directory."""
     if config.trainer.logger is not True:
         return list(given)
@@ -75,14 +75,13 @@ def logs_to_wandb(loggers: Sequence[Logger]) -> bool:
     )
 
 
-def run_loggers(own: Sequence[Logger], ours: QueuedWandbLogger | None, run: RunDirectory, is_off: bool) -> list[Logger]:
-    """Return the loggers of every rank: the user's first, as `self.logger` is the first one.
+def choose_loggers(
+    own: Sequence[Logger], wandb: QueuedWandbLogger | None, run: RunDirectory, is_off: bool
+) -> list[Logger]:
+    """Return the loggers of every rank: the user's `own` first, as `self.logger` is the first one.
 
-    Args:
-        own: the user's.
-        ours: the run's W&B logger; left out if the user has a `WandbLogger`.
-        run: holds a CSV file if W&B is not installed.
-        is_off: the user disabled all loggers (`trainer.logger: false`).
+    The run's logger `wandb` is left out if the user has a `WandbLogger`; without W&B the run directory gets a CSV file.
+    `is_off` means that the user disabled all loggers.
     """
     if is_off:
         return list(own)
@@ -90,22 +89,16 @@ def run_loggers(own: Sequence[Logger], ours: QueuedWandbLogger | None, run: RunD
     if users is not None:
         _continue_run(users, run)
         return list(own)
-    if ours is None:
+    if wandb is None:
         return list(own) or [FileLogger(str(run.path))]
     # A disabled one serves code that needs a logger.
-    return list(own) if own and ours.mode == "disabled" else [*own, ours]
+    return list(own) if own and wandb.mode == "disabled" else [*own, wandb]
 
 
 def make_trackers(
     loggers: Sequence[Logger], wandb: QueuedWandbLogger | None, notice: Callable[[str], None]
 ) -> list[Tracker]:
-    """Make a tracker for each logger of a run.
-
-    Args:
-        loggers: the Trainer's.
-        wandb: the run's own logger, whose queue all rows for W&B share; None if W&B is not installed.
-        notice: receives what a tracker does not accept.
-    """
+    """Make a tracker for each logger of a run; all rows for W&B share the queue of the run's own logger."""
     trackers: list[Tracker] = []
     if wandb is not None and logs_to_wandb(loggers):
         trackers.append(WandbTracker(notice, wandb.writer))

@@ -13,13 +13,9 @@ from launcher.loggers.wandb_run import QueuedWandbLogger, first_line
 
 
 def leave_to_user(config: Any, names: Iterable[str]) -> None:
-    """Let the user's code set these keys to other values: W&B raises where the config has a different one.
+    """Let the user's code set these keys to other values: W&B raises if the config has a different value.
 
     W&B's server keeps the launcher's values until then.
-
-    Args:
-        config: of a W&B run.
-        names: keys that the launcher has set.
     """
     items: dict[str, Any] = vars(config).get("_items", {})
     for name in names:
@@ -29,13 +25,12 @@ def leave_to_user(config: Any, names: Iterable[str]) -> None:
 class WandbStarter(pl.Callback):
     """Begins the run of the Trainer's first `WandbLogger`, before the loss scale's first row, and adds to its config.
 
-    A run of the user's keeps the keys that its config has already. What the user sets later replaces the launcher's
-    values.
+    A user's run keeps the keys that its config already has. Values that the user sets later replace the launcher's.
 
     Args:
-        values: config and plan, as plain values; a run of the launcher's has them from its begin.
+        values: config and plan, as plain values; the launcher's run has them from its start.
         described: facts of the model, from `launcher.loggers.wandb_config.build_wandb_config`.
-        notice: informed if W&B does not accept them.
+        notice: receives the error if W&B does not accept them.
     """
 
     def __init__(self, values: Mapping[str, Any], described: Mapping[str, Any], notice: Callable[[str], None]) -> None:
@@ -48,19 +43,19 @@ class WandbStarter(pl.Callback):
         logger = next((each for each in trainer.loggers if isinstance(each, WandbLogger)), None)
         if logger is None or not trainer.is_global_zero:
             return
-        is_ours = isinstance(logger, QueuedWandbLogger)
-        if is_ours and logger.mode == "disabled":
+        is_launchers = isinstance(logger, QueuedWandbLogger)
+        if is_launchers and logger.mode == "disabled":
             return
         experiment = logger.experiment
         try:
             config = experiment.config
-            if is_ours and logger.is_own:
+            if is_launchers and logger.is_own:
                 # A resumed run may have been trained on another number of ranks.
                 more = dict(self._described)
             else:
                 taken = set(config.keys())
                 more = {k: v for k, v in {**self._values, **self._described}.items() if k not in taken}
             config.update(more, allow_val_change=True)
-            leave_to_user(config, {**self._values, **more} if is_ours and logger.is_own else more)
+            leave_to_user(config, {**self._values, **more} if is_launchers and logger.is_own else more)
         except Exception as error:  # noqa: BLE001 -- W&B raises many kinds, and none may stop a training
             self._notice(f"W&B did not accept the model's config: {first_line(error)}")

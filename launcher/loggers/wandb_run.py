@@ -1,8 +1,8 @@
 """The W&B run of a training: on rank zero only, with an id that is fixed before the training, and never blocking it.
 
-The user's own settings take precedence: first a `WandbLogger` of theirs, then a run that their code has begun, then
-W&B's environment variables, then the config, then the launcher's defaults. A run that was not begun here is never
-ended here.
+The user's settings take precedence: first the user's `WandbLogger`, then a run that the user's code has begun, then
+W&B's environment variables, then the config, then the launcher's defaults. A run that did not begin here does not end
+here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from launcher.config.schema import WandbOptions
 from launcher.core.atomic_write import private_umask
 from launcher.core.secrets import hide_in_arguments, redact
 from launcher.loggers.row_queue import RowQueue
-from launcher.loggers.wandb_settings import init_arguments, resolve_mode, run_settings
+from launcher.loggers.wandb_settings import make_init_arguments, make_run_settings, resolve_mode
 from launcher.runs.directory import RunDirectory
 
 # Seconds that the end of a training may wait for W&B.
@@ -45,12 +45,9 @@ def _arguments_without_secrets() -> Generator[None]:
 
 
 class DisabledRun:
-    """The run where W&B is disabled: W&B's own disabled run, made at the first access to an attribute.
+    """The run if W&B is disabled: W&B's own disabled run, made at the first access to an attribute.
 
     Lightning reads every logger's run at the start, and importing W&B takes a second.
-
-    Args:
-        arguments: of `wandb.init`.
     """
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
@@ -87,11 +84,8 @@ class QueuedWandbLogger(WandbLogger):
     and left open. Other ranks have Lightning's dummy, which accepts all calls; without W&B rank zero has it too.
 
     Args:
-        options: the config's settings.
-        run: gives the directory and the id.
         values: config and plan, as plain values, for the config of a run that begins here.
-        notice: receives what was done instead of what was requested.
-        env: the environment.
+        notice: receives a text if something other than the request was done.
     """
 
     def __init__(
@@ -102,7 +96,7 @@ class QueuedWandbLogger(WandbLogger):
         notice: Callable[[str], None],
         env: Mapping[str, str],
     ) -> None:
-        self._init_arguments = init_arguments(options, run, env)
+        self._init_arguments = make_init_arguments(options, run, env)
         super().__init__(
             project=env.get("WANDB_PROJECT") or options.project,
             save_dir=env.get("WANDB_DIR") or str(run.path),
@@ -185,7 +179,7 @@ class QueuedWandbLogger(WandbLogger):
 
     def _init(self, wandb: Any, mode: str) -> Any:
         try:
-            settings = wandb.Settings(**run_settings(self._options, self._env))
+            settings = wandb.Settings(**make_run_settings(self._options, self._env))
             # W&B's own process writes until after the run's end.
             with _arguments_without_secrets(), private_umask():
                 run = wandb.init(**self._init_arguments, config=self.values, mode=mode, settings=settings)
@@ -202,13 +196,9 @@ class QueuedWandbLogger(WandbLogger):
 def finish_wandb(
     logger: QueuedWandbLogger, exit_code: int, notice: Callable[[str], None], timeout: float = _END_TIMEOUT
 ) -> None:
-    """Write what is queued, and end the run if it began here. An upload that takes too long is left to `wandb sync`.
+    """Write what is queued, and end the run if it began here, within `timeout` seconds.
 
-    Args:
-        logger: the run's.
-        exit_code: of the run.
-        notice: informed of rows and uploads that were not completed.
-        timeout: seconds that the end of a training may wait for W&B.
+    `notice` receives the number of rows that were dropped, and how to complete an upload with `wandb sync`.
     """
     began = time.monotonic()
     dropped = logger.writer.close(timeout)
@@ -237,11 +227,7 @@ def first_line(error: Exception) -> str:
 
 
 def _explain_missing_attributes(run: Any) -> None:
-    """Make the AttributeError of a W&B run state how to get TensorBoard's methods.
-
-    Args:
-        run: W&B's; it stays the same object, and an instance of W&B's class.
-    """
+    """Make the AttributeError of a W&B run, which stays the same object, state how to get TensorBoard's methods."""
 
     def raise_missing(self: Any, name: str) -> Any:
         raise AttributeError(

@@ -28,14 +28,10 @@ _SET_BY_SWEEP = ("project", "entity", "id")
 
 
 def resolve_mode(options: WandbOptions, env: Mapping[str, str]) -> tuple[str, str | None]:
-    """Return online, offline or disabled, and a notice where that is not what was requested.
+    """Return online, offline or disabled, and a notice if that is not what was requested.
 
-    WANDB_MODE overrides the config, but each of the two can disable W&B. Without a key W&B would ask for one on the
-    terminal, and all ranks would wait for the answer.
-
-    Args:
-        options: the config's; `auto` is online if a key is found.
-        env: the environment.
+    WANDB_MODE overrides the config, but each of the two can disable W&B; `auto` is online if a key is found. Without a
+    key W&B would ask for one on the terminal, and all ranks would wait for the answer.
     """
     named = {"dryrun": "offline", "run": "online"}.get(env.get("WANDB_MODE", ""), env.get("WANDB_MODE"))
     if "disabled" in (named, options.mode):
@@ -57,14 +53,8 @@ def _has_netrc_key(env: Mapping[str, str]) -> bool:
         return False
 
 
-def init_arguments(options: WandbOptions, run: RunDirectory, env: Mapping[str, str]) -> dict[str, Any]:
-    """Arguments for `wandb.init`, without those that a variable sets, which W&B reads itself.
-
-    Args:
-        options: the config's settings.
-        run: gives the name, the directory and the id.
-        env: the environment.
-    """
+def make_init_arguments(options: WandbOptions, run: RunDirectory, env: Mapping[str, str]) -> dict[str, Any]:
+    """Arguments for `wandb.init`, without those that a variable sets, which W&B reads itself."""
     arguments: dict[str, Any] = {
         "project": options.project,
         "entity": options.entity,
@@ -83,7 +73,7 @@ def init_arguments(options: WandbOptions, run: RunDirectory, env: Mapping[str, s
     }
 
 
-def run_settings(options: WandbOptions, env: Mapping[str, str]) -> dict[str, Any]:
+def make_run_settings(options: WandbOptions, env: Mapping[str, str]) -> dict[str, Any]:
     """Fields of `wandb.Settings`, without those that a variable sets."""
     fields = {"init_timeout": options.init_timeout, "silent": True, "console": "off"}
     return {name: value for name, value in fields.items() if not env.get(_SETTINGS[name])}

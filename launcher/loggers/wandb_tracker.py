@@ -16,14 +16,13 @@ FLUSH_TIMEOUT = 5.0
 
 
 class WandbTracker(Tracker):
-    """Logs to `wandb.run`, whoever began it. Without a W&B run nothing is logged.
+    """Logs to `wandb.run`, which may have begun anywhere. Without a W&B run nothing is logged.
 
-    Rows carry their true step as `trainer/global_step`, and alerts go to W&B's own.
+    Rows have their true step as `trainer/global_step`, and alerts are sent as W&B alerts.
 
     Args:
         notice: receives what does not work with W&B, and how many rows were dropped.
         queue: shared with other writers and closed by its owner; None makes one.
-        capacity: rows that may wait in a queue that is made here.
     """
 
     def __init__(self, notice: Callable[[str], None], queue: RowQueue | None = None, capacity: int = 256) -> None:
@@ -71,11 +70,7 @@ class WandbTracker(Tracker):
             self._notice(f"W&B did not accept {dropped} rows and alerts of the loss scale; training was not delayed")
 
     def flush(self, timeout: float) -> bool:
-        """Wait until W&B has what was logged so far; return whether it has.
-
-        Args:
-            timeout: seconds.
-        """
+        """Wait up to `timeout` seconds until W&B has what was logged so far; return whether it has."""
         return self.queue is None or self.queue.flush(timeout)
 
     def _wandb(self) -> Any:
@@ -100,7 +95,7 @@ class WandbTracker(Tracker):
     def _log(self, wandb: Any, row: Mapping[str, Any], step: int, at_next: bool) -> None:
         if not self._defined:
             self._defined = True
-            # Charts against the true step, also where no logger of Lightning's has asked for it. Optional.
+            # Charts against the true step, even if no Lightning logger has requested it. Optional.
             with contextlib.suppress(Exception):
                 for name in ("amp/*", "perf/*"):
                     wandb.define_metric(name, step_metric="trainer/global_step")
@@ -111,14 +106,8 @@ def log_row(wandb: Any, row: Mapping[str, Any], step: int, *, at_next: bool = Fa
     """Log one row at a step that W&B accepts.
 
     W&B drops a row below its own step, which Lightning's logger advances by one with each of its calls. The true step
-    is in the row, and the charts are drawn against it.
-
-    Args:
-        wandb: the module.
-        row: metrics by name.
-        step: optimizer steps done.
-        at_next: let W&B count the row as the next one. Between asking for its step and naming one, another thread may
-            log a row, and this one would be dropped.
+    is in the row, and the charts are drawn against it. `at_next` lets W&B count the row as the next one: another thread
+    may log a row between reading W&B's step and naming it, and this one would be dropped.
     """
     if at_next:
         wandb.log({**row, "trainer/global_step": step}, commit=True)
@@ -127,8 +116,3 @@ def log_row(wandb: Any, row: Mapping[str, Any], step: int, *, at_next: bool = Fa
     at = step if not isinstance(current, int) or step >= current else current + 1
     # At once: W&B keeps a row with a step open, and would add Lightning's next row to it, with another true step.
     wandb.log({**row, "trainer/global_step": step}, step=at, commit=True)
-
-
-def is_wandb_logger(logger: Any) -> bool:
-    """Whether a logger of Lightning's writes to W&B: of lightning, pytorch_lightning, or a class made of one."""
-    return any(base.__name__ == "WandbLogger" for base in type(logger).__mro__)

@@ -9,9 +9,9 @@ from typing import Any
 
 from typing_extensions import override
 
-from launcher.loggers.base import LogStep, Tracker
+from launcher.loggers.base import LogStep, Tracker, is_of_class
 from launcher.loggers.row_queue import RowQueue
-from launcher.loggers.wandb_tracker import FLUSH_TIMEOUT, WandbTracker, is_wandb_logger
+from launcher.loggers.wandb_tracker import FLUSH_TIMEOUT, WandbTracker
 from launcher.monitoring.gather import Gathered
 from launcher.monitoring.health import Alert, Limits
 from launcher.monitoring.loss_scale_monitor import LossScaleMonitor
@@ -26,13 +26,7 @@ _SUMMARY = ("amp/precision", "amp/loss_scale", "amp/skipped_steps")
 
 
 class TrackedMonitor(LossScaleMonitor):
-    """Sends rows, alerts and a summary to trackers instead of the trainer's loggers.
-
-    Args:
-        trackers: all that the run has.
-        precision: see `LossScaleMonitor`.
-        options: further arguments of `LossScaleMonitor`.
-    """
+    """Sends rows, alerts and a summary to trackers instead of the trainer's loggers. See `LossScaleMonitor`."""
 
     def __init__(self, trackers: Sequence[Tracker], precision: str | int | None, **options: Any) -> None:
         super().__init__(precision, **options)
@@ -66,7 +60,7 @@ class TrackedMonitor(LossScaleMonitor):
             self._summarize(self._summary)
 
     def _report_arrived(self, trainer: Any, timeout: float) -> None:
-        """Report what the ranks have sent so far, waiting for it no longer than the timeout."""
+        """Report what the ranks have sent so far, waiting at most `timeout` seconds for it."""
         if is_rank_zero(trainer) and self._is_active(trainer):
             self._exchange.wait(timeout)
             for gathered in self._exchange.take():
@@ -166,7 +160,7 @@ class AmpWandbCallback(TrackedMonitor):
     @override
     def write(self, trainer: Any, row: Mapping[str, Any], step: int) -> None:
         # Lightning's logger lets W&B count, from the training's thread, while this row waits in the queue.
-        self._tracker.shares_run = any(map(is_wandb_logger, getattr(trainer, "loggers", ())))
+        self._tracker.shares_run = any(is_of_class(each, "WandbLogger") for each in getattr(trainer, "loggers", ()))
         super().write(trainer, row, step)
 
     @override
@@ -176,11 +170,7 @@ class AmpWandbCallback(TrackedMonitor):
         self.flush(_EPOCH_TIMEOUT)
 
     def flush(self, timeout: float = FLUSH_TIMEOUT) -> bool:
-        """Wait until W&B has what was logged so far; return whether it has.
-
-        Args:
-            timeout: seconds.
-        """
+        """Wait up to `timeout` seconds until W&B has what was logged so far; return whether it has."""
         return self._tracker.flush(timeout)
 
     @override

@@ -31,7 +31,7 @@ class BufferMonitor(pl.Callback):
     Args:
         alert: receives the alerts of rank zero.
         events: receive the alerts of other ranks.
-        notice: informed once of a checkpoint with such buffers.
+        notice: receives a text once for each set of such buffers in a checkpoint.
     """
 
     def __init__(self, alert: Callable[[Alert, int], None], events: EventLog, notice: Callable[[str], None]) -> None:
@@ -52,7 +52,7 @@ class BufferMonitor(pl.Callback):
             if isinstance(module, nn.modules.batchnorm._NormBase)
             for name, _ in module.named_buffers(recurse=False)
         }
-        self._constant = frozenset(not_finite(pl_module)) - norms
+        self._constant = frozenset(find_non_finite_buffers(pl_module)) - norms
         self._skipped = skipped_steps(trainer)
 
     @override
@@ -97,10 +97,10 @@ class BufferMonitor(pl.Callback):
         self._noticed = found
 
     def _not_finite(self, module: nn.Module) -> list[str]:
-        return [name for name in not_finite(module) if name not in self._constant]
+        return [name for name in find_non_finite_buffers(module) if name not in self._constant]
 
 
-def not_finite(module: nn.Module) -> list[str]:
+def find_non_finite_buffers(module: nn.Module) -> list[str]:
     """Names of the buffers that hold NaN or infinity; waits once for each device."""
     by_device: dict[torch.device, dict[str, torch.Tensor]] = {}
     for name, buffer in module.named_buffers():

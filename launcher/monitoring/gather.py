@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from launcher.monitoring.samples import ABSENT, FIELDS, RankSample, sample_of
+from launcher.monitoring.samples import ABSENT, FIELDS, RankSample, unpack_sample
 
 # Seconds between two checks of a transfer.
 _POLL_INTERVAL = 0.001
@@ -24,7 +24,6 @@ class Gathered:
 
     Attributes:
         step: optimizer steps done when they were taken.
-        epoch: the epoch then, None if unknown.
         samples: by rank; empty on ranks other than zero, which need none.
         batch: the step at which Lightning logs this moment; see `launcher.loggers.base.LogStep`.
     """
@@ -46,11 +45,7 @@ class _Transfer:
 
 
 class SampleExchange:
-    """Sends the ranks' samples to rank zero. Every rank sends equally often, at the same steps.
-
-    Args:
-        group: the ranks; None for all.
-    """
+    """Sends the ranks' samples to rank zero. Every rank sends equally often, at the same steps."""
 
     def __init__(self, group: Any = None) -> None:
         self._group = group
@@ -69,12 +64,7 @@ class SampleExchange:
     def send(self, step: int, epoch: int | None, values: Mapping[str, float | Tensor], batch: int = 0) -> None:
         """Start to gather this rank's sample with the others'; does not wait.
 
-        Args:
-            step: optimizer steps done.
-            epoch: the epoch, None if unknown.
-            values: by the names of `FIELDS`; missing ones count as absent. Tensors have one element and may be on the
-                device.
-            batch: see `Gathered`.
+        `values` has names of `FIELDS`; missing ones count as absent. Tensors have one element and may be on the device.
         """
         moment = Gathered(step, epoch, (), batch)
         vector = _pack(values, self._device(values))
@@ -88,25 +78,17 @@ class SampleExchange:
         self._transfers.append(_to_host(moment, vectors if self.rank == 0 else vectors[:0], work))
 
     def take(self, *, wait: bool = False) -> list[Gathered]:
-        """Return what has arrived, oldest first.
-
-        Args:
-            wait: until all samples arrive, at most for the process group's timeout.
-        """
+        """Return what has arrived, oldest first; `wait` for everything, at most for the process group's timeout."""
         arrived: list[Gathered] = []
         while self._transfers and (wait or self._transfers[0].ready()):
             sent = self._transfers.popleft()
             sent.wait()
-            samples = tuple(sample_of(rank, vector.tolist()) for rank, vector in enumerate(sent.vectors))
+            samples = tuple(unpack_sample(rank, vector.tolist()) for rank, vector in enumerate(sent.vectors))
             arrived.append(replace(sent.moment, samples=samples))
         return arrived
 
     def wait(self, timeout: float) -> None:
-        """Wait until everything that was sent has arrived, but no longer than the timeout.
-
-        Args:
-            timeout: seconds.
-        """
+        """Wait until everything that was sent has arrived, at most `timeout` seconds."""
         deadline = time.monotonic() + timeout
         while not all(sent.ready() for sent in self._transfers) and time.monotonic() < deadline:
             time.sleep(_POLL_INTERVAL)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -47,9 +47,7 @@ class Alert:
 
     Attributes:
         kind: the rule that was broken.
-        title: one line.
         text: what was measured, and what to do.
-        ranks: the ranks concerned.
     """
 
     kind: AlertKind
@@ -63,9 +61,6 @@ class Health:
     """State of the ranks at one sample; the next sample is compared with it.
 
     Attributes:
-        step: optimizer steps done.
-        metrics: values to log, by name.
-        alerts: problems at this step.
         floor_steps: for each rank, steps in a row at the floor.
         skipped_steps: steps skipped since the training began; None if no rank counts them.
         slow_rank: the rank that was too slow since the sample before; None if no rank was.
@@ -84,11 +79,8 @@ class Health:
 def judge(samples: Sequence[RankSample], step: int, before: Health, limits: Limits) -> Health:
     """Compare the ranks with each other, with the limits and with the sample before.
 
-    Args:
-        samples: one per rank, at least one.
-        step: optimizer steps done when they were taken.
-        before: the result for the sample before; `Health(step)` of the first step at the beginning.
-        limits: thresholds of the alerts.
+    `samples` has one per rank, at least one. `before` is the result for the sample before, or `Health(step)` of the
+    first step at the beginning.
     """
     ranks = sorted(samples, key=lambda s: s.rank)
     steps = max(step - before.step, 1)
@@ -106,7 +98,7 @@ def judge(samples: Sequence[RankSample], step: int, before: Health, limits: Limi
         metrics["amp/skip_rate"] = max(skipped - known, 0) / steps
     metrics.update(_time_metrics(ranks))
     alerts += _loss_alert(ranks)
-    slow = slow_alert(ranks, limits)
+    slow = find_slow_rank(ranks, limits)
     if slow is None:
         return Health(step, metrics, tuple(alerts), floor_steps, skipped)
     # A single slow sample may be a warm-up, or another job on the node.
@@ -180,21 +172,21 @@ def _scale_alerts(ranks: Sequence[RankSample], floor_steps: Mapping[int, int], l
     if broken:
         alerts.append(Alert(
             "scale_not_finite", "the loss scale is not finite",
-            f"{_ranks(broken)}: no gradient is finite, and the model no longer learns; resume from an earlier "
+            f"{format_ranks(broken)}: no gradient is finite, and the model no longer learns; resume from an earlier "
             "checkpoint, with bf16-mixed if the device supports it, or with a lower learning rate", broken,
         ))  # fmt: skip
     zero = tuple(s.rank for s in ranks if s.scale == 0)
     if zero:
         alerts.append(Alert(
             "scale_underflow", "the loss scale is 0",
-            f"{_ranks(zero)}: every gradient overflowed until the scale reached 0; check for an infinite loss, or "
-            "train in bf16-mixed", zero,
+            f"{format_ranks(zero)}: every gradient overflowed until the scale reached 0; check for an infinite loss, "
+            "or train in bf16-mixed", zero,
         ))  # fmt: skip
     low = tuple(r for r, n in floor_steps.items() if n >= limits.floor_steps and r not in zero)
     if low:
         alerts.append(Alert(
             "scale_at_floor", "the loss scale stays at its floor",
-            f"{_ranks(low)}: at or below {limits.floor:g} for {max(floor_steps[r] for r in low)} steps in a row; "
+            f"{format_ranks(low)}: at or below {limits.floor:g} for {max(floor_steps[r] for r in low)} steps in a row; "
             "gradients overflow at any scale: check for an infinite loss, lower the learning rate, clip the gradients, "
             "or train in bf16-mixed", low,
         ))  # fmt: skip
@@ -213,11 +205,11 @@ def _loss_alert(ranks: Sequence[RankSample]) -> list[Alert]:
     broken = tuple(s.rank for s in ranks if s.loss_not_finite)
     if not broken:
         return []
-    text = f"{_ranks(broken)}: check the batch, the learning rate and the precision"
+    text = f"{format_ranks(broken)}: check the batch, the learning rate and the precision"
     return [Alert("loss_not_finite", "the loss is not finite", text, broken)]
 
 
-def slow_alert(ranks: Sequence[RankSample], limits: Limits) -> Alert | None:
+def find_slow_rank(ranks: Sequence[RankSample], limits: Limits) -> Alert | None:
     """Return an alert for the slowest rank if the others wait for it longer than the limits allow, else None."""
     if len(ranks) < 2:
         return None
@@ -232,6 +224,8 @@ def slow_alert(ranks: Sequence[RankSample], limits: Limits) -> Alert | None:
     return Alert("slow_rank", f"rank {slowest.rank} is slow", text, (slowest.rank,))
 
 
-def _ranks(ranks: Sequence[int], limit: int = 8) -> str:
-    named = f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks[:limit]))}"
-    return named if len(ranks) <= limit else f"{named} and {len(ranks) - limit} more"
+def format_ranks(ranks: Iterable[int], limit: int = 8) -> str:
+    """As in 'ranks 0, 1 and 3 more'."""
+    listed = sorted(ranks)
+    named = f"rank{'s' if len(listed) > 1 else ''} {', '.join(map(str, listed[:limit]))}"
+    return named if len(listed) <= limit else f"{named} and {len(listed) - limit} more"

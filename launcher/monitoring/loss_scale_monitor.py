@@ -1,6 +1,6 @@
 """A Lightning callback that monitors the loss scale and the speed of all ranks, in any Trainer.
 
-It needs torch and one of Lightning's packages, and no run of the launcher.
+It needs torch and `lightning` or `pytorch_lightning`, and no run of the launcher.
 """
 
 from __future__ import annotations
@@ -92,7 +92,6 @@ class LossScaleMonitor(Callback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Install the counting scaler, before a checkpoint is loaded into it."""
-        del pl_module
         plugin = attribute(attribute(trainer, "strategy"), "precision_plugin")
         scaler = attribute(plugin, "scaler")
         # A subclass keeps its own behavior.
@@ -102,25 +101,21 @@ class LossScaleMonitor(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Start counting."""
-        del pl_module
         self._passed_step = self._sampled_step = steps_done(trainer)
         self._health = Health(steps_done(trainer))
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, *_: Any) -> None:
         """Begin to time the batch."""
-        del trainer, batch, batch_idx
         self._clock.batch_begins(attribute(pl_module, "device"))
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
         """Time the forward pass."""
-        del trainer, pl_module, loss
         self._clock.backward_begins()
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         """At the interval: report the last sample, and send the next."""
-        del pl_module, batch, batch_idx
         self._clock.batch_ends()
         step, passed = steps_done(trainer), self._passed_step
         self._passed_step = step
@@ -130,29 +125,24 @@ class LossScaleMonitor(Callback):
             self._sample(trainer, outputs, logger_step(trainer, is_epoch_end=False))
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Sample each epoch's end, whatever the interval."""
-        del pl_module
+        """Sample the end of each epoch, independent of the interval."""
         if steps_done(trainer) != self._sampled_step:
             self._sample(trainer, None, logger_step(trainer, is_epoch_end=True))
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Leave the validation out of the step time."""
-        del trainer, pl_module
         self._clock.pause()
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Leave the validation out of the step time."""
-        del trainer, pl_module
         self._clock.pause()
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:
         """Leave the checkpoint out of the step time."""
-        del trainer, pl_module, checkpoint
         self._clock.pause()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Wait for the samples that are being gathered, and report them."""
-        del pl_module
         if self._is_active(trainer):
             for gathered in self._exchange.take(wait=True):
                 self._report(trainer, gathered)
@@ -160,7 +150,6 @@ class LossScaleMonitor(Callback):
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Discard the samples that are being gathered: the other ranks may never send theirs."""
-        del pl_module, exception
         if self._is_active(trainer):
             self._exchange.drop()
             self.finish(trainer)
@@ -168,13 +157,7 @@ class LossScaleMonitor(Callback):
     # Methods that a subclass may override.
 
     def write(self, trainer: Any, row: Mapping[str, Any], step: int) -> None:
-        """Log a row, on rank zero.
-
-        Args:
-            trainer: the Trainer.
-            row: metrics by name.
-            step: optimizer steps done when they were taken.
-        """
+        """Log a row on rank zero: metrics by name, taken after `step` optimizer steps."""
         numbers = {name: float(value) for name, value in row.items() if isinstance(value, int | float)}
         for logger in attribute(trainer, "loggers") or ():
             try:
@@ -186,12 +169,7 @@ class LossScaleMonitor(Callback):
         """Receive every rank's own numbers, on rank zero, before they are written as one row."""
 
     def alert(self, alert: Alert, step: int) -> None:
-        """Report a problem, on rank zero.
-
-        Args:
-            alert: the problem.
-            step: optimizer steps done.
-        """
+        """Report a problem on rank zero, after `step` optimizer steps."""
         if self._on_alert is not None:
             self._on_alert(alert, step)
             return
@@ -238,7 +216,7 @@ class LossScaleMonitor(Callback):
         values.update(self._scale_values(trainer))
         self._exchange.send(step, attribute(trainer, "current_epoch"), values, batch)
         if self._exchange.world_size == 1:
-            # One rank: its sample is there at once.
+            # One rank: its sample has already arrived.
             for gathered in self._exchange.take():
                 self._report(trainer, gathered)
 

@@ -12,25 +12,20 @@ from launcher.core.output import RunOutput
 from launcher.loggers.base import LogStep, Tracker
 from launcher.monitoring.amp_callback import TrackedMonitor
 from launcher.monitoring.gather import Gathered
-from launcher.monitoring.health import Alert, Limits, slow_alert
+from launcher.monitoring.health import Alert, Limits, find_slow_rank
 from launcher.monitoring.samples import RankSample
 from launcher.monitoring.trainer_facts import is_rank_zero, logger_step, steps_done
 
 # More would make an event of a large run longer than it is useful.
 _RANKS_IN_EVENT = 64
-# Seconds that a checkpoint may wait for the other ranks' samples. They arrive at once unless a rank has failed.
+# Seconds that a checkpoint may wait for the other ranks' samples. They arrive immediately unless a rank has failed.
 _SAVE_TIMEOUT = 0.2
 
 
 class RankMonitor(TrackedMonitor):
     """Also writes the numbers of each rank to the run's events, and reports alerts on the terminal.
 
-    Args:
-        options: thresholds of the alerts.
-        precision: the plan's.
-        output: events and terminal of the run.
-        trackers: of the run's loggers.
-        result: makes the summary of a training that ended well, by name; None leaves it out.
+    `result` makes the summary of a training that ended well; None leaves it out.
     """
 
     def __init__(
@@ -44,7 +39,7 @@ class RankMonitor(TrackedMonitor):
         limits = Limits(options.floor, options.floor_steps, options.slow_factor, options.slow_share, options.slow_steps)
         super().__init__(
             trackers,
-            # A plugin of the user's own may scale the loss: read the trainer's.
+            # A user's plugin may scale the loss: read the trainer's precision.
             None if precision == "custom" else precision,
             every_n_steps=options.every_n_steps,
             limits=limits,
@@ -54,7 +49,7 @@ class RankMonitor(TrackedMonitor):
         self._events = output.events
         self._console = output.console
         self._means = MeanSamples()
-        # The means begin behind the first samples, which include the warm-up.
+        # The means leave out the first samples, which include the warm-up.
         self._seen_step: int | None = None
 
     @override
@@ -92,7 +87,7 @@ class RankMonitor(TrackedMonitor):
         means = self._means.means()
         if not means or self._means.steps < self.limits.slow_steps:
             return
-        slow = slow_alert(means, self.limits)
+        slow = find_slow_rank(means, self.limits)
         if slow is None:
             return
         self._events.write("straggler", ranks=list(slow.ranks), steps=self._means.steps, text=slow.text,
@@ -123,12 +118,7 @@ class MeanSamples:
         self.steps = 0
 
     def add(self, samples: Sequence[RankSample], steps: int) -> None:
-        """Add one interval's samples.
-
-        Args:
-            samples: one per rank.
-            steps: optimizer steps that they are the means of; 0 adds nothing.
-        """
+        """Add one interval's samples, means of `steps` optimizer steps; 0 adds nothing."""
         self.steps += steps
         for s in samples:
             step, data, own = self._sums.get(s.rank, (0.0, 0.0, 0.0))

@@ -53,13 +53,8 @@ class RankSample:
     scale_unknown: bool = False
 
 
-def sample_of(rank: int, vector: Sequence[float]) -> RankSample:
-    """Unpack one rank's vector.
-
-    Args:
-        rank: global rank.
-        vector: one number for each of `FIELDS`.
-    """
+def unpack_sample(rank: int, vector: Sequence[float]) -> RankSample:
+    """Unpack one rank's vector, which has one number for each of `FIELDS`."""
     values = dict(zip(FIELDS, vector, strict=True))
 
     def count(name: str) -> int | None:

@@ -22,9 +22,6 @@ class StepClock:
 
     On a CUDA device the host runs ahead, so the forward pass is timed there with two events a batch, which are read
     one interval later, when they have completed.
-
-    Args:
-        now: a monotonic clock, in seconds.
     """
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
@@ -41,11 +38,7 @@ class StepClock:
         self._mark = None
 
     def batch_begins(self, device: Any = None) -> None:
-        """Mark that a batch was loaded.
-
-        Args:
-            device: a `torch.device`; on 'cuda' events time the forward pass.
-        """
+        """Mark that a batch was loaded; on a 'cuda' device events time the forward pass."""
         now = self._now()
         if self._mark is not None:
             self._data += now - self._mark
@@ -72,11 +65,7 @@ class StepClock:
         self._mark, self._began = now, None
 
     def read(self, steps: int) -> StepTimes:
-        """Return the means since the last reading, and reset them.
-
-        Args:
-            steps: optimizer steps since then.
-        """
+        """Return the means over `steps` optimizer steps, those since the last reading, and reset them."""
         forward = self._forward
         if self._events or self._events_before:
             # Those of this interval may not have run on the device yet.

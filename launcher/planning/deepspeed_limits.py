@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.agreement.facts import Agreement, RankFacts, hosts_of
+from launcher.agreement.facts import Agreement, RankFacts, list_hosts
 from launcher.hardware.devices import BUILD_TOOLS
 from strategies.deepspeed_merge import nvme_paths
 from strategies.precision import Precision
@@ -45,7 +45,7 @@ def find_obstacles(
         found.append(
             Obstacle(
                 f"precision {precision} was requested, but DeepSpeed trains in fp16 on a CPU only with AVX512-FP16, "
-                f"which {join_some(hosts_of(without))} lacks",
+                f"which {join_some(list_hosts(without))} lacks",
                 "use bf16-mixed, or debug fp16 with `strategy: ddp`",
             )
         )
@@ -89,7 +89,7 @@ def find_missing_tools(agreement: Agreement) -> tuple[str, str] | None:
     tools = dict.fromkeys(tool for fact, _ in agreement.kinds() for tool in _find_missing(fact))
     if not tools:
         return None
-    hosts = join_some(hosts_of(select(agreement.facts, lambda fact: bool(_find_missing(fact)))))
+    hosts = join_some(list_hosts(select(agreement.facts, lambda fact: bool(_find_missing(fact)))))
     install = " and ".join(BUILD_TOOLS[tool] for tool in tools)
     return f"{' and '.join(tools)} not on the PATH of {hosts}", f"install {install}"
 
@@ -110,7 +110,7 @@ def _folder_obstacles(path: str, facts: Sequence[RankFacts]) -> list[Obstacle]:
     return [
         Obstacle(
             f"its NVMe folder {path} {problem} on "
-            + join_some(hosts_of(select(wrong, lambda fact, problem=problem: problem_of(fact) == problem))),
+            + join_some(list_hosts(select(wrong, lambda fact, problem=problem: problem_of(fact) == problem))),
             "create it on every node, or set another nvme_path in deepspeed_config.zero_optimization, under "
             "offload_optimizer and offload_param",
         )

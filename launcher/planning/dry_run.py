@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 
-from launcher.agreement.facts import Agreement, RankFacts, identical_ranks
+from launcher.agreement.facts import Agreement, RankFacts, make_identical_ranks
 from launcher.config.deepspeed_file import with_deepspeed_file
 from launcher.config.schema import RunConfig
 from launcher.hardware.devices import detect_hardware, host_memory
@@ -74,4 +74,4 @@ def _assume_ranks(config: RunConfig, classes: UserClasses, host: str, others: Ta
         traits=classes.traits(),
         **known,
     )
-    return Agreement(identical_ranks(first, ranks), assumed=others is not None or ranks > 1)
+    return Agreement(make_identical_ranks(first, ranks), assumed=others is not None or ranks > 1)

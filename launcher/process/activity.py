@@ -1,4 +1,4 @@
-"""What a process is doing, published for those that wait for it: other ranks and the user."""
+"""Publishes what a process is doing for the ranks that wait for it and for the user."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from types import TracebackType
 from typing import Any
 
 # An activity that lasts longer than this many seconds is reported to the user.
@@ -28,18 +27,13 @@ def doing(what: str) -> Iterator[None]:
 
 def current_activity() -> str:
     """The innermost activity; empty without one."""
-    with suppress(IndexError):  # another thread may end it meanwhile
+    with suppress(IndexError):  # another thread may have ended it
         return _activities[-1]
     return ""
 
 
 class SlowActivityNotice:
-    """Reports an activity that lasts long, once.
-
-    Args:
-        notify: called with the text.
-        template: the text, with `{}` in place of the activity.
-    """
+    """Reports an activity that lasts long, once; `{}` in `template` stands for the activity."""
 
     def __init__(self, notify: Callable[[str], None], template: str) -> None:
         self._notify, self._template = notify, template
@@ -48,7 +42,7 @@ class SlowActivityNotice:
         self._is_reported = False
 
     def observe(self, activity: str) -> None:
-        """Take note of the present activity."""
+        """Record the current activity."""
         now = time.monotonic()
         if activity != self._activity:
             self._activity, self._since, self._is_reported = activity, now, False
@@ -60,11 +54,7 @@ class SlowActivityNotice:
 class ActivityReporter:
     """Publishes in a store that this process is alive and what it does, while the `with` block lasts.
 
-    Args:
-        store: shared with the processes that wait; None publishes nothing.
-        key: of the entry in the store.
-        notify: called with a text about an activity that lasts long.
-        patience: seconds without an update after which the others give up.
+    Without a store it publishes nothing. The others give up after `patience` seconds without an update.
     """
 
     def __init__(self, store: Any, key: str, notify: Callable[[str], None], patience: float) -> None:
@@ -78,15 +68,13 @@ class ActivityReporter:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ended.set()
         # A thread that is still inside the store's C++ code when Python ends aborts the process.
         self._thread.join()
 
     def _publish(self) -> None:
-        # If the store is gone, no process waits any more; the main thread meets the same error.
+        # Without the store no process waits any longer; the main thread gets the same error.
         with suppress(RuntimeError):
             client = None if self._store is None else self._store.clone()
             count = 0
@@ -99,13 +87,7 @@ class ActivityReporter:
 
 
 class ActivityWatch:
-    """Checks whether a process with an `ActivityReporter` is alive.
-
-    Args:
-        store: shared with it.
-        key: of its entry in the store.
-        notify: called with a text about an activity that lasts long.
-    """
+    """Checks whether a process with an `ActivityReporter` is alive, by its entry `key` in the store."""
 
     def __init__(self, store: Any, key: str, notify: Callable[[str], None]) -> None:
         self._store, self._key = store, key

@@ -1,7 +1,7 @@
 """A run in the background of this machine, for users without SLURM.
 
-Process start times are read from /proc and not by psutil, which computes them from the clock: records keep them, and a
-clock that is corrected would make them another process's.
+Process start times come from /proc and not from psutil, which computes them from the clock: after a correction of the
+clock a recorded time would no longer match.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def is_running(pid: int, started: int | None) -> bool:
     return started is not None and start_time(pid) == started
 
 
-def ask_to_stop(pid: int, started: int | None) -> bool:
+def request_stop(pid: int, started: int | None) -> bool:
     """Send SIGTERM, after which a run saves and ends; False if the process has ended already."""
     try:
         descriptor = os.pidfd_open(pid)

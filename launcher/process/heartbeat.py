@@ -20,13 +20,12 @@ UNKNOWN = -1
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """What a rank wrote last.
+    """The last heartbeat of a rank.
 
     Attributes:
         step: optimizer steps done; `BEFORE_TRAINING` until the training starts.
         clock: CLOCK_MONOTONIC of the last beat, in seconds; the same clock for all processes of a machine.
         collectives: collectives that its process group has entered; `UNKNOWN` without a group.
-        dumps_stacks: whether it writes its stacks on request.
     """
 
     step: int
@@ -37,10 +36,6 @@ class Heartbeat:
 
 class HeartbeatWriter:
     """The rank's side. A beat costs about a microsecond.
-
-    Args:
-        path: the file to create.
-        clock: as `time.monotonic`.
 
     Raises:
         OSError: the file cannot be created, or the disk is full.
@@ -77,7 +72,7 @@ class HeartbeatWriter:
         _COLLECTIVES.pack_into(self._memory, _AT_COLLECTIVES, count)
 
 
-def read_beat(path: Path) -> Heartbeat | None:
+def read_heartbeat(path: Path) -> Heartbeat | None:
     """The rank's last heartbeat; None before the first."""
     try:
         data = path.read_bytes()

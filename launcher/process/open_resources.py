@@ -16,11 +16,7 @@ _kept: list[tuple[int, Callable[[], None]]] = []
 
 
 def keep_open(close: Callable[[], None]) -> None:
-    """Keep a resource open until the next training of this process, or its end.
-
-    Args:
-        close: closes it; called once, the last registered first.
-    """
+    """Keep a resource open until the next training or the end of this process; the last one is closed first."""
     if not _kept:
         atexit.unregister(_close_at_exit)
         # Registered last, so it runs before the handlers of W&B and torch.

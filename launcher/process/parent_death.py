@@ -8,8 +8,10 @@ import signal
 
 _PR_SET_PDEATHSIG = 1
 # A scheduler sends these to every process of a job. The fork server must survive them, because its ranks die with it:
-# it blocks them, and each rank unblocks them and receives one that arrived meanwhile.
+# it blocks them, and each rank unblocks them and receives one that arrived before.
 FOR_RANKS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+# Those and the terminal's or the user's Ctrl-C; all mean save and stop.
+STOP_SIGNALS = (signal.SIGINT, *FOR_RANKS)
 # Process id of the fork server. Its children inherit the variable: their parent is the fork server, not the agent.
 fork_server_pid: int | None = None
 
@@ -17,10 +19,8 @@ fork_server_pid: int | None = None
 def die_with_parent(parent: int | None = None) -> None:
     """Ask the kernel for a SIGKILL when the thread that created this process ends; kept by an exec, not by a fork.
 
-    A chain of such processes dies from the top down: agent, fork server, ranks.
-
-    Args:
-        parent: process id of the parent at creation, to detect that it died before this call.
+    A chain of such processes dies from the top down: agent, fork server, ranks. `parent` is the parent's process id at
+    creation, to detect that it died before this call.
 
     Raises:
         OSError: the kernel does not support it.

@@ -1,10 +1,10 @@
-"""Every rank's output in a file from the first byte; rank zero's output on the terminal too.
+"""Writes every rank's output to a file from the first byte, and rank zero's output to the terminal too.
 
-A rank writes to a pending file until the run directory is known; then the file is moved there. Ranks that are not shown
-lose the terminal. On rank zero Python's stdout stays a terminal (progress bars need one) and is copied to the file; the
-output of C code and of stderr goes through a `tee`, which still drains the pipe if this process is killed. For the
-other ranks that are shown, `sed` prefixes each line with the rank. A full disk or a closed terminal loses output, but
-never stops the training. A user's object in the place of a stream stays there; its text is copied to the file.
+A rank writes to a pending file until the run directory is known; then the file is moved there. On rank zero Python's
+stdout stays a terminal (progress bars need one) and is copied to the file; the output of C code and of stderr goes
+through a `tee`, which still drains the pipe if this process is killed. For the other ranks that are shown, `sed`
+prefixes each line with the rank. A full disk or a closed terminal loses output, but never stops the training. If user
+code has replaced a stream by its own object, the object stays, and its text is copied to the file.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from typing import BinaryIO, TextIO, cast
 
 from typing_extensions import Buffer
 
+from launcher.process.parent_death import STOP_SIGNALS
 from launcher.process.standard_streams import LoggedStream, is_plain, open_missing_streams, writes_to_standard_stream
 
 _REDRAW = re.compile(r"\r(?!\n)|\x1b\[\d*[A-HJK]|\x1b\[\?25")
-_TRAINER_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -40,8 +40,6 @@ class RankLog:
     """The log file of one rank. Call `attach` first, and `move_to` when the run directory is known.
 
     Args:
-        folder: of the pending file.
-        rank: this rank.
         terminal_ranks: the ranks whose output is shown on the terminal; None means all.
     """
 
@@ -113,18 +111,17 @@ class RankLog:
         if os.isatty(self._saved[1]) and not os.environ.get("NO_COLOR"):
             name = f"\x1b[{31 + self._rank % 6}m{name}\x1b[0m"
         process = _start_filter([sed, "-u", f"s/^/{name} /"], self._saved[1])
-        assert process.stdin is not None  # noqa: S101 -- PIPE was asked for
+        assert process.stdin is not None  # noqa: S101 -- stdin is PIPE
         self._sed = process
         return process.stdin.fileno()
 
     def _start_tee(self, file: TextIO, terminal: int) -> None:
-        """Send the output of C code and of stderr to the terminal and to the file."""
         tee = shutil.which("tee")
         if tee is not None:
             # By descriptor: the file's name may change before tee opens it. -p: the file stays complete when a reader
             # of the output closes the pipe.
             self._tee = _start_filter([tee, "-p", "-a", f"/dev/fd/{file.fileno()}"], terminal, file.fileno())
-            assert self._tee.stdin is not None  # noqa: S101 -- PIPE was asked for
+            assert self._tee.stdin is not None  # noqa: S101 -- stdin is PIPE
             for stream in (1, 2):
                 os.dup2(self._tee.stdin.fileno(), stream)
         elif self._rank != 0:
@@ -135,7 +132,7 @@ class RankLog:
             self._sed.stdin.close()
 
     def move_to(self, path: Path) -> None:
-        """Move the file to `path`; the log of an earlier attempt there is kept beside it under a number."""
+        """Move the file to `path`; the log of an earlier attempt there gets a number in its name."""
         if self._file is None:
             return
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -151,7 +148,7 @@ class RankLog:
         if self._saved is None or self._python is None or self._streams is None:
             return
         _flush_all()
-        # A stream that user code has installed meanwhile stays.
+        # A stream that user code has installed in the meantime stays.
         if sys.stdout is self._streams[0]:
             sys.stdout = self._python[0]
         if sys.stderr is self._streams[1]:
@@ -182,10 +179,8 @@ def _flush_all() -> None:
 
 
 def _start_filter(command: list[str], output: int, *passed: int) -> subprocess.Popen[bytes]:
-    """Start a program that passes text on. It blocks the signals that a scheduler sends to the whole process group: the
-    trainer still writes after them.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _TRAINER_SIGNALS)
+    """Start a program that passes text on; it blocks the signals after which the trainer still writes."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         return subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.DEVNULL, pass_fds=passed
@@ -206,7 +201,7 @@ def _tolerant(stream: TextIO) -> TextIO:
 
 
 class _TolerantStream(io.BufferedIOBase):
-    """The bytes of a standard stream; they are lost on a full disk, or when the terminal or the reader is gone.
+    """The bytes of a standard stream; they are lost on a full disk, or if the terminal or the reader is closed.
 
     `close` keeps the stream open: it is restored later, and a user's wrapper would close it when it is deleted.
     """
@@ -259,7 +254,7 @@ class _TeeStream(_TolerantStream):
         return super().write(data)
 
     def fileno(self) -> int:
-        # Descriptor 1 is the tee: the output of child processes is in the file too. A terminal is asked for its size.
+        # Descriptor 1 is the tee, so the file has the output of child processes. A terminal keeps its own for its size.
         return super().fileno() if self.isatty() else 1
 
 
@@ -273,8 +268,18 @@ def _without_redraws(file: TextIO) -> Callable[[str], None]:
     return write
 
 
+def read_tail(path: Path, size: int) -> str:
+    """The last `size` bytes of a file as text; empty if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - size))
+            return file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
 def _await_drained(pipe: int, limit: float = 1.0) -> None:
-    """Wait until `tee` has read the pipe. Its end cannot be awaited: W&B's service holds the pipe open too."""
+    """Wait until `tee` has read the pipe. Not until it ends: W&B's service holds the pipe open too."""
     give_up = time.monotonic() + limit
     while time.monotonic() < give_up:
         unread = fcntl.ioctl(pipe, termios.FIONREAD, b"\0\0\0\0")

@@ -32,7 +32,7 @@ _COLLECTIVES_EVERY = 1.0
 _LOST_PEER = ("connection closed by peer", "connection reset by peer", "broken pipe", "connectfullmesh",
               "timed out waiting", "remote process exited", "ncclremoteerror", "ncclsystemerror", "socket timeout",
               "connection was likely closed", "read error", "application timeout caused pair closure",
-              "the store of the ranks is gone", "watchdog caught collective", "wait timeout",
+              "cannot reach the store of the ranks", "watchdog caught collective", "wait timeout",
               "timed out after waiting")  # fmt: skip
 # Errors that a restart cannot fix.
 _REPEATING = (UsageError, ImportError, SyntaxError)
@@ -40,16 +40,12 @@ _REPEATING = (UsageError, ImportError, SyntaxError)
 
 @dataclass(frozen=True, slots=True)
 class RankError:
-    """An exception that a rank raised.
+    """An exception that a rank raised; `kind` is the name of its class.
 
     Attributes:
-        kind: name of the exception's class.
-        message: its text.
-        traceback: its last lines.
+        traceback: the last lines of it.
         signature: equal for the same exception from the same place in the code.
-        time: seconds since the epoch.
-        step: optimizer steps done.
-        lost_peer: whether it only reports that another rank is gone.
+        lost_peer: whether it only reports that another rank has ended.
         repeats: whether every further attempt would raise it again.
         explained: whether the message is complete, so that no traceback is needed.
         interrupted: whether a signal caused it.
@@ -97,13 +93,7 @@ class RankError:
 
 
 class RankStatusWriter:
-    """The rank's side.
-
-    Args:
-        folder: of the attempt; None without an agent.
-        rank: this rank.
-        clock: seconds since the epoch.
-    """
+    """The rank's side; `folder` is the attempt's, None without an agent."""
 
     def __init__(self, folder: Path | None, rank: int, clock: Callable[[], float] = time.time) -> None:
         self._folder = folder
@@ -173,9 +163,7 @@ class RankStatusWriter:
     def watch_collectives(self, count: Callable[[], int], record: Callable[[], str]) -> None:
         """Report the number of collectives once a second, from a thread; on request, write the flight record.
 
-        Args:
-            count: returns how many collectives the process group has entered.
-            record: returns the flight recorder's content as JSON.
+        `count` returns the number that the process group has entered, `record` the flight recorder's content as JSON.
         """
         heart, folder = self._heart, self._folder
         if heart is None or folder is None:
@@ -183,7 +171,7 @@ class RankStatusWriter:
 
         def watch() -> None:
             is_written = False
-            # The group may end meanwhile.
+            # The group may end in the meantime.
             with contextlib.suppress(RuntimeError, ValueError):
                 while not self._watched.wait(_COLLECTIVES_EVERY):
                     heart.set_collectives(count())
@@ -215,13 +203,7 @@ def _writer_of(folder: str | None, rank: str) -> RankStatusWriter:
 
 @dataclass(frozen=True, slots=True)
 class RankStatus:
-    """The agent's side: what a rank has published.
-
-    Attributes:
-        log: the file with its output.
-        run: the run's directory.
-        error: the exception that it raised.
-    """
+    """The agent's side: the log file, the run directory and the exception that a rank has published."""
 
     log: Path | None = None
     run: Path | None = None
@@ -229,7 +211,7 @@ class RankStatus:
 
 
 def read_status(folder: Path, rank: int) -> RankStatus:
-    """What the rank has published so far."""
+    """The status that the rank has published so far."""
     try:
         values = json.loads(report_path(folder, rank).read_text(encoding="utf-8"))
         error = values.get("error")

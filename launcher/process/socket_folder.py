@@ -1,4 +1,4 @@
-"""A folder for Unix sockets if TMPDIR is too long: a socket address holds 107 bytes."""
+"""Provides a folder for Unix sockets if TMPDIR is too long: a socket address holds 107 bytes."""
 
 from __future__ import annotations
 

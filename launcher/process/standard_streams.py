@@ -1,4 +1,4 @@
-"""Standard streams that are missing, or that user code has replaced."""
+"""Handles standard streams that are missing, or that user code has replaced."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, TextIO, cast
 def open_missing_streams() -> None:
     """Open /dev/null for each of descriptors 0 to 2 that is closed, and for each standard stream that is None.
 
-    Otherwise the next file or socket gets such a number, and printed text is written to it.
+    Otherwise the next file or socket gets that number, and printed text is written to it.
     """
     for number in range(3):
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import secrets
@@ -14,8 +15,8 @@ from typing import Any
 from launcher.config.schema import RunConfig
 from launcher.core.atomic_write import write_file
 from launcher.core.errors import RunDirectoryError
-from launcher.runs.lock import DirectoryOwnedError, RunLock, acquire, remove_lock
-from launcher.runs.selection import RunPlace, directory_error, find_run
+from launcher.runs.lock import DirectoryOwnedError, RunLock, acquire_lock, remove_lock
+from launcher.runs.selection import RunPlace, find_run, make_directory_error
 from launcher.runs.trust import check_run_folder
 
 _FOLDERS = ("logs", "checkpoints", "wandb")
@@ -26,7 +27,6 @@ class RunDirectory:
     """The directory of one run, open for an attempt.
 
     Attributes:
-        path: absolute path of the directory.
         resume_from: checkpoint that this attempt resumes from; None for a fresh start.
         wandb_id: id of the W&B run; the same for every attempt.
         is_new: whether this attempt created the directory.
@@ -78,14 +78,10 @@ def open_run_directory(
     previous_owner: str | None = None,
     wandb_id: str | None = None,
 ) -> RunDirectory:
-    """Create the run's directory, or open an existing one to resume the run.
+    """Create the run's directory, or open an existing one to resume the run; `find_run` describes the first options.
 
-    Args:
-        config: with the name and what to resume.
-        restart_of: see `find_run`.
-        is_requeued: see `find_run`.
-        previous_owner: token of the lock of the attempt before a restart.
-        wandb_id: id of the W&B run that the user has set; kept for later attempts.
+    `previous_owner` is the token of the lock of the attempt before a restart. `wandb_id` is the id of the W&B run that
+    the user has set; it is kept for later attempts.
 
     Raises:
         RunDirectoryError: the name is taken, the run is training now, or the disk is full or read-only.
@@ -95,7 +91,7 @@ def open_run_directory(
     try:
         return _open(where, config, previous_owner, wandb_id)
     except OSError as error:
-        raise directory_error(where.path, error) from error
+        raise make_directory_error(where.path, error) from error
 
 
 def _open(where: RunPlace, config: RunConfig, previous_owner: str | None, fixed_wandb_id: str | None) -> RunDirectory:
@@ -121,9 +117,8 @@ def _open(where: RunPlace, config: RunConfig, previous_owner: str | None, fixed_
 
 
 def _lock(path: Path, previous_owner: str | None) -> RunLock:
-    """Lock `path` until this process ends."""
     try:
-        return acquire(path, os.environ, previous=previous_owner)
+        return acquire_lock(path, os.environ, previous=previous_owner)
     except DirectoryOwnedError as error:
         if error.state == "unknown":
             raise RunDirectoryError(
@@ -138,17 +133,13 @@ def _lock(path: Path, previous_owner: str | None) -> RunLock:
 
 def _keep_config(path: Path, config: RunConfig) -> None:
     file = path / "config.yaml"
-    text = f"# python -m launcher fit --config {file} --resume auto\n" + _named(config, path.name).to_yaml(os.environ)
+    kept = dataclasses.replace(config, name=path.name, resume="none", resume_trust=False)
+    text = f"# python -m launcher fit --config {file} --resume auto\n" + kept.to_yaml(os.environ)
     before = file.read_text(encoding="utf-8") if file.exists() else text
     if before != text:
         # Keep a copy of the old config first: a full disk must not leave the run without one.
         write_file(path / f"config-until-{time.strftime('%Y%m%d-%H%M%S')}.yaml", before)
     write_file(file, text)
-
-
-def _named(config: RunConfig, name: str) -> RunConfig:
-    return RunConfig(**{**{k: getattr(config, k) for k in RunConfig.__dataclass_fields__},
-                        "name": name, "resume": "none", "resume_trust": False})  # fmt: skip
 
 
 def _wandb_id(path: Path, fixed: str | None) -> str:

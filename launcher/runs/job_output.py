@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from launcher.core.events import FILE_NAME, read_events
+from launcher.process.rank_log import read_tail
 from launcher.runs.submission_record import read_records
 
 _TAIL_BYTES = 64 * 1024
@@ -16,12 +18,7 @@ _ERROR = "error: "
 
 @dataclass(frozen=True, slots=True)
 class JobOutput:
-    """The output of a job without an event.
-
-    Attributes:
-        file: the output file.
-        reason: the error in it on one line, else its last line.
-    """
+    """The output of a job without an event; `reason` is the error in it on one line, else its last line."""
 
     file: Path
     reason: str
@@ -36,19 +33,14 @@ def find_job_output(run: Path) -> JobOutput | None:
 
 
 def read_job_output(record: Mapping[str, Any]) -> JobOutput | None:
-    """The output of the job of one submission; None if there is none.
-
-    Args:
-        record: from `launcher.runs.submission_record.read_records`.
-    """
-    outputs = {file: _tail(file) for file in _files(record)}
+    """The output of the job of one submission (see `read_records`); None if there is none."""
+    outputs = {file: read_tail(file, _TAIL_BYTES) for file in _files(record)}
     for file, text in outputs.items():
         error = find_error(text)
         if error is not None:
             return JobOutput(file, error)
     for file, text in outputs.items():
-        lines = text.split("\n")
-        last = next((line.strip() for line in reversed(lines) if line.strip()), None)
+        last = next((line.strip() for line in reversed(text.split("\n")) if line.strip()), None)
         if last is not None:
             return JobOutput(file, f"its last line: {last}")
     return None
@@ -61,13 +53,9 @@ def find_error(text: str) -> str | None:
     if not starts:
         return None
     first, *after = lines[starts[-1] :]
-    parts = [first.removeprefix(_ERROR)]
-    for line in after:
-        # The problems of a config are on indented lines below it.
-        if not line.startswith("  "):
-            break
-        parts.append(line.strip())
-    return " ".join(parts)
+    # The problems of a config are on indented lines below it.
+    details = itertools.takewhile(lambda line: line.startswith("  "), after)
+    return " ".join([first.removeprefix(_ERROR), *map(str.strip, details)])
 
 
 def _files(record: Mapping[str, Any]) -> list[Path]:
@@ -79,15 +67,6 @@ def _files(record: Mapping[str, Any]) -> list[Path]:
             folder, pattern = folder.parent, pattern.removeprefix("../")
         found += sorted(folder.glob(pattern))
     return [file for file in found if file.is_file() and file.stat().st_size > 0]
-
-
-def _tail(file: Path) -> str:
-    try:
-        with file.open("rb") as stream:
-            stream.seek(max(0, file.stat().st_size - _TAIL_BYTES))
-            return stream.read().decode(errors="replace")
-    except OSError:
-        return ""
 
 
 def _last_event(run: Path) -> float:

@@ -50,10 +50,7 @@ class Owner:
         boot: id of the boot of its host; None if unknown.
         namespace: of its process ids, as of a container; None if unknown.
         token: unique to the owner.
-        job: its SLURM job; None without SLURM.
-        requeues: number of requeues of the job.
         locked: whether it holds the kernel's lock on its file.
-        released: whether it has released the directory.
     """
 
     pid: int
@@ -84,7 +81,6 @@ class DirectoryOwnedError(Exception):
 
     Attributes:
         owner: that process; None if it has not written its record yet.
-        path: its file.
         state: 'running', or 'unknown' if that cannot be determined from here.
     """
 
@@ -95,13 +91,7 @@ class DirectoryOwnedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RunLock:
-    """The lock of a run directory, held until it is released or this process ends.
-
-    Attributes:
-        path: the file.
-        descriptor: of the open file; children of this process do not inherit it.
-        owner: the content of the file.
-    """
+    """The lock of a run directory, until its release or the process's end. Children do not inherit `descriptor`."""
 
     path: Path
     descriptor: int
@@ -133,13 +123,10 @@ _HELD: dict[int, RunLock] = {}
 _fork_hook_set = False
 
 
-def acquire(folder: Path, env: Mapping[str, str], *, previous: str | None = None) -> RunLock:
-    """Become the owner of `folder`.
+def acquire_lock(folder: Path, env: Mapping[str, str], *, previous: str | None = None) -> RunLock:
+    """Become the owner of a run's folder.
 
-    Args:
-        folder: of the run.
-        env: with the SLURM job.
-        previous: token of the owner in an earlier attempt of this launch, which the agent has ended.
+    `previous` is the token of the owner in an earlier attempt of this launch, which the agent has ended.
 
     Raises:
         DirectoryOwnedError: another process owns it.
@@ -192,13 +179,10 @@ def remove_lock(folder: Path) -> None:
         _file(folder, number).unlink(missing_ok=True)
 
 
-def owner_state(owner: Owner, own: Owner, previous: str | None) -> State:
-    """Whether an owner still runs, as far as that is known without the lock on its file.
+def find_owner_state(owner: Owner, own: Owner, previous: str | None) -> State:
+    """Whether an owner still runs, as far as `own`, this process, can determine it without the lock on its file.
 
-    Args:
-        owner: the owner.
-        own: this process.
-        previous: token of this launch's earlier attempt.
+    `previous` is the token of this launch's earlier attempt.
     """
     if owner.released:
         return "ended"
@@ -222,7 +206,7 @@ def _read_owner_file(path: Path, own: Owner, previous: str | None, *, writable: 
         if owner is None:
             age = time.time() - os.fstat(descriptor).st_mtime
             return None, "running" if age < _WRITTEN_WITHIN else "ended"
-        state = owner_state(owner, own, previous)
+        state = find_owner_state(owner, own, previous)
         if state == "unknown" and owner.locked:
             # Readers take a shared lock, so that they do not see each other as the owner.
             free = _flock(descriptor, fcntl.LOCK_EX if writable else fcntl.LOCK_SH)

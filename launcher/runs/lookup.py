@@ -1,11 +1,11 @@
-"""List the runs of a folder, and find one by its name."""
+"""Lists the runs of a folder, and finds one by its name."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from launcher.core.errors import NoSuchRunError
+from launcher.runs.sweep_record import is_name
 
 
 def find_runs(runs_dir: Path) -> list[Path]:
@@ -21,15 +21,12 @@ def find_run_named(runs_dir: Path, name: str) -> Path:
     """The directory of one run.
 
     Raises:
-        NoSuchRunError: no such run; lists the newest ones.
+        NoSuchRunError: no run has this name; lists the newest ones.
     """
-    # A name contains no path separator: it cannot lead out of the folder.
-    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name, re.ASCII) and _is_run(runs_dir / name):
+    if is_name(name) and _is_run(runs_dir / name):
         return runs_dir / name
     known = [path.name for path in find_runs(runs_dir)][-10:]
-    listed = (
-        f"the newest are {', '.join(known)}" if known else "the folder has no runs; give another one with --runs-dir"
-    )
+    listed = f"the newest are {', '.join(known)}" if known else "the folder has no runs; give another --runs-dir"
     raise NoSuchRunError(f"there is no run {name!r} in {runs_dir}; {listed}")
 
 

@@ -31,12 +31,8 @@ class OomRecord:
     """A strategy that ran out of memory, and the circumstances.
 
     Attributes:
-        strategy: its name.
         asked: the config's strategy: `auto`, or the name that the user gave.
-        model: import path of the module's class.
         settings: digest of the arguments of model and data, and of the user's DeepSpeed config.
-        precision: Lightning's name.
-        world_size: number of ranks.
         micro_batch_size: samples of a rank per forward pass; None if only the loader determines it.
         memory_bytes: of one rank's device; None if the plan does not know it.
     """
@@ -52,12 +48,7 @@ class OomRecord:
 
     @classmethod
     def of(cls, config: Mapping[str, Any], plan: Mapping[str, Any]) -> OomRecord:
-        """The plan's strategy in the plan's circumstances.
-
-        Args:
-            config: `RunConfig.to_dict()`, or `config.yaml`.
-            plan: `Plan.to_dict()`, or `plan.json`.
-        """
+        """The plan's strategy and circumstances; both mappings as in `config.yaml` and `plan.json`."""
         # As JSON, in which tuples and lists are equal.
         settings = json.dumps(redact([config.get(name) for name in _SETTINGS]), sort_keys=True, default=str)
         return cls(
@@ -81,12 +72,7 @@ class OomRecord:
 
 @dataclass(frozen=True, slots=True)
 class MemoryRecord:
-    """The strategies of a run that ran out of memory.
-
-    Attributes:
-        entries: oldest first.
-        problem: why the file cannot be read; None if it can, or if there is none.
-    """
+    """The strategies of a run that ran out of memory, oldest first; `problem` is why the file cannot be read."""
 
     entries: tuple[OomRecord, ...] = ()
     problem: str | None = None
@@ -110,11 +96,7 @@ def read_memory_record(run: Path) -> MemoryRecord:
 
 
 def add_oom_record(run: Path, entry: OomRecord) -> bool:
-    """Add an entry to a run's record.
-
-    Returns:
-        Whether it is recorded; a full disk must not hide the original error.
-    """
+    """Add an entry to a run's record; return whether it is there. A full disk must not hide the original error."""
     with contextlib.suppress(OSError):
         known = read_memory_record(run).entries
         if entry not in known:
@@ -124,15 +106,10 @@ def add_oom_record(run: Path, entry: OomRecord) -> bool:
 
 
 def add_attempt_oom_record(run: Path) -> bool:
-    """Add the strategy of the run's last plan, for a rank that the kernel killed.
-
-    Returns:
-        See `add_oom_record`.
-    """
+    """Add the strategy of the run's last plan, for a rank that the kernel killed; see `add_oom_record`."""
     try:
         config: Any = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-        plan = json.loads((run / "plan.json").read_text(encoding="utf-8"))
-        entry = OomRecord.of(config, plan)
+        entry = OomRecord.of(config, json.loads((run / "plan.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
         return False
     return add_oom_record(run, entry)

@@ -1,4 +1,4 @@
-"""Which run directory an attempt uses, and which checkpoint it resumes from. Creates nothing."""
+"""Selects the run directory of an attempt and the checkpoint that it resumes from. Creates nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from launcher.core.events import read_events
 from launcher.core.secrets import redact
 from launcher.runs.oom_record import FILE_NAME as OOM_RECORD
 from launcher.runs.sweep_record import MEMBERS
-from launcher.runs.trust import check_run_folder, run_folder_problem
+from launcher.runs.trust import check_run_folder, find_run_folder_problem
 
 LAST_CHECKPOINT = "last.ckpt"
 # Settings that may change between two attempts of one run.
@@ -32,7 +32,6 @@ class RunPlace:
     """The directory of a run, which may not exist yet.
 
     Attributes:
-        path: absolute path of the directory.
         exists: whether it is a run's directory already.
         resume_from: checkpoint that the next attempt resumes from; None for a fresh start.
         notices: about newer checkpoints that are damaged and were skipped.
@@ -47,18 +46,16 @@ class RunPlace:
 def find_run(config: RunConfig, *, restart_of: str | None = None, is_requeued: bool = False) -> RunPlace:
     """Find the run's directory and the checkpoint to resume from.
 
-    Args:
-        config: with the name and what to resume.
-        restart_of: name of the run that an earlier attempt of the same launch created.
-        is_requeued: the scheduler started this job again, which may start the run from step 0.
+    `restart_of` is the name of the run that an earlier attempt of the same launch created. `is_requeued` means that the
+    scheduler started this job again, which may start the run from step 0.
 
     Raises:
         RunDirectoryError: the name is taken, or the folder of the runs cannot be read.
-        ResumeError: no such checkpoint, no valid one, or none of a run that has trained.
+        ResumeError: the checkpoint is missing, none is valid, or a run that has trained has none.
     """
     runs = Path(config.runs_dir).absolute()
-    name = restart_of or config.name or (config.resume == "auto" and newest_matching_run(config)) or None
-    explicit = explicit_checkpoint(config)
+    name = restart_of or config.name or (config.resume == "auto" and find_newest_matching_run(config)) or None
+    explicit = find_explicit_checkpoint(config)
     path = runs / (name or config.digest()[:6])
     try:
         path = runs / name if name else _fresh_path(runs, config)
@@ -67,7 +64,9 @@ def find_run(config: RunConfig, *, restart_of: str | None = None, is_requeued: b
         if (path / MEMBERS).exists():
             raise RunDirectoryError(f"{path.name!r} is a sweep at {path}; choose another --name for a run")
         # A run without a checkpoint has nothing to lose: it may be started from its beginning.
-        own = explicit is not None and (explicit.is_relative_to(path) or last_checkpoint(path / "checkpoints") is None)
+        own = explicit is not None and (
+            explicit.is_relative_to(path) or find_last_checkpoint(path / "checkpoints") is None
+        )
         if exists and not (own or restart_of is not None or config.resume == "auto"):
             raise RunDirectoryError(
                 f"run {path.name!r} exists already at {path}; choose another --name, or resume it with --resume auto "
@@ -81,11 +80,11 @@ def find_run(config: RunConfig, *, restart_of: str | None = None, is_requeued: b
             may_start_again = is_requeued or restart_of is not None or (path / OOM_RECORD).exists()
             notices = (*notices, *_check_missing_checkpoint(path, may_start_again))
     except OSError as error:
-        raise directory_error(path, error) from error
+        raise make_directory_error(path, error) from error
     return RunPlace(path, exists, chosen, notices)
 
 
-def directory_error(path: Path, error: OSError) -> RunDirectoryError:
+def make_directory_error(path: Path, error: OSError) -> RunDirectoryError:
     """The error for a run directory that cannot be read or created."""
     return RunDirectoryError(
         f"run directory {path} cannot be created: {error.strerror or error}; set runs_dir to a writable folder with "
@@ -93,12 +92,12 @@ def directory_error(path: Path, error: OSError) -> RunDirectoryError:
     )
 
 
-def last_checkpoint(folder: Path) -> Path | None:
+def find_last_checkpoint(folder: Path) -> Path | None:
     """The checkpoint that a run resumes from if it is valid: `last.ckpt`, else the newest one."""
     return next(iter(candidates(folder, LAST_CHECKPOINT)), None)
 
 
-def newest_matching_run(config: RunConfig) -> str | None:
+def find_newest_matching_run(config: RunConfig) -> str | None:
     """Name of the newest run with this config that has trained, or has a record of running out of memory."""
     runs = Path(config.runs_dir)
     # Through YAML, like the other side: a tuple given in code becomes a list.
@@ -107,12 +106,14 @@ def newest_matching_run(config: RunConfig) -> str | None:
     for file in runs.glob("*/config.yaml"):
         path = file.parent
         try:
-            if run_folder_problem(path) is not None:
+            if find_run_folder_problem(path) is not None:
                 continue  # in a shared folder, another user's
             same = _identity(yaml.safe_load(file.read_text(encoding="utf-8"))) == wanted
         except (OSError, yaml.YAMLError, AttributeError, TypeError):
             continue  # not a run, or not written completely yet
-        if same and (last_checkpoint(path / "checkpoints") or (path / OOM_RECORD).exists() or _last_trained_step(path)):
+        if same and (
+            find_last_checkpoint(path / "checkpoints") or (path / OOM_RECORD).exists() or _last_trained_step(path)
+        ):
             found.append((file.stat().st_mtime, path.name))
     return max(found)[1] if found else None
 
@@ -127,7 +128,7 @@ def _identity(values: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def explicit_checkpoint(config: RunConfig) -> Path | None:
+def find_explicit_checkpoint(config: RunConfig) -> Path | None:
     """The checkpoint that `resume` names, None for `auto` and `none`.
 
     Raises:
@@ -139,9 +140,8 @@ def explicit_checkpoint(config: RunConfig) -> Path | None:
     try:
         found = path.exists()
     except OSError as error:
-        raise ResumeError(
-            f"resume: {path} cannot be read: {error.strerror or error}; give another checkpoint"
-        ) from error
+        reason = error.strerror or error
+        raise ResumeError(f"resume: {path} cannot be read: {reason}; give another checkpoint") from error
     if not found:
         raise ResumeError(f"resume: {path} does not exist; give a checkpoint, `auto` or `none`")
     return path
@@ -154,15 +154,7 @@ def _fresh_path(runs: Path, config: RunConfig) -> Path:
 
 
 def _check_missing_checkpoint(run: Path, may_start_again: bool) -> tuple[str, ...]:
-    """Notices about a run to resume that has no checkpoint; none if it has not trained.
-
-    Args:
-        run: its directory.
-        may_start_again: whether no user requested this start: a restart or a requeued job.
-
-    Raises:
-        ResumeError: it has trained, and may not start again at step 0.
-    """
+    """Notices about a run to resume without a checkpoint; a ResumeError if it may not start again at step 0."""
     steps = _last_trained_step(run)
     if not steps:
         return ()

@@ -36,14 +36,14 @@ def read_records(run: Path) -> list[dict[str, Any]]:
         try:
             record = json.loads(file.read_text())
             # Records of earlier versions have no `output`.
-            output = [OUTPUT, *slurm_output(str(record.get("job_id")), record.get("sweep"))]
+            output = [OUTPUT, *list_slurm_output(str(record.get("job_id")), record.get("sweep"))]
             found.append((int(file.parent.name), {"output": output, **record, "folder": str(file.parent)}))
         except (OSError, ValueError, TypeError, AttributeError):
             continue  # not written completely yet, or not a record
     return [record for _, record in sorted(found, key=lambda pair: pair[0])]
 
 
-def slurm_output(job_id: str, sweep: str | None = None) -> list[str]:
+def list_slurm_output(job_id: str, sweep: str | None = None) -> list[str]:
     """Patterns of submitit's output files, standard error first; those of array members are in the sweep's folder."""
     folders = ("",) if sweep is None else ("", f"../../../{sweep}/{ARRAYS}/*/")
     return [f"{folder}{job_id}_*_log.{kind}" for kind in ("err", "out") for folder in folders]

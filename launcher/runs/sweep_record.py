@@ -56,6 +56,10 @@ def read_arrays(sweep: Path) -> list[dict[str, Any]]:
 
 def find_sweep(runs_dir: Path, name: str) -> Path | None:
     """The folder of a sweep; None if no sweep has that name."""
-    # A name contains no path separator: it cannot lead out of the folder.
     path = runs_dir / name
-    return path if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name, re.ASCII) and read_members(path) else None
+    return path if is_name(name) and read_members(path) else None
+
+
+def is_name(name: str) -> bool:
+    """Whether it may name a run or a sweep: without a path separator it cannot lead out of the folder."""
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name, re.ASCII) is not None

@@ -1,4 +1,4 @@
-"""Whether a run's directory can be trusted if several users share the folder of the runs.
+"""Checks whether a run's directory can be trusted if several users share the folder of the runs.
 
 A user who can write to it decides what is loaded, resumed and overwritten. Therefore this user must own a run's
 directory, no other user may write to it, and no file that the launcher writes may be a link.
@@ -22,18 +22,18 @@ _FOLDERS = ("logs", "checkpoints", "wandb", "submissions")
 
 
 def check_run_folder(path: Path) -> None:
-    """Reject a run's directory that another user may have prepared; it may also not exist.
+    """Reject a run's directory that another user may have prepared. Accepts one that does not exist.
 
     Raises:
         RunDirectoryError: with the problem and what to do.
         OSError: it cannot be read.
     """
-    problem = run_folder_problem(path)
+    problem = find_run_folder_problem(path)
     if problem is not None:
         raise RunDirectoryError(f"{problem}; or choose another --name or runs_dir")
 
 
-def run_folder_problem(path: Path) -> str | None:
+def find_run_folder_problem(path: Path) -> str | None:
     """Why a run's directory is not trusted; None if it is, or if it does not exist.
 
     Raises:

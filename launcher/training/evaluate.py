@@ -24,7 +24,7 @@ from launcher.core.errors import UsageError
 from launcher.core.events import FILE_NAME, EventLog
 from launcher.core.output import RunOutput
 from launcher.core.terminal import make_console
-from launcher.loggers.selection import own_loggers, run_loggers
+from launcher.loggers.selection import choose_loggers, list_own_loggers
 from launcher.loggers.wandb_run import QueuedWandbLogger
 from launcher.planning.plan import Plan, make_plan
 from launcher.runs.directory import RunDirectory
@@ -143,8 +143,8 @@ def _evaluation_trainer(
     ctx: RunContext, objects: UserObjects, command: str, wandb_logger: QueuedWandbLogger | None
 ) -> pl.Trainer:
     is_predict = command == "predict"
-    own = objects.loggers if is_predict else own_loggers(ctx.config, objects.loggers, ctx.run)
-    loggers = run_loggers(own, wandb_logger, ctx.run, is_off=is_predict)
+    own = objects.loggers if is_predict else list_own_loggers(ctx.config, objects.loggers, ctx.run)
+    loggers = choose_loggers(own, wandb_logger, ctx.run, is_off=is_predict)
     callbacks = [*objects.callbacks, *heartbeat_callbacks(ctx.status)]
     if is_predict and not any(isinstance(each, BasePredictionWriter) for each in objects.callbacks):
         callbacks.append(PredictionFiles(ctx.run.path / "predictions"))

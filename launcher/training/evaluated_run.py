@@ -16,7 +16,7 @@ from launcher.config.schema import RunConfig
 from launcher.core.errors import ResumeError, RunDirectoryError
 from launcher.runs.directory import RunDirectory, open_run_directory
 from launcher.runs.lookup import find_run_named
-from launcher.runs.selection import LAST_CHECKPOINT, newest_matching_run
+from launcher.runs.selection import LAST_CHECKPOINT, find_newest_matching_run
 from launcher.runs.trust import check_run_folder
 
 BEST, LAST = "best", "last"
@@ -86,7 +86,7 @@ def _find_folder(config: RunConfig, given: Path | None) -> Path:
     if path is not None:
         return path
     runs = Path(config.runs_dir).absolute()
-    name = config.name or newest_matching_run(config)
+    name = config.name or find_newest_matching_run(config)
     if name is None:
         new = "" if given is None else f"; to evaluate {given.name} in a new run, give its name: --name NEW"
         raise RunDirectoryError(

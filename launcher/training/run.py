@@ -14,12 +14,12 @@ from launcher.checkpoint.resume import explain_other_model, scaler_problem
 from launcher.core.errors import Interrupted
 from launcher.core.secrets import find_secrets, redact
 from launcher.hardware.topology import Topology
-from launcher.loggers.selection import own_loggers, run_loggers, wants_no_logger
+from launcher.loggers.selection import choose_loggers, list_own_loggers, wants_no_logger
 from launcher.loggers.wandb_config import build_wandb_config
 from launcher.loggers.wandb_run import QueuedWandbLogger
 from launcher.planning.changes import PlanChanges
 from launcher.planning.fit_plan import check_model
-from launcher.runs.selection import last_checkpoint
+from launcher.runs.selection import find_last_checkpoint
 from launcher.training.callbacks.events import EventWriter, as_numbers
 from launcher.training.callbacks.memory import MeasuredMemory
 from launcher.training.callbacks.run_callbacks import RunParts, run_callbacks
@@ -91,8 +91,8 @@ def _fit(
     objects = _user_objects(ctx)
     _notify_lost_loss_scale(ctx)
     changes = PlanChanges(ctx.plan, ctx.run, ctx.output)
-    own = own_loggers(ctx.config, objects.loggers, ctx.run)
-    loggers = run_loggers(own, wandb_logger, ctx.run, is_off=wants_no_logger(ctx.config))
+    own = list_own_loggers(ctx.config, objects.loggers, ctx.run)
+    loggers = choose_loggers(own, wandb_logger, ctx.run, is_off=wants_no_logger(ctx.config))
     parts = RunParts(objects, stop, listener, measured, loggers, wandb_logger, _describe_model(ctx, objects))
     events = EventWriter(ctx.output.events)
     on_unused = changes.unused_parameters if ctx.config.strategy == AUTO else None
@@ -141,7 +141,7 @@ def _notify_lost_loss_scale(ctx: RunContext) -> None:
 
 def _result(ctx: RunContext, trainer: pl.Trainer) -> FitResult:
     metrics = as_numbers(trainer.callback_metrics)
-    last = last_checkpoint(ctx.run.checkpoints)
+    last = find_last_checkpoint(ctx.run.checkpoints)
     best, monitor = find_best_checkpoint(trainer)
     return FitResult(ctx.run.path, ctx.plan, metrics, trainer.global_step, last, best or last, trainer, monitor)
 

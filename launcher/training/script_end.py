@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
-from launcher.agreement.script_ranks import end_script_ranks, ended_ranks, is_script_rank
+from launcher.agreement.script_ranks import end_script_ranks, is_script_rank, list_ended_ranks
 from launcher.core.errors import Interrupted, TrainingError, UsageError
 from launcher.core.secrets import scrub
 from launcher.hardware.topology import Topology
@@ -48,7 +48,7 @@ class _Training:
         try:
             while not self.store.check(keys):
                 missing = [rank for rank, key in enumerate(keys) if not self.store.check([key])]
-                if time.monotonic() > deadline or not ended_ranks().keys().isdisjoint(missing):
+                if time.monotonic() > deadline or not list_ended_ranks().keys().isdisjoint(missing):
                     return missing
                 time.sleep(_POLL_INTERVAL)
         except RuntimeError:
@@ -126,7 +126,7 @@ def leave_together() -> Iterator[None]:
 def _raise_first_failure(training: _Training, error: Exception) -> None:
     """Wait for the other ranks; raise an error that explains `error` if there is one."""
     missing = training.await_all()
-    ended = ended_ranks()
+    ended = list_ended_ranks()
     if missing and training.rank == 0:
         # Within a collective they take SIGTERM as a request to save, which they cannot do.
         end_script_ranks(0.0, 1.0)

@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from launcher.agreement.script_ranks import rank_variables
+from launcher.agreement.script_ranks import make_rank_variables
 from launcher.checkpoint.deepspeed import read_consolidated
 from tests.support import wandb_file
 from tests.support.processes import Finished, launcher, run, run_warm
@@ -179,7 +179,7 @@ def script_on_two_ranks(folder: Path, script: str) -> list[str]:
     port = free_port()
 
     def one(rank: int) -> str:
-        env = {**env_of(folder), **rank_variables(rank, 2, port)}
+        env = {**env_of(folder), **make_rank_variables(rank, 2, port)}
         command = [sys.executable, script]
         return run_warm(command, folder, env=env, timeout=200, preloaded=DEEPSPEED).check().output
 

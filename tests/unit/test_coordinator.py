@@ -1,4 +1,4 @@
-"""`TrainingCoordinator`: what its arguments become. The trainings themselves are in tests/distributed."""
+"""The arguments of `TrainingCoordinator`. The trainings themselves are in tests/distributed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.support.toy import Numbers, Toy, ToyData
 
 
 class Fits:
-    """Stands where `fit` would train; keeps what it was given."""
+    """Replaces `fit`; keeps the arguments that it receives."""
 
     def __init__(self) -> None:
         self.configs: list[RunConfig] = []
@@ -50,7 +50,7 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> Fits:
     made = Fits()
     monkeypatch.setattr(module, "fit", made)
     monkeypatch.setattr(module, "in_notebook", lambda: False)
-    # The script of this process is pytest: a rank of its own would run the whole suite again.
+    # The script of this process is pytest: another rank would run the whole suite again.
     monkeypatch.setattr(module, "script_rank", lambda count: {"RANK": "0", "COUNT": str(count)})
     return made
 
@@ -134,7 +134,7 @@ def test_each_argument_is_an_attribute_as_it_was_given(tmp_path: Path) -> None:
         assert getattr(defaults, name) == parameter.default, name
 
 
-def test_two_trainings_of_one_coordinator_have_nothing_of_each_other(fits: Fits) -> None:
+def test_two_trainings_of_one_coordinator_are_independent(fits: Fits) -> None:
     made = coordinator()
     made.train(Toy(), loader(), name="a", max_epochs=5, use_amp=True, max_steps=3)
     made.train(Toy(), loader(), name="b")
@@ -197,7 +197,7 @@ def test_something_that_is_no_lightning_module_is_refused(fits: Fits, model: Any
 
 
 @pytest.mark.parametrize("precision", ["17", "fp15", "", None, 8.5, "mixed", True])
-def test_an_invalid_precision_is_told_where_it_is_given(precision: Any) -> None:
+def test_an_invalid_precision_is_rejected_by_the_constructor(precision: Any) -> None:
     with pytest.raises(PrecisionError):
         TrainingCoordinator(precision=precision)
 
@@ -208,14 +208,14 @@ def test_every_spelling_of_a_precision_is_taken(precision: Any, fits: Fits) -> N
     assert len(fits.configs) == 1
 
 
-def test_every_wrong_setting_is_told_at_once_with_what_was_meant(fits: Fits, tmp_path: Path) -> None:
+def test_all_wrong_settings_are_reported_together_with_suggestions(fits: Fits, tmp_path: Path) -> None:
     wrong = coordinator(output_dir=tmp_path / "runs", strategy="dpp", devices=0, gradient_clip_val=-1.0)
     with pytest.raises(ConfigError) as caught:
         wrong.train(Toy(), loader(), name="../elsewhere", max_epochs=-7, max_step=3, seed=-1)
-    told = {problem.path: problem.message for problem in caught.value.problems}
-    assert set(told) == {"name", "seed", "devices", "strategy", "trainer.gradient_clip_val", "trainer.max_epochs",
+    reported = {problem.path: problem.message for problem in caught.value.problems}
+    assert set(reported) == {"name", "seed", "devices", "strategy", "trainer.gradient_clip_val", "trainer.max_epochs",
                          "trainer.max_step"}  # fmt: skip
-    assert told["trainer.max_step"] == "unknown key; did you mean trainer.max_steps?"
+    assert reported["trainer.max_step"] == "unknown key; did you mean trainer.max_steps?"
     assert fits.configs == []
     assert not (tmp_path / "runs").exists()
 
@@ -228,7 +228,7 @@ def test_objects_among_the_trainers_options_are_pointed_to_their_place(fits: Fit
 
 @pytest.mark.parametrize("name", ["accelerator", "ckpt_path", "default_root_dir", "devices", "loggers", "num_nodes",
                                   "output_dir", "precision", "strategy", "wandb"])  # fmt: skip
-def test_an_option_that_belongs_elsewhere_is_told_where(fits: Fits, name: str) -> None:
+def test_the_error_for_a_misplaced_option_states_its_place(fits: Fits, name: str) -> None:
     options: Any = {name: "x"}
     with pytest.raises(ConfigError) as caught:
         coordinator().train(Toy(), loader(), **options)
@@ -261,7 +261,7 @@ def test_one_object_is_a_list_of_one_as_for_a_trainer(fits: Fits, tmp_path: Path
     assert (list(none.callbacks), list(none.loggers), none.precision_plugin) == ([], [], None)
 
 
-def test_the_users_own_objects_are_handed_on(fits: Fits, tmp_path: Path) -> None:
+def test_the_users_objects_are_passed_on(fits: Fits, tmp_path: Path) -> None:
     callback, logger, plugin = pl.Callback(), CSVLogger(tmp_path), DoublePrecision()
     coordinator(callbacks=[callback], loggers=[logger], plugins=[plugin]).train(Toy(), loader())
     given = fits.given[0]
@@ -269,7 +269,7 @@ def test_the_users_own_objects_are_handed_on(fits: Fits, tmp_path: Path) -> None
 
 
 @pytest.mark.case(19)
-def test_the_plan_hears_of_a_plugin_of_the_users_own(fits: Fits) -> None:
+def test_the_plan_knows_the_users_plugin(fits: Fits) -> None:
     coordinator(plugins=[DoublePrecision()]).train(Toy(), loader())
     traits = fits.given[0].traits()
     assert traits["precision_plugin"] == "lightning.pytorch.plugins.precision.double.DoublePrecision"
@@ -309,7 +309,7 @@ def test_a_notebook_trains_on_one_process_with_a_notice_unless_more_are_allowed(
 
 
 @pytest.mark.case(44)
-def test_one_process_in_a_notebook_is_nothing_to_tell(fits: Fits, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_process_in_a_notebook_gives_no_notice(fits: Fits, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "in_notebook", lambda: True)
     coordinator().train(Toy(), loader())
     assert (fits.given[0].notices, fits.configs[0].devices) == ((), "auto")
@@ -330,7 +330,7 @@ def test_a_model_that_optimizes_by_hand_is_not_clipped_by_default(fits: Fits, cl
     model = Toy()
     model.automatic_optimization = False
     coordinator(gradient_clip_val=clip).train(model, loader())
-    # A number that somebody chose goes to Lightning, which says why it cannot be.
+    # A number that the user chose is passed to Lightning, which reports the error.
     assert fits.configs[0].trainer.gradient_clip_val == (None if clip == 1.0 else clip)
 
 
@@ -344,7 +344,7 @@ def test_what_torch_compile_made_of_a_module_is_trained_and_given_back(fits: Fit
         coordinator().train(torch.compile(model.net, backend="eager"), loader())
 
 
-def test_a_script_with_several_devices_makes_its_ranks(fits: Fits, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_script_with_several_devices_starts_its_ranks(fits: Fits, monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[str] = []
     monkeypatch.setattr(script_end, "end_script_ranks", lambda: ended.append("ended"))
     coordinator(devices=3).train(Toy(), loader())
@@ -379,7 +379,7 @@ def test_making_a_coordinator_does_nothing(tmp_path: Path, monkeypatch: pytest.M
 
 
 class PrunedError(Exception):
-    """As another library's: it wants more than a message."""
+    """As another library's exception: takes more than a message."""
 
     def __init__(self, trial: int, reason: str) -> None:
         super().__init__(f"trial {trial}: {reason}")
@@ -410,7 +410,7 @@ def test_what_the_users_code_raised_is_caught_as_under_lightning(
     assert (type(again), str(again)) == (TrainingError, "rank 3 (node0): it failed")
 
 
-def test_an_error_of_the_launchers_own_is_only_that(fits: Fits, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_launcher_has_no_second_class(fits: Fits, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> FitResult:
         raise TrainingError("rank 1 ended first")
 
@@ -420,7 +420,7 @@ def test_an_error_of_the_launchers_own_is_only_that(fits: Fits, monkeypatch: pyt
     assert type(caught.value) is TrainingError
 
 
-def test_logger_true_asks_for_lightnings_default_logger_and_none_for_the_launchers(fits: Fits) -> None:
+def test_logger_true_selects_lightnings_default_logger_and_none_the_launchers(fits: Fits) -> None:
     for given in (True, None, False):
         coordinator().train(Toy(), loader(), logger=given)
     assert [config.trainer.logger for config in fits.configs] == [True, None, []]

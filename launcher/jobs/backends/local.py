@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from launcher.core.errors import Problem, QueueError, SubmitError
 from launcher.core.own_modules import module_command
 from launcher.jobs.backends.base import JobBackend, JobStatus, Record, SubmittedJob, cancel_on_error
-from launcher.process.background import OUTPUT, ask_to_stop, is_running, start_detached
+from launcher.process.background import OUTPUT, is_running, request_stop, start_detached
 from launcher.runs.lock import read_owner
 from launcher.runs.submission_record import write_record
 from launcher.runs.sweep_record import read_array_record, write_array
@@ -66,7 +66,7 @@ class LocalBackend(JobBackend):
                 "until the run trains"
             )
         pid = record.get("pid")
-        if not pid or not ask_to_stop(pid, record.get("started")):
+        if not pid or not request_stop(pid, record.get("started")):
             raise QueueError(
                 f"process {pid} does not run on this machine; to save and stop, send SIGTERM to the process that trains"
             )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from launcher.core.errors import Problem, QueueError, SubmitError
 from launcher.jobs.backends.base import JobBackend, JobStatus, Record, SubmittedJob, cancel_on_error
-from launcher.runs.submission_record import slurm_output, write_record
+from launcher.runs.submission_record import list_slurm_output, write_record
 from launcher.runs.sweep_record import write_array
 from slurm.queue import (
     UNKNOWN,
@@ -71,7 +71,7 @@ class SlurmBackend(JobBackend):
         executor = _executor(submission)
         with self._submitting(executor, submission.folder, "job"):
             job_id = executor.submit(FitTask(_fit_request(submission, cwd))).job_id
-        record = {"job_id": job_id, "nodes": submission.job.nodes, "output": slurm_output(job_id)}
+        record = {"job_id": job_id, "nodes": submission.job.nodes, "output": list_slurm_output(job_id)}
         return SubmittedJob(record, f"job {job_id} is queued")
 
     def submit_sweep(self, sweep: SweepSubmission, cwd: Path) -> str:
@@ -84,7 +84,7 @@ class SlurmBackend(JobBackend):
             for index, each in zip(sweep.choice.indices, sweep.submissions, strict=True):
                 member = f"{job_id}_{index}"
                 write_record(each.folder, self.name, job_id=member, nodes=each.job.nodes, sweep=sweep.name,
-                             output=slurm_output(member, sweep.name))  # fmt: skip
+                             output=list_slurm_output(member, sweep.name))  # fmt: skip
             write_array(sweep.folder, cluster=self.name, job_id=job_id, indices=list(sweep.choice.indices))
         return f"array {job_id} of {len(sweep.submissions)} jobs is queued"
 

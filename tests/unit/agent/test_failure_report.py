@@ -130,7 +130,7 @@ def test_exit_codes_are_converted_to_a_shells() -> None:
 
 def test_outcomes_can_be_stored_as_json() -> None:
     outcome = make_outcome(1, 1, error=make_error(), last_lines=("a", "b"))
-    assert RankOutcome.from_dict(json.loads(json.dumps(outcome.to_dict()))) == outcome
+    assert RankOutcome.from_dict(json.loads(json.dumps(dataclasses.asdict(outcome)))) == outcome
 
 
 def _describe(exception: BaseException) -> RankError:

@@ -8,28 +8,34 @@ import psutil
 import pytest
 
 from launcher.agent.hang_detection import RankState
-from launcher.agent.rank_inspector import RankInspector, RankProcess, read_last_lines, read_process_status
-from launcher.process.heartbeat import BEFORE_TRAINING, UNKNOWN, Heartbeat, HeartbeatWriter, read_beat
-from launcher.process.oom_kills import count_oom_kills, oom_kill_counters
+from launcher.agent.rank_inspector import (
+    RankInspector,
+    RankProcess,
+    count_oom_kills,
+    find_oom_kill_counters,
+    read_last_lines,
+    read_process_status,
+)
+from launcher.process.heartbeat import BEFORE_TRAINING, UNKNOWN, Heartbeat, HeartbeatWriter, read_heartbeat
 from launcher.process.rank_status import FOLDER_VARIABLE, RankStatusWriter, beat_path, read_status, report_path
 
 
 def test_heartbeats_are_read_as_written(tmp_path: Path) -> None:
     times = iter((1.0, 2.0, 3.0, 4.0))
     path = tmp_path / "beat"
-    assert read_beat(path) is None
+    assert read_heartbeat(path) is None
     writer = HeartbeatWriter(path, clock=lambda: next(times))
-    assert read_beat(path) == Heartbeat(BEFORE_TRAINING, 1.0, UNKNOWN, False)
+    assert read_heartbeat(path) == Heartbeat(BEFORE_TRAINING, 1.0, UNKNOWN, False)
     writer.beat(7)
     writer.beat()
-    assert read_beat(path) == Heartbeat(7, 3.0, UNKNOWN, False)
+    assert read_heartbeat(path) == Heartbeat(7, 3.0, UNKNOWN, False)
     writer.set_collectives(42)
-    assert read_beat(path) == Heartbeat(7, 3.0, 42, False), "a count from another thread is not a heartbeat"
+    assert read_heartbeat(path) == Heartbeat(7, 3.0, 42, False), "a count from another thread is not a heartbeat"
     writer.announce_stack_dumps()
-    assert read_beat(path) == Heartbeat(7, 4.0, 42, True)
+    assert read_heartbeat(path) == Heartbeat(7, 4.0, 42, True)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     path.write_bytes(b"cut")
-    assert read_beat(path) is None
+    assert read_heartbeat(path) is None
 
 
 def test_a_ranks_report_is_read_and_keeps_its_first_error(tmp_path: Path) -> None:
@@ -113,7 +119,7 @@ def test_outcomes_combine_the_process_and_the_ranks_report(tmp_path: Path) -> No
     report.record_error(ValueError("mine"))
     inspector = RankInspector(tmp_path)
     ranks = {0: RankProcess(os.getpid(), None), 1: RankProcess(1, 1, ended=8.0)}
-    states = {0: RankState(read_beat(beat_path(tmp_path, 0)), "stopped")}
+    states = {0: RankState(read_heartbeat(beat_path(tmp_path, 0)), "stopped")}
     zero, one = inspector.collect_outcomes(ranks, states, hung={0: "stopped"})
     assert (zero.hung, zero.doing, zero.step, zero.exit_code) == (True, "stopped", 4, None)
     assert (one.step, one.exit_code, one.time) == (5, 1, 8.0)
@@ -132,14 +138,14 @@ def test_out_of_memory_kills_are_counted_in_both_versions_of_cgroups(tmp_path: P
     }.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    counters = oom_kill_counters(proc, groups)
+    counters = find_oom_kill_counters(proc, groups)
     assert len(counters) == 3
     assert count_oom_kills(counters) == 1 + 2 + 4
     (groups / "slice/job/memory.events").unlink()
     assert count_oom_kills(counters) == 3, "a control group may disappear"
-    assert oom_kill_counters(tmp_path / "no", groups) == ()
+    assert find_oom_kill_counters(tmp_path / "no", groups) == ()
 
 
 def test_the_counters_of_this_machine_are_read() -> None:
-    assert Path("/proc/vmstat") in oom_kill_counters()
-    assert count_oom_kills(oom_kill_counters()) >= 0
+    assert Path("/proc/vmstat") in find_oom_kill_counters()
+    assert count_oom_kills(find_oom_kill_counters()) >= 0

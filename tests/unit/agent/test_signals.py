@@ -6,14 +6,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from launcher.agent.signals import HANDLED, AgentSignals, AgentStopped, is_kill_request, to_rank_signal
+from launcher.agent.signals import AgentSignals, AgentStopped, is_kill_request, to_rank_signal
+from launcher.process.parent_death import STOP_SIGNALS
 
 INT, TERM, USR2, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP
 
 
 @pytest.fixture(autouse=True)
 def _restore_handlers() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in HANDLED}
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -29,7 +30,7 @@ def test_which_second_signal_kills(first: int, second: int, seconds: float, now:
 
 
 def test_ranks_receive_sigint_or_sigterm() -> None:
-    assert [to_rank_signal(number) for number in HANDLED] == [INT, TERM, TERM, TERM, TERM]
+    assert [to_rank_signal(number) for number in STOP_SIGNALS] == [INT, TERM, TERM, TERM, TERM]
 
 
 def test_the_first_signal_is_forwarded_and_the_second_kills() -> None:
@@ -47,7 +48,7 @@ def test_the_first_signal_is_forwarded_and_the_second_kills() -> None:
     assert actions == [INT, "kill"]
     assert signals.first == INT
     # A later signal must not interrupt the end of the agent.
-    assert {signal.getsignal(number) for number in HANDLED} == {signal.SIG_IGN}
+    assert {signal.getsignal(number) for number in STOP_SIGNALS} == {signal.SIG_IGN}
 
 
 def test_without_ranks_the_agent_ends() -> None:

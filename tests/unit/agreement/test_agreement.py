@@ -1,4 +1,4 @@
-"""`launcher.agreement.facts`: what must be equal on all ranks, and the names of those where it is not."""
+"""`launcher.agreement.facts`: what must be equal on all ranks, and which ranks differ."""
 
 from __future__ import annotations
 

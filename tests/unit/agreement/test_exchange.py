@@ -1,4 +1,4 @@
-"""`launcher.agreement.handshake` over a real TCPStore: one decision for all ranks or one error with the right names."""
+"""`launcher.agreement.handshake` over a real TCPStore: one decision, or one error with the right ranks."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_a_missing_rank_is_named_on_all_others(rendezvous: LocalRendezvous) -> N
         return lambda name, key: arrived[n].set() if name == "wait" else None
 
     def lead() -> Decision:
-        # Its time begins when the others are there, however slow the machine is.
+        # Its time begins when the others have arrived, even on a slow machine.
         assert all_set(list(arrived.values()))
         return exchange(Participant(rendezvous.client(), 4, facts(0), 1), decide)
 
@@ -177,7 +177,7 @@ def test_a_lost_store_is_not_reported_as_a_missing_rank() -> None:
 
     error, _ = run_ranks([rank(follower, facts(1), 2), end])
     assert isinstance(error, AgreementError)
-    assert "the store of the ranks is gone" in str(error)
+    assert "cannot reach the store of the ranks" in str(error)
 
 
 def answering(store: Any) -> tuple[Spy, threading.Event]:
@@ -187,7 +187,7 @@ def answering(store: Any) -> tuple[Spy, threading.Event]:
 
 
 def follow_then_lead(rendezvous: LocalRendezvous, world: int) -> list[Any]:
-    """Followers that answer whatever the store holds, and a leader that comes only then; leader's result first."""
+    """Followers that answer an old challenge before the leader starts; returns the leader's result first."""
     followers = [answering(rendezvous.client()) for _ in range(1, world)]
 
     def lead() -> Decision:
@@ -250,7 +250,7 @@ def test_a_late_rank_receives_the_error_of_the_attempt_without_it(
 def test_a_follower_of_a_late_rank_zero_learns_which_rank_is_missing(
     rendezvous: LocalRendezvous, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The follower's time begins anew with rank zero's challenge: rank zero alone knows who is missing."""
+    """The follower's time restarts with rank zero's challenge: only rank zero knows which ranks are missing."""
     monkeypatch.setattr(launcher.agreement.handshake, "_GRACE", 0.5)
     run_ranks([rank(rendezvous.client(), facts(n), 3) for n in range(3)])
     looks: list[str] = []
@@ -259,7 +259,7 @@ def test_a_follower_of_a_late_rank_zero_learns_which_rank_is_missing(
     def look(name: str, key: Any) -> None:
         if (name, key) == ("get", "launcher/challenge"):
             looks.append(name)
-            # It pauses 0.05 s between two looks at the earlier attempt's: more than the grace is over now.
+            # It checks the earlier attempt's decision every 0.05 s: more than the grace period has passed.
             if len(looks) == 13:
                 late.set()
 
@@ -290,7 +290,7 @@ def test_the_others_wait_for_a_living_rank_zero_and_report_its_activity(
 ) -> None:
     monkeypatch.setattr(launcher.agreement.handshake, "_GRACE", 0.1)
     monkeypatch.setattr(launcher.agreement.handshake, "_RECHECK", 0.05)
-    # The others would have given up before that: they wait 0.4 s for a sign.
+    # Without reports the others would time out before that, after 0.4 s.
     monkeypatch.setattr(launcher.process.activity, "_NOTICE_AFTER", 1.0)
     notices: dict[int, list[str]] = {0: [], 1: [], 2: []}
     all_notified = threading.Event()
@@ -312,7 +312,7 @@ def test_the_others_wait_for_a_living_rank_zero_and_report_its_activity(
         lambda n=n: exchange(Participant(rendezvous.client(), 3, facts(n), 0.3 if n else 10, notify=record(n)), plan)
         for n in range(3)
     ]
-    # Rank zero's own limit is for the others' arrival; its signs come as often as theirs ask for.
+    # Rank zero's limit is for the arrival of the others; it reports as often as their limit requires.
     monkeypatch.setattr(launcher.process.activity, "_INTERVAL", 0.05)
     assert [result.values for result in run_ranks(bodies)] == [{"a": 1}] * 3
     assert notices == {

@@ -12,7 +12,7 @@ import torch.distributed as dist
 import launcher.agreement.process_group as groups
 import launcher.process.open_resources as module
 from launcher.agreement.process_group import GroupSettings, open_store, process_group
-from launcher.agreement.script_ranks import free_port, rank_variables
+from launcher.agreement.script_ranks import find_free_port, make_rank_variables
 from launcher.core.errors import TopologyError
 from launcher.hardware.topology import Topology
 from launcher.process.open_resources import close_kept_open, keep_open
@@ -30,7 +30,7 @@ def nothing_open(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def place() -> Topology:
-    return Topology.from_env(rank_variables(0, 1, free_port()), "here")
+    return Topology.from_env(make_rank_variables(0, 1, find_free_port()), "here")
 
 
 def test_the_next_training_closes_each_once_the_last_first() -> None:
@@ -94,7 +94,7 @@ def test_the_scripts_own_group_is_used_and_stays(place: Topology) -> None:
     with process_group(open_store(place, 5), place, GroupSettings("gloo", "a", 5)):
         dist.barrier()
     assert dist.is_initialized(), "the script destroys it"
-    two = Topology.from_env(rank_variables(1, 2, free_port()), "here")
+    two = Topology.from_env(make_rank_variables(1, 2, find_free_port()), "here")
     with (
         pytest.raises(TopologyError, match=r"rank 0 of 1 in a process group that exists already, and rank 1 of 2"),
         process_group(dist.HashStore(), two, GroupSettings("gloo", "a", 5)),

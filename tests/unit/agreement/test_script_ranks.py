@@ -1,4 +1,4 @@
-"""The ranks that a script or a notebook starts itself: their variables, their commands, and that none is left."""
+"""The ranks that a script or a notebook starts itself: their variables, their commands and their end."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 
 import launcher.agreement.script_ranks as module
-from launcher.agreement.script_ranks import in_notebook, is_script_rank, rank_variables, script_rank
+from launcher.agreement.script_ranks import in_notebook, is_script_rank, make_rank_variables, script_rank
 from launcher.core.errors import AgreementError
 from launcher.hardware.topology import Topology
 
 
 @pytest.fixture
 def main(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    """This process's main module, to be dressed up."""
+    """This process's main module, which tests change."""
     made = types.ModuleType("__main__")
     monkeypatch.setitem(sys.modules, "__main__", made)
     monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
@@ -30,7 +30,7 @@ def main(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 
 @pytest.mark.parametrize("rank", [0, 1, 3])
 def test_the_variables_of_a_rank_describe_a_complete_topology(rank: int) -> None:
-    found = Topology.from_env(rank_variables(rank, 4, 29500), "here")
+    found = Topology.from_env(make_rank_variables(rank, 4, 29500), "here")
     assert (found.rank, found.world_size, found.local_rank, found.local_world_size) == (rank, 4, rank, 4)
     assert (found.node_rank, found.master_addr, found.master_port) == (0, "127.0.0.1", 29500)
     assert found.agent_store is False, "rank zero serves the store"
@@ -72,9 +72,9 @@ def test_the_same_command_starts_another_rank(
     main.__file__ = str(script)
     main.__spec__ = None if spec is None else types.SimpleNamespace(name=spec)  # type: ignore[assignment]
     monkeypatch.setattr(sys, "argv", ["train.py", "--lr", "1 2"])
-    # A script may have gone elsewhere before it trains.
+    # A script may have changed its working directory before it trains.
     monkeypatch.chdir("/")
-    command, folder = module.rank_command(1)
+    command, folder = module.build_rank_command(1)
     assert command[0] == sys.executable
     assert command[-len(argv) :] == [word.format(folder=tmp_path) for word in argv]
     assert folder is None, "where this process is"
@@ -82,7 +82,7 @@ def test_the_same_command_starts_another_rank(
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch, main: types.ModuleType) -> list[dict[str, str]]:
-    """The environments of the processes that would be started; this process stays what it was."""
+    """The environments of the processes that would be started; this process does not change."""
     made: list[dict[str, str]] = []
 
     class Process:
@@ -105,8 +105,8 @@ def started(monkeypatch: pytest.MonkeyPatch, main: types.ModuleType) -> list[dic
     monkeypatch.setattr(module.subprocess, "Popen", Process)
     monkeypatch.setattr(module, "_started", {})
     monkeypatch.setattr(module, "_ended", {})
-    for name in (module._MARK, *rank_variables(0, 1, 0)):
-        # Whatever becomes of it, the test that follows has none of it.
+    for name in (module._MARK, *make_rank_variables(0, 1, 0)):
+        # Does not affect the next test.
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     return made
@@ -139,7 +139,7 @@ def test_another_rank_starts_nothing(started: list[dict[str, str]], monkeypatch:
 
 @pytest.fixture
 def hydra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
-    """Real hydra's record of the job that runs, set as its `main` sets it."""
+    """Hydra's real record of the current job, set as its `main` sets it."""
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
@@ -170,7 +170,7 @@ def hydra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
 def test_a_hydra_script_runs_again_in_its_output_folder(main: types.ModuleType, hydra: Any, tmp_path: Path) -> None:
     main.__file__, main.__spec__ = str(tmp_path / "train.py"), None
     hydra(["--config-name", "other", "+lr=0.1"], None)
-    command, folder = module.rank_command(1)
+    command, folder = module.build_rank_command(1)
     assert command[1:5] == [str(tmp_path / "train.py"), "--config-name", "other", "+lr=0.1"]
     assert f'hydra.run.dir="{tmp_path}/outputs/None"' in command
     assert "hydra.output_subdir=null" in command
@@ -182,7 +182,7 @@ def test_a_rank_of_a_hydra_sweep_has_only_the_overrides_of_its_job(
 ) -> None:
     main.__file__, main.__spec__ = str(tmp_path / "train.py"), None
     hydra(["-m", "-cn=other", "--config-path", "conf", "+lr=1,2", "hydra.job.chdir=true"], 2)
-    command, _ = module.rank_command(1)
+    command, _ = module.build_rank_command(1)
     assert command[2:7] == ["-cn=other", "--config-path", "conf", "+lr=2", "hydra.job.chdir=true"]
     assert command[-1] == "hydra.mode=RUN"
     assert not {"-m", "+lr=1,2"} & set(command)
@@ -240,7 +240,7 @@ def test_after_a_second_ctrl_c_no_script_rank_is_running(monkeypatch: pytest.Mon
         monkeypatch.setattr(module, "_ended", {})
         with pytest.raises(KeyboardInterrupt):
             module.end_script_ranks(0.0)
-        # What the end of the interpreter calls.
+        # Called at the end of the interpreter.
         module.end_script_ranks(0.0)
         process.kill()
         assert process.wait() == -signal.SIGTERM

@@ -131,7 +131,7 @@ class TestReplaceFolder:
     def test_resume_between_the_renames_finds_the_old_folder(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from launcher.runs.selection import last_checkpoint
+        from launcher.runs.selection import find_last_checkpoint
 
         path, fresh = write(tmp_path / "last.ckpt"), tmp_path / ".last.ckpt.new"
         fresh.mkdir()
@@ -145,7 +145,7 @@ class TestReplaceFolder:
         monkeypatch.setattr(Path, "rename", killed)
         with pytest.raises(KeyboardInterrupt):
             replace_folder(fresh, path)
-        found = last_checkpoint(tmp_path)
+        found = find_last_checkpoint(tmp_path)
         assert found is not None
         check_checkpoint(found)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from launcher.cli.main import run
-from launcher.runs.lock import acquire
+from launcher.runs.lock import acquire_lock
 from tests.support.made_run import MadeRun
 from tests.support.run_directories import everything
 
@@ -84,7 +84,7 @@ def test_an_unknown_run_is_a_usage_error_that_lists_the_runs(
 def test_the_report_of_a_running_run_states_that_it_runs(made: MadeRun, capsys: pytest.CaptureFixture[str]) -> None:
     made.start(at_step=20)
     made.append('{"time":1,"rank":0,"kind":"st')
-    lock = acquire(made.path, {})
+    lock = acquire_lock(made.path, {})
     assert run(["report", "first"]) == 0
     output = capsys.readouterr().out
     assert "first: 21 steps, running, 2 attempts\n" in output
@@ -94,7 +94,7 @@ def test_the_report_of_a_running_run_states_that_it_runs(made: MadeRun, capsys: 
     assert run(["report", "first"]) == 0
     assert "first: 21 steps, unknown, 2 attempts\n" in capsys.readouterr().out
     # Nothing holds the lock afterwards.
-    acquire(made.path, {}).release()
+    acquire_lock(made.path, {}).release()
 
 
 def test_two_runs_are_compared_in_a_file_named_after_both(made: MadeRun, capsys: pytest.CaptureFixture[str]) -> None:

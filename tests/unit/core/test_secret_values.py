@@ -30,11 +30,11 @@ from launcher.core.secrets import (
     with_references,
     without_secrets,
 )
-from launcher.loggers.selection import run_loggers
+from launcher.loggers.selection import choose_loggers
 from launcher.process.rank_status import RankStatusWriter
 from launcher.runs.directory import open_run_directory
 from launcher.runs.oom_record import OomRecord
-from launcher.runs.selection import newest_matching_run
+from launcher.runs.selection import find_newest_matching_run
 from tests.support.run_directories import config, ended
 
 CANARY = "CANARY-x9"
@@ -197,7 +197,7 @@ def test_a_run_and_its_oom_record_match_with_another_secret(tmp_path: Path) -> N
     run = ended(open_run_directory(with_token(CANARY)))
     (run.checkpoints / "last.ckpt").write_bytes(b"")
     assert CANARY not in (run.path / "config.yaml").read_text()
-    assert newest_matching_run(with_token("another")) == run.name
+    assert find_newest_matching_run(with_token("another")) == run.name
     plan = {"strategy": {"name": "ddp"}, "precision": "32-true", "world_size": 1, "memory": None,
             "batch": {"micro_batch_size": 4}}  # fmt: skip
     stored = yaml.safe_load((run.path / "config.yaml").read_text())
@@ -206,7 +206,7 @@ def test_a_run_and_its_oom_record_match_with_another_secret(tmp_path: Path) -> N
 
 def test_loggers_of_the_launcher_store_no_secret(tmp_path: Path) -> None:
     run = ended(open_run_directory(config(tmp_path)))
-    (logger,) = run_loggers([], None, run, is_off=False)
+    (logger,) = choose_loggers([], None, run, is_off=False)
     for params in ({"hf_token": CANARY, "lr": 0.1}, Namespace(hub={"password": CANARY}, size=3)):
         logger.log_hyperparams(params)  # pyright: ignore[reportArgumentType] -- Lightning's own signature is narrower
     logger.log_metrics({"loss": 1.0}, 1)

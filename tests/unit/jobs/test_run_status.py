@@ -20,7 +20,7 @@ from launcher.jobs.backends.base import JobStatus
 from launcher.jobs.backends.slurm import to_job_status
 from launcher.jobs.logs import find_logs, follow_log, read_log
 from launcher.jobs.status import read_run_status, summarize_events
-from launcher.process.background import ask_to_stop, is_running, start_detached, start_time
+from launcher.process.background import is_running, request_stop, start_detached, start_time
 from launcher.runs.lookup import find_run_named, find_runs
 from slurm.queue import JobState, QueueCommandError, cancel_job, read_job_state
 from tests.support.processes import launcher
@@ -171,11 +171,11 @@ def test_a_detached_process_is_identified_by_its_start_time_too(tmp_path: Path) 
     assert os.getsid(pid) == pid != os.getsid(0)
     assert is_running(pid, started["started"])
     assert not is_running(pid, started["started"] - 1)
-    assert not ask_to_stop(pid, started["started"] - 1), "another process with that number gets no signal"
+    assert not request_stop(pid, started["started"] - 1), "another process with that number gets no signal"
     assert is_running(pid, start_time(pid))
-    assert ask_to_stop(pid, started["started"])
+    assert request_stop(pid, started["started"])
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGTERM
-    assert not ask_to_stop(pid, started["started"])
+    assert not request_stop(pid, started["started"])
 
 
 @pytest.fixture

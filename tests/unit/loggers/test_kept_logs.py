@@ -127,7 +127,7 @@ def test_a_location_has_class_folder_and_name(tmp_path: Path) -> None:
 
 
 def test_the_row_of_an_epoch_is_in_the_file_before_the_next_epoch_begins(tmp_path: Path) -> None:
-    """It comes behind the checkpoint of the epoch's end, and is not logged again after a kill."""
+    """Its row follows the checkpoint of the epoch's end, and is not logged again after a kill."""
     state = keep(tmp_path, logger := CSVLogger(tmp_path), new=True)
     logger.log_metrics({"mean": 1.0}, 7)
     state.on_train_epoch_start(None, None)

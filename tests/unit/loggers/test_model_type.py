@@ -1,4 +1,4 @@
-"""`detect_model_type`: the family of a model by its name, whatever it is wrapped in."""
+"""`detect_model_type`: the family of a model by its name, also inside wrappers."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ MODELS = [
     ("MT5Model", "t5"),
     ("FlanT5", "t5"),
     ("BartModel", "t5"),
-    # Encoder-decoders, whatever else they are called.
+    # Encoder-decoders with the name of another family.
     ("BertGPTEncoderDecoder", "t5"),
     ("GPT2EncoderDecoderModel", "t5"),
     ("BertSeq2Seq", "t5"),
@@ -143,7 +143,7 @@ def test_a_loss_module_does_not_decide_the_family() -> None:
         ("gpt", "custom"),
     ],
 )
-def test_a_models_own_settings_count_as_hugging_face_writes_them(settings: Any, family: str) -> None:
+def test_the_settings_in_a_hugging_face_config_decide(settings: Any, family: str) -> None:
     model = named("Net")
     model.config = settings
     assert detect_model_type(model) == family

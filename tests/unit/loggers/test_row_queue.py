@@ -15,7 +15,7 @@ LONG = 60.0
 
 
 class Gate:
-    """A write that blocks until it is opened."""
+    """A write that blocks until the test releases it."""
 
     def __init__(self) -> None:
         self.entered = threading.Event()
@@ -45,7 +45,7 @@ def stalled(capacity: int, gate: Gate) -> RowQueue:
     return writer
 
 
-def test_rows_are_written_in_order_by_a_thread_of_its_own() -> None:
+def test_rows_are_written_in_order_by_a_background_thread() -> None:
     writer = RowQueue()
     seen: list[tuple[int, bool]] = []
     main = threading.get_ident()
@@ -87,7 +87,7 @@ def test_a_stall_drops_exactly_what_the_queue_does_not_hold(gate: Gate) -> None:
 
 
 @pytest.mark.case(41)
-def test_the_end_does_not_wait_for_a_stall_and_counts_what_is_left(gate: Gate) -> None:
+def test_the_end_does_not_wait_for_a_stall_and_counts_the_dropped_rows(gate: Gate) -> None:
     writer = stalled(4, gate)
     written: list[int] = []
     for row in range(6):
@@ -95,7 +95,7 @@ def test_the_end_does_not_wait_for_a_stall_and_counts_what_is_left(gate: Gate) -
     assert writer.close(0) == 2 + 4
     assert writer.close(0) == 2 + 4, "nothing is left to drop"
     gate.open.set()
-    # The running write succeeded, and those behind it were dropped.
+    # The running write succeeded, and later ones were dropped.
     assert writer.flush(LONG)
     assert (written, writer.dropped) == ([], 6)
 

@@ -1,4 +1,4 @@
-"""Which loggers a run has: the user's first, and W&B as the user wants it."""
+"""The loggers of a run: the user's first, and W&B as configured."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
 from launcher.config.lightning_cli import translate_lightning_cli
 from launcher.config.validation import parse_config
-from launcher.loggers.selection import logs_to_wandb, make_wandb_logger, own_loggers, run_loggers, wants_no_logger
+from launcher.loggers.selection import (
+    choose_loggers,
+    list_own_loggers,
+    logs_to_wandb,
+    make_wandb_logger,
+    wants_no_logger,
+)
 from launcher.loggers.wandb_run import QueuedWandbLogger, finish_wandb
 from launcher.runs.directory import RunDirectory
 
@@ -25,7 +31,7 @@ def run(tmp_path: Path) -> RunDirectory:
 def loggers_of(run: RunDirectory, values: dict[str, Any], *own: Any) -> list[Any]:
     config = parse_config(translate_lightning_cli(values)[0])
     ours = make_wandb_logger(config.wandb, run, {}, pytest.fail)
-    return run_loggers(own_loggers(config, own, run), ours, run, is_off=wants_no_logger(config))
+    return choose_loggers(list_own_loggers(config, own, run), ours, run, is_off=wants_no_logger(config))
 
 
 OFF = {"wandb": {"mode": "disabled"}}
@@ -89,7 +95,7 @@ def test_false_is_no_logger_as_for_lightning(run: RunDirectory) -> None:
     assert loggers_of(run, {"trainer": {"logger": False}}) == []
 
 
-def test_the_users_own_comes_first_and_alone_where_wandb_is_off(run: RunDirectory, tmp_path: Path) -> None:
+def test_the_users_logger_is_first_and_the_only_one_without_wandb(run: RunDirectory, tmp_path: Path) -> None:
     own = CSVLogger(tmp_path)
     first, second = loggers_of(run, {}, own)
     assert first is own, "self.logger is the first one"
@@ -107,7 +113,7 @@ def test_a_users_wandb_logger_replaces_the_launchers(run: RunDirectory, values: 
 
 
 @pytest.mark.parametrize("options", [{"id": "mine"}, {"version": "mine"}, {"resume": "never"}, {"resume": "must"}])
-def test_a_run_that_the_users_logger_names_stays(run: RunDirectory, options: dict[str, Any]) -> None:
+def test_the_run_id_of_the_users_logger_is_kept(run: RunDirectory, options: dict[str, Any]) -> None:
     own = WandbLogger(project="theirs", **options)
     before = own.version
     loggers_of(run, {}, own)
@@ -115,7 +121,7 @@ def test_a_run_that_the_users_logger_names_stays(run: RunDirectory, options: dic
 
 
 @pytest.mark.parametrize("variable", ["WANDB_RUN_ID", "WANDB_SWEEP_ID"])
-def test_a_run_that_a_variable_names_stays(run: RunDirectory, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+def test_the_run_id_of_a_variable_is_kept(run: RunDirectory, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     monkeypatch.setenv(variable, "mine")
     own = WandbLogger(project="theirs")
     loggers_of(run, {}, own)
@@ -123,7 +129,7 @@ def test_a_run_that_a_variable_names_stays(run: RunDirectory, monkeypatch: pytes
 
 
 def test_without_wandb_a_csv_file_is_kept(run: RunDirectory, tmp_path: Path) -> None:
-    (logger,) = run_loggers([], None, run, is_off=False)
+    (logger,) = choose_loggers([], None, run, is_off=False)
     assert isinstance(logger, CSVLogger)
     assert Path(logger.log_dir).is_relative_to(tmp_path)
-    assert run_loggers([logger], None, run, is_off=False) == [logger]
+    assert choose_loggers([logger], None, run, is_off=False) == [logger]

@@ -42,7 +42,7 @@ STEP = LogStep(50, 49)
 
 @pytest.fixture
 def file_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    # Newer versions of MLflow refuse a store in files without it.
+    # Newer versions of MLflow reject a file store without it.
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     return f"file:{tmp_path / 'mlruns'}"
 
@@ -108,7 +108,7 @@ def test_mlflow_has_metrics_and_tags(file_store: str) -> None:
 
 
 class Numbers(Logger):
-    """A logger of the user's own, which knows nothing but numbers and hyperparameters."""
+    """A user's logger, which accepts only numbers and hyperparameters."""
 
     name = version = "numbers"
 

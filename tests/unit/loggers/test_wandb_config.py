@@ -34,7 +34,7 @@ def test_hyperparameters_with_amp_settings_are_in_the_config() -> None:
 
 @pytest.mark.case(27)
 @pytest.mark.parametrize("given", [None, {}, {"lr": 1}])
-def test_the_three_keys_are_there_whatever_was_given(given: Any) -> None:
+def test_the_three_keys_exist_for_any_arguments(given: Any) -> None:
     made = build_wandb_config(nn.Linear(2, 3), None, given)
     assert (made["mixed_precision"], made["precision"], made["use_amp"]) == (False, None, False)
 
@@ -131,7 +131,7 @@ def test_a_config_that_cannot_be_copied_is_read() -> None:
         {"vocab_size": 9, "n_embd": 8, "n_layers": 2, "n_heads": 4, "n_positions": 16},
         {"vocab_size": 9, "embed_dim": 8, "num_hidden_layers": 2, "num_attention_heads": 4, "max_seq_len": 16},
         SimpleNamespace(vocab_size=9, d_model=8, n_layer=2, n_head=4, max_position_embeddings=16),
-        # The plain name goes first, and null is no value.
+        # The plain name takes precedence, and null counts as missing.
         {"vocab_size": 9, "hidden_size": 8, "d_model": 7, "num_layers": None, "n_layer": 2, "n_head": 4,
          "block_size": 16},
     ],

@@ -1,4 +1,4 @@
-"""The W&B run: its mode, its fixed id, and that no server's fault reaches the training."""
+"""The W&B run: its mode, its fixed id, and its independence of server failures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from launcher.config.schema import WandbOptions
 from launcher.loggers.wandb_run import QueuedWandbLogger, finish_wandb
-from launcher.loggers.wandb_settings import init_arguments, resolve_mode
+from launcher.loggers.wandb_settings import make_init_arguments, resolve_mode
 from launcher.runs.directory import RunDirectory
 from tests.support.wandb_file import history_rows
 
@@ -133,19 +133,19 @@ _VARIABLES = {
 
 
 @pytest.mark.parametrize("is_set", [*itertools.combinations(_VARIABLES, 1), (), tuple(_VARIABLES)])
-def test_settings_of_variables_are_left_to_wandb(run: RunDirectory, is_set: tuple[str, ...]) -> None:
+def test_wandb_reads_its_variables_itself(run: RunDirectory, is_set: tuple[str, ...]) -> None:
     options = WandbOptions(project="p", entity="e", group="g", tags=["t"])
     env = {_VARIABLES[name][0]: "theirs" for name in is_set}
     expected = {name: ours for name, (_, ours) in _VARIABLES.items() if name not in is_set}
-    assert init_arguments(options, run, env) == {**expected, "dir": str(run.path)}
-    assert init_arguments(options, run, {**env, "WANDB_DIR": "/theirs"}) == expected
-    assert init_arguments(options, run, dict.fromkeys(env, "")) == init_arguments(options, run, {}), (
+    assert make_init_arguments(options, run, env) == {**expected, "dir": str(run.path)}
+    assert make_init_arguments(options, run, {**env, "WANDB_DIR": "/theirs"}) == expected
+    assert make_init_arguments(options, run, dict.fromkeys(env, "")) == make_init_arguments(options, run, {}), (
         "an empty variable counts as unset"
     )
 
 
 def test_in_a_wandb_sweep_the_sweep_sets_the_run(run: RunDirectory) -> None:
-    arguments = init_arguments(WandbOptions(entity="e"), run, {"WANDB_SWEEP_ID": "s"})
+    arguments = make_init_arguments(WandbOptions(entity="e"), run, {"WANDB_SWEEP_ID": "s"})
     assert arguments == {"name": "my-run", "dir": str(run.path), "resume": "allow"}
 
 
@@ -165,7 +165,7 @@ def test_a_disabled_logger_accepts_all_calls_and_makes_no_run(run: RunDirectory)
 
 
 def written_keys(folder: Path) -> set[str]:
-    """Of all rows below a folder; W&B's process writes the last ones when it ends."""
+    """The rows in all files below a folder; W&B's process writes the last ones when it ends."""
     import wandb
 
     wandb.teardown()
@@ -173,7 +173,7 @@ def written_keys(folder: Path) -> set[str]:
 
 
 def use_all_of(logger: QueuedWandbLogger) -> None:
-    """What users call of a `WandbLogger`, as far as it needs no server."""
+    """Methods of a `WandbLogger` that users call and that need no server."""
     import numpy as np
     import torch
 
@@ -186,7 +186,7 @@ def use_all_of(logger: QueuedWandbLogger) -> None:
     logger.log_graph(torch.nn.Linear(1, 1))
     logger.experiment.log({"mine": 1.0})
     if vars(rank_zero_only)["rank"] == 0:
-        # Lightning's dummy of the other ranks has calls alone.
+        # Lightning's dummy on the other ranks has only methods.
         logger.experiment.config.update({"more": 1})
         logger.experiment.summary["best"] = 1.0
     logger.save()
@@ -226,7 +226,7 @@ def test_offline_makes_a_folder_with_the_given_id_each_time(run: RunDirectory) -
 @pytest.mark.slow
 @pytest.mark.usefixtures("wandb_ends")
 @pytest.mark.parametrize("mode", ["auto", "disabled"])
-def test_a_run_of_the_scripts_own_is_used_unless_wandb_is_off_and_left_open(
+def test_the_scripts_run_is_used_unless_wandb_is_disabled_and_stays_open(
     run: RunDirectory, tmp_path: Path, mode: Literal["auto", "disabled"]
 ) -> None:
     import wandb
@@ -251,7 +251,7 @@ def test_a_run_of_the_scripts_own_is_used_unless_wandb_is_off_and_left_open(
 def test_a_run_of_an_earlier_training_is_not_used_as_the_scripts(run: RunDirectory) -> None:
     first, second = (begun(WandbOptions(project=name), run, []) for name in ("first", "second"))
     assert first.experiment.project == "first"
-    # Its end took too long, and was left.
+    # Its end took too long, and nothing waited for it.
     assert second.experiment.project == "second"
     assert second.is_own
     finish_wandb(second, 0, pytest.fail)

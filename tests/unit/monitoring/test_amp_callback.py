@@ -1,4 +1,4 @@
-"""`launcher.AmpWandbCallback`: what it logs, from plain trainers."""
+"""`launcher.AmpWandbCallback`: the rows that it logs, with plain trainers."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_of_two_callbacks_in_one_trainer_one_logs(wandb: RecordingWandb) -> None
 
 
 @pytest.mark.case(10)
-def test_two_trainers_in_one_process_share_nothing(wandb: RecordingWandb) -> None:
+def test_two_trainers_in_one_process_are_independent(wandb: RecordingWandb) -> None:
     alerts: list[tuple[str, int]] = []
     one, other = (callback(on_alert=lambda alert, step: alerts.append((alert.kind, step))) for _ in range(2))
     steps(one, plain_trainer(FixedScaler(0.0)), 1, 2)
@@ -92,7 +92,7 @@ def test_in_another_precision_no_scale_is_logged_even_with_a_scaler(wandb: Recor
     row = only_row(wandb)
     assert (row["amp/enabled"], row["amp/precision"]) == (True, precision)
     assert set(row) & SCALE_KEYS == set()
-    # Without its own, the trainer's word counts.
+    # Without a precision of the callback, the trainer's is used.
     steps(callback(None), plain_trainer(FixedScaler(8.0), step=2, precision=precision))
     assert wandb.rows[1][1]["amp/precision"] == precision
     assert set(wandb.rows[1][1]) & SCALE_KEYS == set()

@@ -92,7 +92,7 @@ def test_each_epochs_end_is_logged(tmp_path: Path, wandb: RecordingWandb) -> Non
     assert [(step, row["epoch"]) for step, row in wandb.rows] == [(8, 0), (12, 0), (16, 1), (24, 1)]
 
 
-def test_without_its_own_interval_the_trainers_counts_and_accumulated_batches_are_one_step(
+def test_the_trainers_interval_is_the_default_and_accumulated_batches_are_one_step(
     tmp_path: Path, wandb: RecordingWandb
 ) -> None:
     fit(tmp_path, Net(), AmpWandbCallback(), max_steps=4, accumulate_grad_batches=3, log_every_n_steps=2)
@@ -202,7 +202,7 @@ def test_a_real_offline_run_holds_rows_alerts_and_the_summary(tmp_path: Path, wa
     fit(tmp_path, Net(), amp, max_steps=6, plugins=[broken])
     trainer = fit(tmp_path, Net(overflow_at=(2,)), AmpWandbCallback(every_n_steps=2), max_steps=6)
     wandb_run.finish()
-    # Its process writes the end of the file when it ends.
+    # W&B's process writes the end of the file when it ends.
     wandb_module.teardown()
 
     assert trainer.global_step == 6

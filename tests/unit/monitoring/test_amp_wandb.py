@@ -28,7 +28,7 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> RecordingWandb:
 
 
 def forget_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if it had not been imported; the end of the test puts back what was there, or nothing."""
+    """Remove the imported module for the test; restored at its end."""
     monkeypatch.setitem(sys.modules, "wandb", None)
     del sys.modules["wandb"]
 
@@ -44,7 +44,7 @@ def test_charts_are_defined_once_and_are_optional(wandb: RecordingWandb, monkeyp
 
 
 @pytest.mark.parametrize("wandbs_own", [40, 41])
-def test_a_row_is_not_lost_where_wandbs_own_step_is_ahead(wandb: RecordingWandb, wandbs_own: int) -> None:
+def test_a_row_is_not_lost_if_wandbs_step_is_ahead(wandb: RecordingWandb, wandbs_own: int) -> None:
     wandb.run.step = wandbs_own
     steps(callback(), plain_trainer(FixedScaler(8.0), step=7))
     assert wandb.rows[0][0] == wandbs_own + 1
@@ -52,7 +52,7 @@ def test_a_row_is_not_lost_where_wandbs_own_step_is_ahead(wandb: RecordingWandb,
 
 
 def test_with_lightnings_logger_wandb_counts_the_rows(wandb: RecordingWandb) -> None:
-    # Its rows come from the training's thread: between asking for W&B's step and naming one, it may move on.
+    # Its rows come from the training's thread, which may advance W&B's step between reading and setting it.
     trainer: Any = plain_trainer(FixedScaler(8.0), step=7)
     trainer.loggers = [type("Theirs", (type("WandbLogger", (), {}),), {})()]
     steps(callback(), trainer)
@@ -104,7 +104,7 @@ def test_a_folder_of_old_runs_is_not_imported_as_wandb(tmp_path: Path, monkeypat
 
 @pytest.mark.case(8)
 def test_a_wandb_that_breaks_on_import_is_a_notice_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # As with a protobuf that does not fit.
+    # As with an incompatible protobuf.
     (tmp_path / "wandb.py").write_text("raise TypeError('Descriptors cannot be created directly')\n")
     forget_wandb(monkeypatch)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -174,7 +174,7 @@ def test_a_training_ends_while_wandb_stalls(
         amp.on_train_batch_end(trainer, None, None, None, 0)
         assert gate[0].wait(LONG)
     amp.on_train_end(trainer, None)
-    # Two rows and the summary waited behind the first, which is still being written.
+    # Two rows and the summary waited for the first, which is still being written.
     assert (amp.dropped, len(notices)) == (3, 1)
     assert not amp.flush(0)
 
@@ -225,7 +225,7 @@ def test_wandb_has_an_epochs_row_when_its_hook_returns(wandb: RecordingWandb) ->
 
 
 class Elsewhere:
-    """The other ranks' samples, which arrive when they are waited for."""
+    """The other ranks' samples, which arrive on `wait`."""
 
     world_size, rank = 2, 0
 

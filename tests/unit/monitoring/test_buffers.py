@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from launcher.core.events import EventLog
-from launcher.monitoring.buffers import BufferMonitor, not_finite
+from launcher.monitoring.buffers import BufferMonitor, find_non_finite_buffers
 from launcher.monitoring.health import Alert
 from strategies.loss_scale import CountingGradScaler
 
 
 class _Average(nn.Module):
-    """Statistics of somebody's own."""
+    """User-defined statistics."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class _Average(nn.Module):
 
 
 class _Net(pl.LightningModule):
-    """One batch of large numbers, after which all is well."""
+    """One batch of large numbers, then normal ones."""
 
     def __init__(self, norm: nn.Module, bad_step: int | None) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ def test_broken_buffers_after_a_skipped_step_raise_one_alert(
 def test_a_mask_of_infinities_and_a_healthy_run_raise_no_alert(tmp_path: Path) -> None:
     model = _Net(nn.BatchNorm1d(8), bad_step=None)
     assert _fit(model, tmp_path) == ([], [])
-    assert not_finite(model) == ["mask"]
+    assert find_non_finite_buffers(model) == ["mask"]
 
 
 def test_with_a_scaler_that_counts_nothing_the_checkpoint_is_checked(tmp_path: Path) -> None:

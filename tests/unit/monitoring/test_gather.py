@@ -31,7 +31,7 @@ SAMPLE = RankSample(0, 1024.0, 3, 17, 0, True, 0.5, 0.125, 0.25, 2**40 + 1)
 
 @pytest.fixture
 def one_rank() -> Iterator[None]:
-    """A real group of one."""
+    """A real process group of one rank."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1, timeout=timedelta(seconds=20))
     yield
     dist.destroy_process_group()
@@ -53,7 +53,7 @@ class Work:
 
 @pytest.fixture
 def works(monkeypatch: pytest.MonkeyPatch) -> list[Work]:
-    """Three ranks, of which this is rank zero: a collective runs until a test completes it."""
+    """Three ranks, this one is rank zero: a collective runs until a test completes it."""
     begun: list[Work] = []
 
     def all_gather(vectors: list[torch.Tensor], vector: torch.Tensor, group: Any, async_op: bool) -> Work:
@@ -141,7 +141,7 @@ def test_samples_are_not_waited_for_before_they_arrive(works: list[Work]) -> Non
         exchange.send(step, 0, VALUES)
     assert exchange.take() == []
     works[1].over = True
-    # In order: the second is no use before the first.
+    # In order: the second is not reported before the first.
     assert exchange.take() == []
     works[0].over = True
     assert [gathered.step for gathered in exchange.take()] == [5, 10]

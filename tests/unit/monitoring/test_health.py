@@ -94,7 +94,7 @@ def test_a_scale_that_is_not_finite_is_flagged_as_overflow(scale: float) -> None
     )
 
 
-def test_a_nan_shows_in_minimum_and_maximum_whatever_its_place() -> None:
+def test_a_nan_of_any_rank_is_in_minimum_and_maximum() -> None:
     for order in ((math.nan, 8.0), (8.0, math.nan)):
         metrics = at(scales(*order)).metrics
         assert math.isnan(metrics["amp/loss_scale_min"])
@@ -102,7 +102,7 @@ def test_a_nan_shows_in_minimum_and_maximum_whatever_its_place() -> None:
 
 
 def test_ranks_that_are_all_nan_do_not_differ() -> None:
-    # As they come from the ranks: not the same object.
+    # As from the ranks: different objects.
     health = at(scales(float("nan"), float("nan")))
     assert health.metrics["amp/ranks_diverged"] == 0
     assert kinds(health) == ["scale_not_finite"]
@@ -155,7 +155,7 @@ def test_rank_zeros_missing_scale_is_no_key_while_the_others_are_logged() -> Non
 # The floor.
 
 
-def test_steps_at_the_floor_are_the_scalers_own_count_where_it_has_one() -> None:
+def test_steps_at_the_floor_are_the_scalers_count_if_it_has_one() -> None:
     health = at([RankSample(0, 1.0, floor_steps=9), RankSample(1, 1.0, floor_steps=10)])
     assert (health.metrics["amp/floor_steps"], dict(health.floor_steps)) == (10, {0: 9, 1: 10})
     assert (only(health).kind, only(health).title, only(health).ranks) == (

@@ -1,4 +1,4 @@
-"""`launcher.monitoring.health`: times, memory and the loss of all ranks, and who is slow."""
+"""`launcher.monitoring.health`: times, memory and the loss of all ranks, and slow ranks."""
 
 from __future__ import annotations
 

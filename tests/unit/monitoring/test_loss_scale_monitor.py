@@ -1,4 +1,4 @@
-"""`launcher.monitoring.loss_scale_monitor`: when it samples, and what a sample holds; from plain trainers."""
+"""`launcher.monitoring.loss_scale_monitor`: when it samples, and the content of a sample; with plain trainers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from strategies.loss_scale import CountingGradScaler
 from tests.support.amp_steps import Rows, batches, written
 from tests.support.plain_trainer import FixedScaler, RaisingScaler, plain_trainer
 
-# When.
+# When it samples.
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,9 @@ from tests.support.plain_trainer import FixedScaler, RaisingScaler, plain_traine
     [(20, 50, [20, 40]), (None, 15, [15, 30, 45]), (0, 15, [15, 30, 45]), (None, None, [50]), (None, "5", [50]),
      (-2, 4, [50]), (None, 0, [50])],
 )  # fmt: skip
-def test_the_interval_is_its_own_then_the_trainers_then_fifty(own: Any, trainers: Any, expected: list[int]) -> None:
+def test_the_interval_is_the_argument_then_the_trainers_then_fifty(
+    own: Any, trainers: Any, expected: list[int]
+) -> None:
     monitor, trainer = Rows("16", every_n_steps=own), plain_trainer(log_every_n_steps=trainers)
     batches(monitor, trainer, *range(1, 56))
     assert written(monitor) == expected
@@ -80,7 +82,7 @@ def test_a_trainer_without_steps_is_logged_at_the_epochs_end() -> None:
     assert written(monitor) == [0]
 
 
-# What.
+# Content of a sample.
 
 
 def test_times_are_means_since_the_last_sample(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +193,7 @@ def test_the_counts_are_those_of_the_scaler_where_it_has_some() -> None:
     assert (row["amp/skipped_steps"], row["amp/growth_tracker"], row["amp/floor_steps"]) == (3, 5, 7)
 
 
-# The scaler that counts.
+# The counting scaler.
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -207,7 +209,7 @@ def test_torchs_scaler_is_replaced_by_one_that_counts(enabled: bool) -> None:
 
 
 class OwnScaler(torch.amp.GradScaler):
-    """A user's."""
+    """A user's subclass."""
 
 
 @pytest.mark.parametrize("scaler", [OwnScaler("cpu"), CountingGradScaler("cpu"), FixedScaler(8.0), None])

@@ -1,4 +1,4 @@
-"""`launcher.monitoring.loss_scale_monitor`: who gets a report, and when; with plain trainers."""
+"""`launcher.monitoring.loss_scale_monitor`: the receivers and the time of a report; with plain trainers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ class Logger:
         self.logged.append((metrics, step))
 
 
-def test_any_logger_gets_plain_numbers_and_one_that_raises_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_every_logger_gets_plain_numbers_and_one_that_raises_does_not_stop_the_training(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     good = Logger()
     trainer = plain_trainer(FixedScaler(8.0), epoch=2, loggers=[Logger(OSError("disk full")), good])
     batches(LossScaleMonitor("16", every_n_steps=3), trainer, 3)
@@ -72,7 +74,7 @@ def test_each_kind_of_alert_is_reported_once_per_occurrence() -> None:
 
 
 class PendingSamples:
-    """Several ranks' samples, each arriving when the next is sent, or when it is waited for."""
+    """Several ranks' samples; each arrives when the next is sent, or on `wait`."""
 
     world_size, rank = 2, 0
 
@@ -92,7 +94,7 @@ class PendingSamples:
 
 
 @pytest.mark.parametrize(("is_zero", "rows"), [(True, [1, 2, 3, 4]), (False, [])])
-def test_late_samples_are_reported_with_their_own_step_and_the_last_is_waited_for(
+def test_late_samples_are_reported_with_their_step_and_the_end_waits_for_the_last(
     is_zero: bool, rows: list[int]
 ) -> None:
     scaler = FixedScaler(0.0)

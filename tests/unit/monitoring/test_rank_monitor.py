@@ -107,7 +107,7 @@ def test_an_alert_is_one_event_with_its_ranks_and_one_line_on_the_terminal(monit
 
 
 class Zero(SimpleNamespace):
-    """The little that is asked of a Trainer."""
+    """The attributes of a Trainer that the monitor reads."""
 
     is_global_zero = True
     log_every_n_steps = 1
@@ -149,7 +149,7 @@ def _steps(slow: float, usual: float = 0.02) -> tuple[RankSample, ...]:
 
 
 def test_the_end_of_a_run_names_the_rank_that_cost_more_than_its_share(monitored: Monitored) -> None:
-    # Slow in the warm-up, where it does not count, and then again and again.
+    # Slow in the warm-up, which does not count, and later repeatedly.
     monitored.monitor.observe(Gathered(10, 0, _steps(9.0)))
     for step in range(20, 80, 10):
         monitored.monitor.observe(Gathered(step, 0, _steps(0.05)))

@@ -1,4 +1,4 @@
-"""`launcher.monitoring.step_timer`: how long steps take, and how much of that is a rank's own."""
+"""`launcher.monitoring.step_timer`: the time of a step, and the rank's own part of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from launcher.monitoring.step_timer import StepClock, StepTimes
 
 
 class Hand:
-    """A clock that is set by hand, in whole seconds."""
+    """A clock that the test sets, in whole seconds."""
 
     def __init__(self) -> None:
         self.time = 0.0
@@ -35,7 +35,7 @@ def clock(hand: Hand) -> StepClock:
 
 @pytest.fixture
 def batch(hand: Hand, clock: StepClock) -> Callable[..., None]:
-    """One batch: data is waited for, then the forward and the backward pass."""
+    """One batch: waiting for data, then the forward and the backward pass."""
 
     def run(data: float, forward: float, backward: float, device: Any = None) -> None:
         hand.time += data
@@ -106,7 +106,7 @@ def test_an_unused_clock_reads_zero() -> None:
 
 
 class Event:
-    """As a CUDA event that keeps time: it holds the time of its recording, and has completed unless set otherwise."""
+    """A fake of a CUDA event: has the time of its recording, and has completed by default."""
 
     def __init__(self, hand: Hand, stream: object) -> None:
         self.hand, self.stream = hand, stream
@@ -128,7 +128,7 @@ class Event:
 
 @pytest.fixture
 def events(hand: Hand, monkeypatch: pytest.MonkeyPatch) -> list[Event]:
-    """Those that were made on the stream of the device CUDA."""
+    """The events recorded on the CUDA stream."""
     made: list[Event] = []
 
     def event(*, enable_timing: bool) -> Event:
@@ -152,7 +152,7 @@ def test_on_a_cuda_device_the_forward_pass_is_read_one_interval_later(
     assert clock.read(2) == StepTimes(step=9 / 2, data=1 / 2, own=1 / 2)
     batch(1, 5, 1, CUDA)
     assert clock.read(1) == StepTimes(step=7, data=1, own=1 + 6)
-    # What has not run on the device yet is left out, and not waited for.
+    # Events that have not completed are left out without waiting.
     events[-1].over = False
     assert clock.read(1) == StepTimes(0, 0, 0)
     assert clock.read(1) == StepTimes(0, 0, 0)
@@ -170,7 +170,7 @@ def test_on_a_cuda_device_several_backward_passes_are_timed_to_the_first(
     assert len(events) == 2
     clock.batch_ends()
     clock.read(1)
-    # What the host counts after the first is of no use in the next interval.
+    # The host's times after the first are not used in the next interval.
     assert clock.read(1).own == 2
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import launcher.agreement.facts
-from launcher.agreement.facts import Agreement, RankFacts, identical_ranks
+from launcher.agreement.facts import Agreement, RankFacts, make_identical_ranks
 from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
 from launcher.planning.memory import machine_of
@@ -59,7 +59,7 @@ def test_repeated_records_are_created_on_access() -> None:
 )  # fmt: skip
 def test_repeated_ranks_give_the_same_plan_as_separate_ranks(count: int, device: Any, given: dict[str, Any]) -> None:
     config = RunConfig(global_batch_size=96, **given)
-    short = Agreement(identical_ranks(first_of(device, min(count, 8), ninja=None), count), assumed=True)
+    short = Agreement(make_identical_ranks(first_of(device, min(count, 8), ninja=None), count), assumed=True)
     whole = dataclasses.replace(short, facts=tuple(short.facts))
     assert [f.rank for f in whole.facts] == list(range(count))
     assert [f.node_rank for f in whole.facts] == [rank // 8 for rank in range(count)]
@@ -82,7 +82,7 @@ def test_million_ranks_are_not_created_one_by_one(
     of_facts = launcher.agreement.facts._numbered_capability
     monkeypatch.setattr(launcher.agreement.facts, "_numbered", counting(launcher.agreement.facts._numbered))
     monkeypatch.setattr(launcher.agreement.facts, "_numbered_capability", lambda known: counting(of_facts(known)))
-    agreement = Agreement(identical_ranks(first_of(device, 1000), 1_000_000), assumed=True)
+    agreement = Agreement(make_identical_ranks(first_of(device, 1000), 1_000_000), assumed=True)
     config = RunConfig(global_batch_size=1_000_000, precision_fallback=True, **given)
     plan = make_plan(config, agreement)
     machine_of(agreement, Precision.FP32_TRUE)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from lightning.pytorch.plugins.precision import DoublePrecision
 
-from launcher.agreement.facts import Agreement, RankFacts, identical_ranks
+from launcher.agreement.facts import Agreement, RankFacts, make_identical_ranks
 from launcher.config.schema import RunConfig
 from launcher.config.validation import find_problems
 from launcher.coordinator import TrainingCoordinator
@@ -160,7 +160,7 @@ class TestNvme:
 
     def test_other_machines_are_assumed_to_have_the_folder(self) -> None:
         first = dataclasses.replace(facts(0, H100), local_world_size=8)
-        there = Agreement(identical_ranks(first, 16), assumed=True)
+        there = Agreement(make_identical_ranks(first, 16), assumed=True)
         plan = plan_with_memory(RunConfig(), there, profile(1))
         assert plan.memory is not None
         assert f"no node was asked: {NVME} assumes" in plan.memory["notes"][-1]

@@ -1,4 +1,4 @@
-"""Every rank's output in its file, rank zero's on the terminal too: shown with real processes."""
+"""Every rank's output is in its file, rank zero's also on the terminal: with real processes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ WAYS = {"python out", "python err", "raw out", "raw err", "from C", "from a chil
 def run_rank(
     rank: int, body: str, folder: Path, env: Mapping[str, str] | None = None, *, before: str = "", shell: str = ""
 ) -> Finished:
-    # Not `tests.support.processes.run`: tee lives a moment longer than its rank, on purpose.
+    # Not `tests.support.processes.run`: tee ends a moment after its rank, by design.
     program = _PRELUDE.replace("log.attach()\n", before + "\nlog.attach()\n") + body
     command = [sys.executable, "-c", program, str(rank)]
     ended = subprocess.run(
@@ -236,7 +236,7 @@ log.detach()
 
 
 def _on_a_terminal(command: list[str], folder: Path) -> str:
-    """Run with a terminal of its own; returns what a person would see."""
+    """Run in a new pseudo-terminal; returns the text on it."""
     ours, theirs = pty.openpty()
     with subprocess.Popen(command, cwd=folder, stdin=theirs, stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
@@ -263,7 +263,7 @@ def test_a_folder_that_cannot_be_created_raises_an_os_error(tmp_path: Path) -> N
     log = RankLog(tmp_path / "file" / "logs", 1)
     with pytest.raises(OSError, match="file"):
         log.attach()
-    # What follows in `fit` without a log does nothing.
+    # The later calls of `fit` do nothing without a log.
     log.move_to(tmp_path / "x" / "rank-1.log")
     log.detach()
     assert not (tmp_path / "x").exists()
@@ -286,7 +286,7 @@ class Tee:
             part.flush()
         return len(text)
 """
-# At its end Python flushes what is there.
+# Python flushes its buffers at exit.
 _BACK = "sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__"
 _USERS_STREAMS = {
     "a Tee that cannot flush": f"{_TEE}sys.stdout = Tee(); emit = print",
@@ -310,7 +310,7 @@ def emit(text):
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("users", _USERS_STREAMS.values(), ids=_USERS_STREAMS)
 def test_a_users_object_in_place_of_a_stream_receives_the_text(tmp_path: Path, rank: int, users: str) -> None:
-    """Around the training, as `contextlib.redirect_stdout` puts one there; the log has it once."""
+    """A stream around the training, as of `contextlib.redirect_stdout`; the log has its text once."""
     body = f"emit('during'); log.detach(); assert (sys.stdout, sys.stderr) == mine; emit('after'); {_BACK}"
     run_rank(rank, body, tmp_path, before=f"{users}\nmine = (sys.stdout, sys.stderr); emit('before')").check()
     assert (tmp_path / "theirs.txt").read_text().splitlines() == ["before", "during", "after"]

@@ -1,4 +1,4 @@
-"""`find_run`: where a run is and what it goes on from, without touching a thing."""
+"""`find_run`: finds a run and its checkpoint to resume from, and changes nothing."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_an_explicit_checkpoint_takes_precedence_except_on_a_restart(runs: Path)
     earlier.write_bytes(b"weights")
     wanted = config(runs, resume=str(earlier))
     assert find_run(wanted).resume_from == earlier
-    # This launch has come further since it was begun.
+    # This launch has progressed since its start.
     assert find_run(wanted, restart_of="first").resume_from == last(path)
 
 

@@ -37,7 +37,7 @@ from tests.unit.agent.test_failure_report import make_error, make_outcome
 from tests.unit.planning.test_memory_plan import config, profiled, ranks
 
 ENTRY = OomRecord("ddp", "auto", "my_pkg.Model", "d1", "32-true", 2, 4, 100 << 30)
-# Parameters that are worth sharing between ranks: the toy's own fit one bucket.
+# Enough parameters to shard: the toy model's fit into one bucket.
 WIDE = {"class_path": "tests.support.hungry.Hungry", "init_args": {"width": 1448}}
 KILLED = make_outcome(1, -9, out_of_memory=True)
 
@@ -152,8 +152,8 @@ def test_an_explicit_strategy_or_another_number_of_ranks_overrides_the_record() 
 
 
 def test_a_requeued_job_uses_the_record_of_its_run(tmp_path: Path) -> None:
-    """What a rank or an agent left is what the next start of the same run finds, as rank zero reads it."""
-    # So little memory that the step is traced, whatever on_oom is.
+    """The next start of the same run reads the record that a rank or an agent wrote."""
+    # So little memory that the step is traced for any on_oom.
     agreement = ranks(3, dataclasses.replace(CPU, memory_bytes=3 << 30))
     given = asked(name="it", runs_dir=str(tmp_path))
     run = unlocked(open_run_directory(given))

@@ -1,4 +1,4 @@
-"""`launcher.runs.directory`: one run, one folder, and no earlier run harmed."""
+"""`launcher.runs.directory`: one run has one folder, and earlier runs are not changed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from launcher.config.schema import TrainerOptions
 from launcher.core.atomic_write import write_file
 from launcher.core.errors import ResumeError, RunDirectoryError
 from launcher.runs.directory import RunDirectory, open_run_directory, write_plan
-from launcher.runs.selection import last_checkpoint, newest_matching_run
+from launcher.runs.selection import find_last_checkpoint, find_newest_matching_run
 from tests.support.run_directories import MODEL, config, ended, everything, make_run
 
 
@@ -26,7 +26,7 @@ def runs(tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
-def test_folders_are_0700_and_files_0600_whatever_the_umask(runs: Path) -> None:
+def test_folders_are_0700_and_files_0600_for_any_umask(runs: Path) -> None:
     before = os.umask(0)
     try:
         run = ended(open_run_directory(config(runs)))
@@ -64,7 +64,7 @@ def test_an_existing_name_is_rejected_and_the_earlier_run_not_changed(runs: Path
     with pytest.raises(RunDirectoryError, match="'first' exists already") as caught:
         open_run_directory(config(runs, seed=8))
     assert "--resume auto" in str(caught.value)
-    # A script has no command line of ours.
+    # A script does not use the launcher's command line.
     assert "name=..., resume_from_checkpoint='auto'" in str(caught.value)
     assert caught.value.exit_code == 2
     assert everything(path) == before
@@ -100,7 +100,7 @@ def test_resume_auto_without_a_name_finds_the_newest_run_with_this_config(runs: 
     (runs / "foreign").mkdir()
     (runs / "foreign" / "config.yaml").write_text("- [broken")
     changed = config(runs, None, resume="auto", trainer=TrainerOptions(max_epochs=99), devices=4)
-    assert newest_matching_run(changed) == "newest"
+    assert find_newest_matching_run(changed) == "newest"
     run = ended(open_run_directory(changed))
     assert (run.name, run.resume_from) == ("newest", runs / "newest" / "checkpoints" / "last.ckpt")
 
@@ -120,7 +120,7 @@ def test_a_config_with_a_tuple_matches_its_stored_form(runs: Path) -> None:
     assert ended(open_run_directory(config(runs, None, resume="auto", model=model))).name == "first"
 
 
-def test_a_changed_config_is_kept_beside_the_earlier_one(runs: Path) -> None:
+def test_the_earlier_config_is_kept_when_it_changes(runs: Path) -> None:
     path = make_run(runs)
     earlier = (path / "config.yaml").read_text()
     ended(open_run_directory(config(runs, resume="auto", trainer=TrainerOptions(max_epochs=9))))
@@ -158,13 +158,13 @@ def test_an_explicit_checkpoint_of_the_run_takes_precedence_over_its_last(runs: 
 
 
 def test_the_last_checkpoint_is_last_ckpt_or_else_the_newest(tmp_path: Path) -> None:
-    assert last_checkpoint(tmp_path) is None
+    assert find_last_checkpoint(tmp_path) is None
     for age, name in ((2, "epoch=1.ckpt"), (1, "epoch=2.ckpt"), (3, "last.ckpt")):
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
-    assert last_checkpoint(tmp_path) == tmp_path / "last.ckpt"
+    assert find_last_checkpoint(tmp_path) == tmp_path / "last.ckpt"
     (tmp_path / "last.ckpt").unlink()
-    assert last_checkpoint(tmp_path) == tmp_path / "epoch=2.ckpt"
+    assert find_last_checkpoint(tmp_path) == tmp_path / "epoch=2.ckpt"
 
 
 def test_a_run_that_trains_in_another_process_is_rejected(runs: Path) -> None:
@@ -185,7 +185,7 @@ def test_a_run_that_trains_in_another_process_is_rejected(runs: Path) -> None:
             assert everything(runs / "first") == before
         finally:
             other.kill()
-    # However it ended, its lock went with it.
+    # Its lock ended with it, in any case.
     assert ended(open_run_directory(config(runs, resume="auto"))).is_new is False
 
 

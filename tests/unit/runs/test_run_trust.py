@@ -1,4 +1,4 @@
-"""In a folder of runs that several users share, nothing that somebody else has prepared is written to or trusted."""
+"""In a shared folder of runs, files that another user has prepared are neither written nor trusted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from launcher.core.errors import RunDirectoryError
 from launcher.core.events import EventLog
 from launcher.runs.directory import open_run_directory
 from launcher.runs.selection import find_run
-from launcher.runs.trust import run_folder_problem
+from launcher.runs.trust import find_run_folder_problem
 from slurm.ownership import is_own
 from slurm.rendezvous import RendezvousError, join_rendezvous
 from tests.support.processes import run
@@ -37,7 +37,7 @@ def victim(tmp_path: Path) -> Path:
 def shared(tmp_path: Path) -> Path:
     runs = tmp_path / "runs"
     runs.mkdir()
-    # Whatever the umask: as a group's folder is.
+    # The mode of a group's folder, for any umask.
     runs.chmod(0o1777)
     return runs
 
@@ -132,10 +132,10 @@ def test_root_may_use_the_runs_of_the_folders_owner(shared: Path) -> None:
     path = make_run(shared)
     for each in (shared, path, *path.rglob("*")):
         to_somebody(each)
-    assert run_folder_problem(path) is None
+    assert find_run_folder_problem(path) is None
     to_somebody(path)
     os.chown(path, SOMEBODY + 1, SOMEBODY + 1)
-    assert "belongs to user 54322" in str(run_folder_problem(path))
+    assert "belongs to user 54322" in str(find_run_folder_problem(path))
 
 
 @needs_root
@@ -159,7 +159,7 @@ def test_a_rendezvous_of_another_user_is_not_joined(shared: Path, kind: str) -> 
     else:
         place.write_text(text)
         to_somebody(place)
-    # No second of waiting: the clock has passed the limit at the second look.
+    # No wait: the clock has passed the limit at the second check.
     times: Callable[[], float] = iter([0.0, 0.0, 9.0]).__next__
     with pytest.raises(RendezvousError, match="is not trusted"):
         join_rendezvous(place, 1, 1.0, times)

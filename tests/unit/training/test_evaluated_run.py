@@ -11,7 +11,7 @@ import yaml
 
 from launcher.cli import main as cli
 from launcher.core.errors import LauncherError, ResumeError, RunDirectoryError
-from launcher.runs.selection import newest_matching_run
+from launcher.runs.selection import find_newest_matching_run
 from launcher.training.evaluated_run import find_evaluated_run
 from tests.support.run_directories import config, make_run
 
@@ -66,7 +66,7 @@ def test_checkpoint_outside_of_runs_is_evaluated_in_a_new_run(tmp_path: Path) ->
         found, _notices = find_evaluated_run(config(runs, "new"), str(outside))
         assert (found.path, found.resume_from, found.lock) == (runs / "new", outside, None)
         assert found.wandb_id == (found.path / "wandb" / "run_id").read_text().strip()
-    assert newest_matching_run(config(runs, None)) is None, "it has not trained"
+    assert find_newest_matching_run(config(runs, None)) is None, "it has not trained"
 
 
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])
@@ -92,7 +92,7 @@ def test_config_of_a_named_run_is_used(
 
 def test_newest_run_with_the_config_is_used_without_a_name(run: Path, tmp_path: Path) -> None:
     asked = config(tmp_path, None)
-    assert newest_matching_run(asked) == "first"
+    assert find_newest_matching_run(asked) == "first"
     assert find_evaluated_run(asked, "last")[0].path == run
 
 
