@@ -53,8 +53,8 @@ def explain_pick(pick: Assessment, able: Sequence[Assessment], machine: MachineM
     nearest = min(rivals, key=lambda a: a.step.seconds)
     if nearest.step.seconds < pick.step.seconds:
         return (
-            f"{needs}; {nearest.name} is estimated less than {MARGIN:.0%} faster, which the estimate does not settle: "
-            "the simpler one is taken"
+            f"{needs}; {nearest.name} is estimated less than {MARGIN:.0%} faster, less than the error of the estimate; "
+            "the simpler one is chosen"
         )
     own, other = format_duration(pick.step.seconds), format_duration(nearest.step.seconds)
     return f"{needs}; estimated {own} a step, {nearest.name} {other}"

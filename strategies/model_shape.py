@@ -30,7 +30,7 @@ def find_optimizer(configured: Any) -> Optimizer:
     found = list(_optimizers(configured))
     if len(found) != 1:
         count = "no optimizer" if not found else f"{len(found)} optimizers"
-        raise OptimizerError(f"configure_optimizers gave {count}; expected one")
+        raise OptimizerError(f"configure_optimizers returned {count}; expected one")
     return found[0]
 
 

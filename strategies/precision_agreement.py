@@ -211,7 +211,7 @@ def _with_change(agreed: AgreedPrecision, before: Precision | None, on_change: O
         )
     scale = ""
     if agreed.precision is Precision.FP16_MIXED:
-        scale = "; the loss scale starts anew"
+        scale = "; the loss scale starts at its initial value"
     elif before is Precision.FP16_MIXED:
         scale = "; its loss scale is no longer needed"
     return replace(agreed, notices=(*agreed.notices, text + scale), changed_from=before)

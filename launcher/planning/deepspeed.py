@@ -70,7 +70,7 @@ def plan_deepspeed(
     missing = find_missing_tools(agreement) if variant.offloads else None
     notices = [f"DeepSpeed's own CPU Adam cannot be compiled: {'; '.join(missing)}"] if missing else []
     if folders := assumed_folders(name, agreement, user):
-        notices.append(f"no node was asked: {name} assumes that {' and '.join(folders)} is there and has room")
+        notices.append(f"not checked on the nodes: {name} assumes that {' and '.join(folders)} exists and has room")
     if strategy is None:
         return DeepSpeedPlan(None, tuple(problems))
     blocks = {} if precision is None else precision.deepspeed_blocks or precision_blocks(precision.precision, user)

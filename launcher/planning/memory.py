@@ -103,7 +103,7 @@ def _with_assumptions(found: Comparison, agreement: Agreement, user: Mapping[str
     if nvme is None or not nvme.eligible or not folders:
         return found
     needed = format_bytes(nvme.memory.nvme)
-    note = f"no node was asked: {nvme.name} assumes {needed} for each rank on {' and '.join(folders)}"
+    note = f"not checked on the nodes: {nvme.name} assumes {needed} for each rank on {' and '.join(folders)}"
     return dataclasses.replace(found, notes=(*found.notes, note))
 
 

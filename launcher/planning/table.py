@@ -25,7 +25,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(no_wrap=False)
     table.add_column(style="dim", ratio=1)
-    table.add_row("ranks", _ranks(plan), "assumed alike: no rank was asked" if plan.assumed else "")
+    table.add_row("ranks", _ranks(plan), "assumed to be identical, not checked" if plan.assumed else "")
     table.add_row("strategy", plan.strategy.name, Text("\n".join(plan.strategy.reasons)))
     table.add_row("precision", plan.precision, Text("\n".join(plan.precision_reasons)))
     table.add_row("batch", str(plan.batch.global_batch_size or "the loader's own"), Text("\n".join(plan.batch_reasons)))

@@ -142,7 +142,7 @@ def test_the_loss_scale_is_restored_exactly(runs: Mapping[str, Any], saved: list
     ("name", "before", "now", "scale"),
     [
         ("to-bf16", "16-mixed", "bf16-mixed", "; its loss scale is no longer needed"),
-        ("to-fp16", "bf16-mixed", "16-mixed", "; the loss scale starts anew"),
+        ("to-fp16", "bf16-mixed", "16-mixed", "; the loss scale starts at its initial value"),
         ("to-32", "16-mixed", "32-true", "; its loss scale is no longer needed"),
     ],
 )

@@ -29,7 +29,7 @@ def was(precision: Precision | None, notice: str | None = None) -> CheckpointPre
     ("before", "now", "scale"),
     [
         (Precision.FP16_MIXED, "bf16-mixed", "; its loss scale is no longer needed"),
-        (Precision.BF16_MIXED, "16-mixed", "; the loss scale starts anew"),
+        (Precision.BF16_MIXED, "16-mixed", "; the loss scale starts at its initial value"),
         (Precision.FP32_TRUE, "bf16-mixed", ""),
     ],
 )

@@ -163,7 +163,7 @@ class TestNvme:
         there = Agreement(make_identical_ranks(first, 16), assumed=True)
         plan = plan_with_memory(RunConfig(), there, profile(1))
         assert plan.memory is not None
-        assert f"no node was asked: {NVME} assumes" in plan.memory["notes"][-1]
+        assert f"not checked on the nodes: {NVME} assumes" in plan.memory["notes"][-1]
         assert f"for each rank on {NVME_PATH}" in plan.memory["notes"][-1]
         assert plan.memory["machine"]["source"] == find_gpu("h100").source
         console = make_console()
@@ -171,7 +171,7 @@ class TestNvme:
             print_memory(plan, console)
         assert f"numbers of the device: {find_gpu('h100').source}" in printed.get()
         asked = make_plan(RunConfig(strategy=NVME), there)
-        assert asked.notices == (f"no node was asked: {NVME} assumes that {NVME_PATH} is there and has room",)
+        assert asked.notices == (f"not checked on the nodes: {NVME} assumes that {NVME_PATH} exists and has room",)
         assert not any(NVME in n for n in (planned(seen(0, 10**15), seen(1, 10**15)).memory or {})["notes"])
 
     def test_missing_build_tools_make_nvme_offload_ineligible(self) -> None:

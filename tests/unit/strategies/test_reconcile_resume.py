@@ -145,7 +145,8 @@ def test_auto_states_why_the_checkpoint_precision_is_not_used() -> None:
     assert (agreed.precision, agreed.changed_from) == (FP16, BF16)
     assert "not the checkpoint's bf16-mixed, which rank 1 (node1, Tesla V100) cannot run" in agreed.reasons[0]
     assert agreed.notices == (
-        "the checkpoint was trained in bf16-mixed, this run trains in 16-mixed; the loss scale starts anew",
+        "the checkpoint was trained in bf16-mixed, this run trains in 16-mixed; "
+        "the loss scale starts at its initial value",
     )
 
 
@@ -159,7 +160,7 @@ def test_auto_with_16_mixed_checkpoint_on_cpus_notes_debugging() -> None:
     ("before", "request_", "ending"),
     [
         ("16-mixed", "bf16", "; its loss scale is no longer needed"),
-        ("bf16-mixed", "16", "; the loss scale starts anew"),
+        ("bf16-mixed", "16", "; the loss scale starts at its initial value"),
         ("32-true", "bf16", ""),
     ],
 )
