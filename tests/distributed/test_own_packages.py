@@ -75,4 +75,4 @@ def test_a_package_of_such_a_name_that_was_imported_first_is_reported(tmp_path: 
     _folders(tmp_path, "slurm")
     (tmp_path / "slurm" / "__init__.py").write_text("")
     ended = run([sys.executable, "-c", "import slurm, launcher"], tmp_path).check(1)
-    assert "the name of a package of the launcher's: rename it, or import launcher first" in ended.output
+    assert "launcher has a package of that name: rename it, or import launcher first" in ended.output

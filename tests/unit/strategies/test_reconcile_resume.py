@@ -145,8 +145,10 @@ def test_auto_states_why_the_checkpoint_precision_is_not_used() -> None:
     assert (agreed.precision, agreed.changed_from) == (FP16, BF16)
     assert "not the checkpoint's bf16-mixed, which rank 1 (node1, Tesla V100) cannot run" in agreed.reasons[0]
     assert agreed.notices == (
-        "the checkpoint was trained in bf16-mixed, this run trains in 16-mixed; "
-        "the loss scale starts at its initial value",
+        (
+            "the checkpoint was trained in bf16-mixed, this run trains in 16-mixed; "
+            "the loss scale starts at its initial value"
+        ),
     )
 
 
