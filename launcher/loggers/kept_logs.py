@@ -148,8 +148,10 @@ def _continue_files(logger: Any, location: LogLocation, is_continued: bool, writ
     # Without a checkpoint a run starts over. A checkpoint of another version may have no record of the logs.
     kept: Mapping[str, Any] = {"rows": {_key(location): 0}, "step": 0} if written is None else written
     if isinstance(logger, TensorBoardLogger):
-        if is_continued and "step" in kept:
-            vars(logger)["_kwargs"].setdefault("purge_step", kept["step"])
+        options = vars(logger)["_kwargs"]
+        # A logger from a config has all options of its writer, also those that were not set.
+        if is_continued and "step" in kept and options.get("purge_step") is None:
+            options["purge_step"] = kept["step"]
     elif type(logger).experiment is CSVLogger.experiment:
         logger._fs.makedirs(logger.root_dir, exist_ok=True)
         writer = _Writer(logger.log_dir, is_continued)

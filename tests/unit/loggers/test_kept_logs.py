@@ -134,8 +134,12 @@ def test_the_row_of_an_epoch_is_in_the_file_before_the_next_epoch_begins(tmp_pat
     assert (Path(logger.log_dir) / "metrics.csv").read_text().split() == ["mean,step", "1.0,7"]
 
 
-def test_tensorboard_purges_repeated_steps(tmp_path: Path) -> None:
-    state = keep(tmp_path, first := TensorBoardLogger(tmp_path), new=True)
-    assert "purge_step" not in vars(first)["_kwargs"]
-    keep(tmp_path, second := TensorBoardLogger(tmp_path), checkpoint=saved(state, 5))
+# jsonargparse passes every option of the writer to a logger that a config names.
+@pytest.mark.parametrize("options", [{}, {"purge_step": None}])
+def test_tensorboard_purges_repeated_steps(tmp_path: Path, options: dict[str, Any]) -> None:
+    state = keep(tmp_path, first := TensorBoardLogger(tmp_path, **options), new=True)
+    assert vars(first)["_kwargs"].get("purge_step") is None
+    keep(tmp_path, second := TensorBoardLogger(tmp_path, **options), checkpoint=saved(state, 5))
     assert vars(second)["_kwargs"]["purge_step"] == 5
+    keep(tmp_path, own := TensorBoardLogger(tmp_path, purge_step=3), checkpoint=saved(state, 5))
+    assert vars(own)["_kwargs"]["purge_step"] == 3, "the user's own"
