@@ -29,7 +29,7 @@ class Sizes:
     marks: list[str] = field(default_factory=lambda: ["m"])
 
 
-class Encoder(nn.Module):
+class ZooEncoder(nn.Module):
     def __init__(
         self,
         width: int = 8,
@@ -38,7 +38,7 @@ class Encoder(nn.Module):
         names: list[str] = ["e"],  # noqa: B006 -- as users write it
     ) -> None:
         super().__init__()
-        MADE.append("Encoder")
+        MADE.append("ZooEncoder")
         self.width = width
         self.names = names
         self.act = act()
@@ -46,7 +46,7 @@ class Encoder(nn.Module):
         self.net = nn.Linear(4, width)
 
 
-class DeepEncoder(Encoder):
+class DeepZooEncoder(ZooEncoder):
     def __init__(self, depth: int = 2, **more: Any) -> None:
         super().__init__(**more)
         self.depth = depth

@@ -22,7 +22,7 @@ from tests.support import cli_zoo
 
 _ZOO = "tests.support.cli_zoo"
 _ENCODER = st.fixed_dictionaries(
-    {"class_path": st.sampled_from([f"{_ZOO}.Encoder", f"{_ZOO}.DeepEncoder", "Encoder"])},
+    {"class_path": st.sampled_from([f"{_ZOO}.ZooEncoder", f"{_ZOO}.DeepZooEncoder", "ZooEncoder"])},
     optional={
         "init_args": st.fixed_dictionaries({}, optional={"width": st.integers(1, 9), "act": st.just("torch.nn.GELU")})
     },
@@ -140,7 +140,7 @@ def _without_classes(values: dict[str, Any]) -> dict[str, Any]:
     ],
 )
 def test_a_quoted_number_is_converted_and_class_specs_are_not(path: str, given: Any, read: Any) -> None:
-    nested = {"class_path": f"{_ZOO}.Encoder", "init_args": {"width": 16}}
+    nested = {"class_path": f"{_ZOO}.ZooEncoder", "init_args": {"width": 16}}
     model = {"class_path": f"{_ZOO}.Net", "init_args": {"encoder": nested, "untyped": [nested]}}
     values: dict[str, Any] = {"model": model, "trainer": {"callbacks": [{**nested}]}}
     group, _, key = path.rpartition(".")
@@ -159,7 +159,7 @@ def test_a_quoted_number_is_converted_and_class_specs_are_not(path: str, given: 
 def test_every_field_is_read_by_its_own_type() -> None:
     """A field whose type jsonargparse reads must not hold a class: it would make an object of it."""
     for path, info in config_fields():
-        value = {"class_path": f"{_ZOO}.Encoder"}
+        value = {"class_path": f"{_ZOO}.ZooEncoder"}
         nested: Any = value
         for key in reversed(path.split(".")):
             nested = {key: nested}

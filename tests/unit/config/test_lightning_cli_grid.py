@@ -51,12 +51,12 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "a date is text": ([_of_net("name: 2024-01-02")], []),
     "no interpolation": ([_of_net('name: "${oc.env:HOME}"')], []),
     "untyped": ([_of_net("untyped: {a: [1, x]}")], []),
-    "a nested class": ([_of_net(f"encoder: {{class_path: {_ZOO}.Encoder, init_args: {{width: 3}}}}")], []),
-    "a nested class by its path alone": ([_of_net(f"encoder: {_ZOO}.Encoder")], []),
-    "a nested class by a short name": ([_of_net("encoder: {class_path: DeepEncoder, init_args: {depth: 3}}")], []),
+    "a nested class": ([_of_net(f"encoder: {{class_path: {_ZOO}.ZooEncoder, init_args: {{width: 3}}}}")], []),
+    "a nested class by its path alone": ([_of_net(f"encoder: {_ZOO}.ZooEncoder")], []),
+    "a nested class by a short name": ([_of_net("encoder: {class_path: DeepZooEncoder, init_args: {depth: 3}}")], []),
     "a nested class in a nested class": (
-        [_of_net(f"encoder: {{class_path: {_ZOO}.Encoder, init_args: {{act: torch.nn.GELU, inner: "
-                 f"{{class_path: {_ZOO}.DeepEncoder, init_args: {{depth: 5, width: 2}}}}}}}}")], []),
+        [_of_net(f"encoder: {{class_path: {_ZOO}.ZooEncoder, init_args: {{act: torch.nn.GELU, inner: "
+                 f"{{class_path: {_ZOO}.DeepZooEncoder, init_args: {{depth: 5, width: 2}}}}}}}}")], []),
     "a list of classes": (
         [_of_net("blocks: [{class_path: torch.nn.Linear, init_args: {in_features: 4, out_features: 2}}, "
                  "{class_path: torch.nn.ReLU}]")], []),
@@ -64,11 +64,11 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
                            "scheduler: {class_path: torch.optim.lr_scheduler.StepLR, init_args: {step_size: 3}}")], []),
     "argv": ([_NET], ["--model.init_args.lr=0.3", "--model.width=5", "--data.batch_size=2"]),
     "arguments for a nested class": (
-        [_of_net(f"encoder: {{class_path: {_ZOO}.Encoder, init_args: {{width: 3}}}}")],
+        [_of_net(f"encoder: {{class_path: {_ZOO}.ZooEncoder, init_args: {{width: 3}}}}")],
         ["--model.init_args.encoder.init_args.width=9"]),
     "arguments for a nested class in short": (
-        [_of_net(f"encoder: {{class_path: {_ZOO}.Encoder, init_args: {{width: 3}}}}")], ["--model.encoder.width=9"]),
-    "a nested class by arguments": ([_NET], [f"--model.encoder={_ZOO}.DeepEncoder", "--model.encoder.depth=7"]),
+        [_of_net(f"encoder: {{class_path: {_ZOO}.ZooEncoder, init_args: {{width: 3}}}}")], ["--model.encoder.width=9"]),
+    "a nested class by arguments": ([_NET], [f"--model.encoder={_ZOO}.DeepZooEncoder", "--model.encoder.depth=7"]),
     "arguments for an optimizer": (
         [_of_net("optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.5}}")],
         ["--model.optimizer.lr=0.25", "--model.optimizer.momentum=0.5"]),
@@ -76,8 +76,8 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
         [_of_net("optimizer: {class_path: torch.optim.AdamW, init_args: {lr: 0.5, betas: [0.5, 0.6]}}")],
         ["--model.optimizer=torch.optim.SGD"]),
     "another nested class": (
-        [_of_net(f"encoder: {{class_path: {_ZOO}.DeepEncoder, init_args: {{width: 3, depth: 4}}}}")],
-        [f"--model.encoder={_ZOO}.Encoder"]),
+        [_of_net(f"encoder: {{class_path: {_ZOO}.DeepZooEncoder, init_args: {{width: 3, depth: 4}}}}")],
+        [f"--model.encoder={_ZOO}.ZooEncoder"]),
     "another model": ([_of_net("width: 3, lr: 0.5")], [f"--model={_ZOO}.Wide"]),
     "several files": ([_of_net("width: 3, lr: 0.5"), "model: {init_args: {lr: 0.25}}\ntrainer: {max_epochs: 3}",
                        "trainer: {max_epochs: 4, min_epochs: 2}"], []),
@@ -93,7 +93,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "items in files": ([_of_net("sizes+: [1]"), "model: {init_args: {sizes+: 2}}"], ["--model.sizes+=3"]),
     "a list after its items": ([_of_net("sizes+: [1]")], ["--model.sizes+=3", "--model.sizes=[7]", "--model.sizes+=8"]),
     "classes for a list": ([_of_net("blocks: [torch.nn.ReLU]")], ["--model.blocks+=torch.nn.GELU"]),
-    "items for a nested class": ([_of_net(f"encoder: {{class_path: {_ZOO}.Encoder}}")],
+    "items for a nested class": ([_of_net(f"encoder: {{class_path: {_ZOO}.ZooEncoder}}")],
                                  ["--model.encoder.names+=x", "--model.encoder.names+=[y, z]"]),
     "items for a dataclass of a file": ([_of_net("shape: {marks: [v]}")], ["--model.shape.marks+=x"]),
     "items for a callback": ([_NET, f"trainer: {{callbacks: [{{class_path: {_ZOO}.Own}}]}}"],
@@ -108,7 +108,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "an optimizer over the model's own": ([_NET], ["--optimizer=RMSprop", "--optimizer.alpha=0.5"]),
     "a callback": ([_NET, f"trainer: {{callbacks: {_STOPPING}}}"], []),
     "callbacks": ([_NET, f"trainer: {{callbacks: [{_STOPPING}, LearningRateMonitor, {{class_path: {_ZOO}.Own, "
-                         f"init_args: {{every: 3, part: {{class_path: {_ZOO}.Encoder}}}}}}]}}"], []),
+                         f"init_args: {{every: 3, part: {{class_path: {_ZOO}.ZooEncoder}}}}}}]}}"], []),
     "a callback's other arguments": (
         [_NET, "trainer: {callbacks: [{class_path: lightning.pytorch.callbacks.EarlyStopping, "
                "dict_kwargs: {monitor: loss, patience: 7}}]}"], []),

@@ -415,7 +415,7 @@ def test_default_without_a_form_in_a_file_is_saved_unchanged() -> None:
 
 def test_hyperparameters_are_settings_if_one_names_a_class() -> None:
     """As under LightningCLI: a checkpoint contains no object, and the model can be created from it again."""
-    encoder = {"class_path": "tests.support.cli_zoo.Encoder", "init_args": {"width": 3}}
+    encoder = {"class_path": "tests.support.cli_zoo.ZooEncoder", "init_args": {"width": 3}}
     given = config(model("tests.support.cli_zoo.Net", encoder=encoder))
     made, _ = make_objects(given, import_classes(given), None)
     assert made.hparams["encoder"]["init_args"]["width"] == 3
