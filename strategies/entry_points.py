@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
+import sys
+from pathlib import Path
 from typing import Any
 
 
@@ -14,6 +15,10 @@ def load_entry_points(group: str) -> tuple[list[Any], dict[str, str]]:
     """
     loaded: list[Any] = []
     broken: dict[str, str] = {}
+    if not _is_declared(group):
+        return loaded, broken
+    from importlib.metadata import entry_points
+
     for point in entry_points(group=group):
         try:
             found = point.load()
@@ -22,3 +27,9 @@ def load_entry_points(group: str) -> tuple[list[Any], dict[str, str]]:
             package = point.dist.name if point.dist else point.value
             broken[point.name] = f"{package} cannot be loaded: {type(error).__name__}: {error}"
     return loaded, broken
+
+
+def _is_declared(group: str) -> bool:
+    """Whether a package declares the group. Quick: importing `importlib.metadata` takes half the time of a `--help`."""
+    files = (file for folder in sys.path for file in Path(folder or ".").glob("*-info/entry_points.txt"))
+    return any(group in file.read_text(encoding="utf-8", errors="replace") for file in files)
