@@ -91,10 +91,10 @@ def list_zero_variants() -> Mapping[str, ZeroVariant]:
 def _load_entry_points() -> None:
     from strategies.entry_points import load_entry_points
 
-    loaded, broken = load_entry_points(ENTRY_POINTS)
+    loaded, broken = load_entry_points(ENTRY_POINTS, StrategyEntry)
     _broken.update(broken)
     for entry in loaded:
         try:
             register(entry)
-        except (AttributeError, StrategyError) as error:
-            _broken[str(getattr(entry, "name", entry))] = str(error)
+        except StrategyError as error:
+            _broken[entry.name] = str(error)

@@ -50,7 +50,7 @@ def find_backend(name: object) -> JobBackend:
 @functools.cache
 def _load_installed() -> dict[str, str]:
     """Add the back ends of other packages; returns those that cannot be loaded, with the reason."""
-    loaded, broken = load_entry_points(ENTRY_POINTS)
+    loaded, broken = load_entry_points(ENTRY_POINTS, JobBackend)
     for backend in loaded:
         _BACKENDS.setdefault(backend.name, backend)
     return broken

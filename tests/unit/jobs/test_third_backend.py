@@ -192,20 +192,23 @@ def test_an_installed_package_adds_its_back_end(tmp_path: Path) -> None:
     information.mkdir()
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: my-queue\nVersion: 1.0\n")
     (information / "entry_points.txt").write_text(
-        "[launcher.job_backends]\nmine = my_queue:Mine\nbroken = no_such_module:Broken\n"
+        "[launcher.job_backends]\nmine = my_queue:Mine\nbroken = no_such_module:Broken\nother = my_queue:Other\n"
     )
     (tmp_path / "my_queue.py").write_text(
         "from launcher.jobs.backends.local import LocalBackend\n"
         "class Mine(LocalBackend):\n    name, summary = 'mine', 'by my queue'\n"
+        "class Other: name = 'other'\n"
     )
     program = (
         "from launcher.core.errors import QueueError\n"
         "from launcher.jobs.backends.registry import find_backend, list_backends\n"
         "print([backend.name for backend in list_backends()])\n"
-        "try: find_backend('broken')\n"
-        "except QueueError as error: print(error)\n"
+        "for name in ('broken', 'other'):\n"
+        "    try: find_backend(name)\n"
+        "    except QueueError as error: print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(tmp_path)},
                           capture_output=True, text=True, timeout=60, check=True)  # fmt: skip
     assert "['slurm', 'local', 'mine']" in done.stdout
     assert "'broken' (my-queue cannot be loaded: ModuleNotFoundError" in done.stdout
+    assert "my_queue:Other is of type Other; expected JobBackend" in done.stdout
