@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from launcher.checkpoint.reader import Trust, as_mapping, first_line, guarded_loads, read_file
-from launcher.core.errors import ResumeError
+from launcher.checkpoint.reader import Trust, as_mapping, guarded_loads, read_file
+from launcher.core.errors import ResumeError, first_line
 from strategies.empty_groups import EMPTY_GROUPS, with_empty_groups
 
 # DeepSpeed's own keys in a file; Lightning saves the others.

@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from launcher.checkpoint.formats import format_of
-from launcher.checkpoint.reader import Trust, first_line, foreign_objects, list_objects, read_file
-from launcher.core.errors import ResumeError
+from launcher.checkpoint.reader import Trust, foreign_objects, list_objects, read_file
+from launcher.core.errors import ResumeError, first_line
 
 
 class ReadBack:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-import re
 import stat
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ import torch
 from launcher.checkpoint.manifest import find_problem, manifest_path
 from launcher.checkpoint.objects import Foreign, UnreadableError, make_objects
 from launcher.checkpoint.pickle_nodes import NODES
-from launcher.core.errors import ResumeError
+from launcher.core.errors import ResumeError, first_line
 
 # A checkpoint that was consolidated for this attempt, in the run directory.
 CONSOLIDATED = ".resume-whole.ckpt"
@@ -133,12 +132,6 @@ def guarded_loads(checkpoint: Path, trust: Trust | None) -> Iterator[None]:
         yield
     finally:
         torch.load = before
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, without the terminal codes that torch adds."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
-    return text.splitlines()[0] if text else type(error).__name__
 
 
 def _load(file: Path, map_location: Any, mmap: bool) -> tuple[Any, bool]:

@@ -23,6 +23,7 @@ Interrupted                        exit code 128 + signal: stopped by a signal a
 
 from __future__ import annotations
 
+import re
 import signal
 import types
 from collections.abc import Callable, Iterable, Sequence
@@ -226,3 +227,15 @@ class _InterruptedBySignal(Interrupted, SystemExit):
 
 class _InterruptedByCtrlC(Interrupted, KeyboardInterrupt, SystemExit):
     """A `SystemExit` as well: exit code 130 without a traceback from every rank."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, without the terminal codes that torch adds; its class if it has no text."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def describe_error(error: BaseException) -> str:
+    """An error's class, and the first line of its text, at most 200 characters of it."""
+    name, text = type(error).__name__, first_line(error)
+    return name if text == name else f"{name}: {text[:200]}"

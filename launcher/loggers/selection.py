@@ -13,10 +13,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from typing_extensions import override
 
 from launcher.config.schema import RunConfig, WandbOptions
+from launcher.core.errors import describe_error
 from launcher.core.secrets import redact
 from launcher.loggers.base import Tracker
 from launcher.loggers.lightning_tracker import LightningTracker
-from launcher.loggers.wandb_run import QueuedWandbLogger, first_line
+from launcher.loggers.wandb_run import QueuedWandbLogger
 from launcher.loggers.wandb_tracker import WandbTracker
 from launcher.runs.directory import RunDirectory
 
@@ -58,7 +59,7 @@ def make_wandb_logger(
     try:
         return QueuedWandbLogger(options, run, values, notice, os.environ)
     except ModuleNotFoundError as error:
-        notice(f"W&B is not used: {first_line(error)}")
+        notice(f"W&B is not used: {describe_error(error)}")
         return None
 
 

@@ -9,7 +9,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.loggers import WandbLogger
 from typing_extensions import override
 
-from launcher.loggers.wandb_run import QueuedWandbLogger, first_line
+from launcher.core.errors import describe_error
+from launcher.loggers.wandb_run import QueuedWandbLogger
 
 
 def leave_to_user(config: Any, names: Iterable[str]) -> None:
@@ -58,4 +59,4 @@ class WandbStarter(pl.Callback):
             config.update(more, allow_val_change=True)
             leave_to_user(config, {**self._values, **more} if is_launchers and logger.is_own else more)
         except Exception as error:  # noqa: BLE001 -- W&B raises many kinds, and none may stop a training
-            self._notice(f"W&B did not accept the model's config: {first_line(error)}")
+            self._notice(f"W&B did not accept the model's config: {describe_error(error)}")

@@ -22,6 +22,7 @@ from typing_extensions import override
 
 from launcher.config.schema import WandbOptions
 from launcher.core.atomic_write import private_umask
+from launcher.core.errors import describe_error
 from launcher.core.secrets import hide_in_arguments, redact
 from launcher.loggers.row_queue import RowQueue
 from launcher.loggers.wandb_settings import make_init_arguments, make_run_settings, resolve_mode
@@ -157,7 +158,7 @@ class QueuedWandbLogger(WandbLogger):
         try:
             import wandb
         except Exception as error:  # noqa: BLE001 -- a broken installation raises anything; reported, and trained without
-            self._notice(f"W&B is not used: {first_line(error)}")
+            self._notice(f"W&B is not used: {describe_error(error)}")
             return None
         active = getattr(wandb, "run", None)
         if active is not None and active.id in _begun_here:
@@ -185,7 +186,7 @@ class QueuedWandbLogger(WandbLogger):
                 run = wandb.init(**self._init_arguments, config=self.values, mode=mode, settings=settings)
         except Exception as error:  # noqa: BLE001 -- W&B raises many kinds, and none may stop a training
             wandb.teardown()
-            self._notice(f"W&B {mode} failed: {first_line(error)}")
+            self._notice(f"W&B {mode} failed: {describe_error(error)}")
             return None
         # As Lightning does for its runs: every chart against the true step.
         run.define_metric("trainer/global_step")
@@ -218,12 +219,6 @@ def finish_wandb(
     threading.Thread(target=finish, name="launcher-wandb-finish", daemon=True).start()
     if not done.wait(max(timeout - (time.monotonic() - began), 1.0)):
         notice(f"W&B did not finish within {timeout:g} s; to upload later: wandb sync {folder}")
-
-
-def first_line(error: Exception) -> str:
-    """The error's class, and the first line of its message."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _explain_missing_attributes(run: Any) -> None:

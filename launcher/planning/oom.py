@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from typing import Any
 
-from launcher.core.errors import OutOfMemoryError
+from launcher.core.errors import OutOfMemoryError, first_line
 from launcher.planning.plan import Plan
 from strategies.units import format_bytes
 
@@ -54,7 +54,7 @@ def out_of_memory(
     `allocated_bytes` is the peak of the rank's device allocator; None if not known.
     """
     own = planned_memory(plan, plan.strategy.name)
-    lines = [f"rank {rank} ({host}) is out of memory with {plan.strategy.name}: {_first_line(error)}"]
+    lines = [f"rank {rank} ({host}) is out of memory with {plan.strategy.name}: {first_line(error)}"]
     if own is None:
         lines.append("the plan has no memory estimate; `launcher plan` shows it for this config")
     else:
@@ -105,7 +105,3 @@ def device_peak(device_kind: str) -> int | None:
     import torch
 
     return torch.cuda.max_memory_allocated()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_iter, tree_map
 from torch.utils.data import DataLoader, IterableDataset
 
 from launcher.config.schema import RunConfig
+from launcher.core.errors import describe_error
 from launcher.process.activity import doing
 from launcher.user_code.classes import UserClasses, make_data, make_model
 from strategies.fake_mode import FakeMode
@@ -255,9 +256,3 @@ def _rows(tensor: Tensor) -> int:
     if not tensor.is_floating_point() or tensor.ndim >= 4 or tensor.ndim < 2:
         return tensor.numel()
     return tensor.numel() // max(tensor.shape[-1], 1)
-
-
-def describe_error(error: Exception) -> str:
-    """An error's class and the first line of its message."""
-    first = (str(error).splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first[:200]}" if first else type(error).__name__
