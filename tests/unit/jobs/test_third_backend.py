@@ -194,6 +194,8 @@ def test_an_installed_package_adds_its_back_end(tmp_path: Path) -> None:
     (information / "entry_points.txt").write_text(
         "[launcher.job_backends]\nmine = my_queue:Mine\nbroken = no_such_module:Broken\nother = my_queue:Other\n"
     )
+    # What cannot be read declares nothing.
+    (tmp_path / "a_first-1.0.dist-info" / "entry_points.txt").mkdir(parents=True)
     (tmp_path / "my_queue.py").write_text(
         "from launcher.jobs.backends.local import LocalBackend\n"
         "class Mine(LocalBackend):\n    name, summary = 'mine', 'by my queue'\n"
