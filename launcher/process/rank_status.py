@@ -140,15 +140,20 @@ class RankStatusWriter:
 
     def write_traceback(self, error: BaseException) -> None:
         """Write the traceback into this rank's log, or to stderr if no agent reports the error."""
-        log = self._values.get("log")
         text = scrub("".join(traceback.format_exception(error)), self._secrets)
-        if log is None or not self.has_agent:
+        if self._values.get("log") is None or not self.has_agent:
             sys.stderr.write(text)
             return
         sys.stdout.flush()
         sys.stderr.flush()
-        with contextlib.suppress(OSError), open(log, "a", encoding="utf-8") as file:  # noqa: PTH123 -- str or Path
-            file.write(text)
+        self.append_to_log(text)
+
+    def append_to_log(self, text: str) -> None:
+        """Write into this rank's log without showing it on the terminal; without a log, nothing happens."""
+        log = self._values.get("log")
+        if log is not None:
+            with contextlib.suppress(OSError), open(log, "a", encoding="utf-8") as file:  # noqa: PTH123 -- str or Path
+                file.write(text)
 
     def beat(self, step: int | None = None) -> None:
         """Report that this rank is alive, and how many optimizer steps it has done."""
