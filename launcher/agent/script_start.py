@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,7 @@ from launcher.config.launch_options import LaunchOptions
 from launcher.config.schema import RunConfig
 from launcher.core.atomic_write import write_file
 from launcher.core.errors import RunDirectoryError, TopologyError
+from launcher.core.event_text import signal_name
 from launcher.core.events import FILE_NAME, EventLog
 from launcher.core.secrets import hide_in_arguments
 from launcher.hardware.cpus import count_usable_cpus
@@ -71,9 +73,7 @@ def start_script(start: ScriptStart) -> int:
 
         def report(first: RankOutcome, outcomes: Sequence[RankOutcome], decision: RestartDecision) -> None:
             failures[:] = [(first, len(outcomes))]
-            with contextlib.suppress(OSError):  # a closed terminal
-                sys.stderr.write(describe_script_failure(first, outcomes, decision) + "\n")
-                sys.stderr.flush()
+            _print(describe_script_failure(first, outcomes, decision))
 
         request = StartRequest(
             RankCommand(run_script, (task.to_json(),)),
@@ -90,9 +90,19 @@ def start_script(start: ScriptStart) -> int:
         )
         code = start_ranks(request)
         assert code is not None  # noqa: S101 -- `always_has_agent`
+        failure = failures[0][0] if failures else None
+        if failure is None and code >= _FIRST_SIGNAL_CODE:
+            name = "Ctrl-C" if code - 128 == signal.SIGINT else signal_name(code - 128)
+            _print(f"stopped by {name}; the output of all ranks is in {_relative(str(run / 'logs'))}")
         if _writes_run(start.options):
-            _write_end(run, code, failures[0][0] if failures else None)
+            _write_end(run, code, failure)
         return code
+
+
+def _print(text: str) -> None:
+    with contextlib.suppress(OSError):  # a closed terminal
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
 
 
 def count_script_ranks(asked: int | str | None) -> int:
@@ -117,16 +127,16 @@ def make_script_variables(ranks: int) -> dict[str, str]:
 
 def describe_script_failure(first: RankOutcome, outcomes: Sequence[RankOutcome], decision: RestartDecision) -> str:
     """The error report; what the terminal has shown already is not repeated."""
-    same = [
-        each for each in outcomes if each.error is None and first.error is None and each.exit_code == first.exit_code
-    ]
-    # Of several ranks that have exited with the same code, the lowest one.
-    first = min(same, key=lambda each: each.rank, default=first)
+    same: list[RankOutcome] = []
+    if first.error is None and (first.exit_code or 0) > 0 and not first.hung:
+        # Of several ranks that have exited with the same code, the lowest one.
+        same = [each for each in outcomes if each.error is None and each.exit_code == first.exit_code]
+        first = min(same, key=lambda each: each.rank)
     first = dataclasses.replace(first, log=None if first.log is None else _relative(first.log))
     if first.error is not None:
         # The log may end with other text; the traceback was not shown.
         first = dataclasses.replace(first, last_lines=first.error.traceback)
-    elif first.rank == 0 and (first.exit_code or 0) > 0 and not first.hung:
+    elif same and first.rank == 0:
         who = f"all {len(same)} ranks" if len(same) == len(outcomes) > 1 else f"rank 0 ({first.host})"
         log = "" if first.log is None else f"; the output is in {first.log}"
         return f"error: {who} exited with code {first.exit_code}{log}\n  {decision.reason}"

@@ -61,7 +61,7 @@ def run(arguments: Sequence[str]) -> int:
     # All ranks are shown unless the user selects some.
     launch = read_launch_options({**flags, "terminal_ranks": flags["terminal_ranks"] or "all"})
     kind = check_script(options.script, is_module=options.module, is_program=options.no_python)
-    from launcher.agent.script_main import ScriptTask
+    from launcher.agent.script_main import ScriptTask, find_unset_variables
     from launcher.agent.script_start import ScriptStart, start_script
     from launcher.process.socket_folder import socket_folder
 
@@ -73,6 +73,7 @@ def run(arguments: Sequence[str]) -> int:
         is_safe_path=bool(os.environ.get("PYTHONSAFEPATH")),
         role=flags["role"] or "default",
         max_restarts=launch.max_restarts,
+        unset=find_unset_variables(os.environ),
         reports_progress=launch.hang_timeout is not None,
     )
     shown = launch.terminal_ranks

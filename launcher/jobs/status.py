@@ -154,7 +154,9 @@ def _add_event(progress: RunProgress, event: Mapping[str, Any]) -> RunProgress:
     if kind == "finished":
         change.update(ending="done", detail="")
     elif kind == "interrupted":
-        change.update(ending="stopped", detail=f"by signal {event.get('signal')} after step {event.get('step')}")
+        # A plain script reports no steps.
+        step = "" if event.get("step") is None else f" after step {event['step']}"
+        change.update(ending="stopped", detail=f"by signal {event.get('signal')}{step}")
     elif kind == "failed":
         change.update(ending="failed", detail=str(event.get("error", "")))
     elif kind == "out_of_memory":
