@@ -8,13 +8,17 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from launcher.cli.parsers import new_parser
 from launcher.cli.torchrun_flags import add_torchrun_flags, read_flags, read_hidden_ranks
 from launcher.config.launch_options import read_launch_options
 from launcher.core.errors import LaunchError, Problem
+
+if TYPE_CHECKING:
+    from launcher.jobs.submission import ScriptCommand
 
 _DESCRIPTION = """\
 start the ranks of a PyTorch script that calls init_process_group itself; Lightning is not needed
@@ -87,6 +91,58 @@ def run(arguments: Sequence[str]) -> int:
     )
     with socket_folder():
         return start_script(start)
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptSubmission:
+    """A script to submit: its run, the ranks on each node, and the command without them."""
+
+    name: str
+    runs_dir: str
+    devices: int | Literal["auto"]
+    command: ScriptCommand
+
+
+def prepare_script_submission(run_options: Sequence[str], script: Sequence[str]) -> ScriptSubmission:
+    """Check options of `launcher run`, and a script or `-m` and a module with arguments, as a job gets them.
+
+    Raises:
+        LaunchError: an option is wrong, or is one that the job sets on its nodes.
+    """
+    from launcher.jobs.submission import ScriptCommand
+
+    options = build_parser().parse_args([*run_options, *script])
+    flags = read_flags(options, {})
+    read_hidden_ranks(flags)
+    launch = read_launch_options({**flags, "terminal_ranks": flags["terminal_ranks"] or "all"})
+    fixed = ("nnodes", "node_rank", "rdzv_endpoint", "rdzv_id", "master_addr", "master_port", "rdzv_backend")
+    problems = [Problem(f"--{name.replace('_', '-')}", "the job sets it on its nodes; use --nodes and leave it out")
+                for name in fixed if flags[name] is not None]  # fmt: skip
+    if isinstance(launch.nproc_per_node, str):
+        message = f"given {launch.nproc_per_node}; expected a number here, or --gpus-per-node"
+        problems.append(Problem("--nproc-per-node", message))
+    if problems:
+        raise LaunchError(problems)
+    check_script(options.script, is_module=options.module, is_program=options.no_python)
+    kept = remove_options(run_options, ("name", "runs-dir", "log-dir", "nproc-per-node"))
+    name = options.name or make_run_name(options.script, time.localtime())
+    command = ScriptCommand(tuple(kept), tuple(script))
+    return ScriptSubmission(name, options.runs_dir or "runs", launch.nproc_per_node or "auto", command)
+
+
+def remove_options(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The arguments without these options and their values."""
+    spellings = {spelling for name in names for spelling in (f"--{name}", f"--{name.replace('-', '_')}")}
+    kept: list[str] = []
+    skips = False
+    for argument in arguments:
+        if skips:
+            skips = False
+            continue
+        skips = argument in spellings
+        if not skips and argument.partition("=")[0] not in spellings:
+            kept.append(argument)
+    return kept
 
 
 def check_script(
