@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of the command's options."""
     usage = "launcher run [options] SCRIPT.py|-m MODULE [arguments of the script]"
     parser = new_parser("run", usage=usage, description=_DESCRIPTION, epilog=_EPILOG)
-    # As torchrun: `--nproc 2` is `--nproc-per-node 2`.
+    # As torchrun: `--nnode 1` is `--nnodes 1`.
     parser.allow_abbrev = True
     parser.add_argument("-m", "--module", action="store_true", help="SCRIPT is a module, as in `python -m`")
     parser.add_argument("--name", help="name of the run (default: date and script); an existing one is continued")
@@ -118,8 +118,10 @@ def prepare_script_submission(run_options: Sequence[str], script: Sequence[str])
     fixed = ("nnodes", "node_rank", "rdzv_endpoint", "rdzv_id", "master_addr", "master_port", "rdzv_backend")
     problems = [Problem(f"--{name.replace('_', '-')}", "the job sets it on its nodes; use --nodes and leave it out")
                 for name in fixed if flags[name] is not None]  # fmt: skip
-    if isinstance(launch.nproc_per_node, str):
-        message = f"given {launch.nproc_per_node}; expected a number here, or --gpus-per-node"
+    ranks = launch.nproc_per_node
+    devices: int | Literal["auto"] = ranks if isinstance(ranks, int) else "auto"
+    if isinstance(ranks, str):
+        message = f"given {ranks}; expected a number here, or --gpus-per-node"
         problems.append(Problem("--nproc-per-node", message))
     if problems:
         raise LaunchError(problems)
@@ -127,7 +129,7 @@ def prepare_script_submission(run_options: Sequence[str], script: Sequence[str])
     kept = remove_options(run_options, ("name", "runs-dir", "log-dir", "nproc-per-node"))
     name = options.name or make_run_name(options.script, time.localtime())
     command = ScriptCommand(tuple(kept), tuple(script))
-    return ScriptSubmission(name, options.runs_dir or "runs", launch.nproc_per_node or "auto", command)
+    return ScriptSubmission(name, options.runs_dir or "runs", devices, command)
 
 
 def remove_options(arguments: Sequence[str], names: Sequence[str]) -> list[str]:

@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     names = [backend.name for backend in list_backends()]
     summaries = "; ".join(f"{backend.name}: {backend.summary}" for backend in list_backends())
     parser.add_argument("--script", metavar="SCRIPT.py",
-                        help="a plain PyTorch script, with options of `launcher run`; its arguments follow --")  # fmt: skip
+                        help="a plain script, with options of `launcher run`; its arguments follow --")  # fmt: skip
     parser.add_argument("-m", "--module", metavar="MODULE", help="the same for a module, as in `python -m`")
     parser.add_argument("--cluster", choices=names, default=names[0], help=f"where to run it. {summaries}")
     parser.add_argument("--dry-run", action="store_true", help="print the batch script and the plan; queue nothing")
@@ -98,7 +98,7 @@ def _submit_script(options: argparse.Namespace, run_options: Sequence[str], argu
         raise SubmitError([Problem(each, "given with a script, which has no config; leave it out") for each in given])
     if options.script is not None and options.module is not None:
         raise SubmitError([Problem("-m", "given with --script; leave out one of them")])
-    script: list[str] = [options.script] if options.module is None else ["-m", options.module]
+    script = [str(options.script)] if options.module is None else ["-m", str(options.module)]
     found = prepare_script_submission(run_options, [*script, *arguments])
     config = RunConfig(name=found.name, runs_dir=found.runs_dir, devices=found.devices)
     submission = prepare(config, JobOptions.from_arguments(options), os.environ, found.command)
