@@ -32,7 +32,7 @@ from launcher.core.secrets import hide_in_arguments
 from launcher.hardware.cpus import count_usable_cpus
 from launcher.hardware.devices import available_kind, device_count
 from launcher.hardware.rank_count import estimate_ranks
-from launcher.runs.lock import DirectoryOwnedError, acquire_lock
+from launcher.runs.lock import DirectoryOwnedError, RunLock, acquire_lock
 from launcher.runs.script_record import FILE_NAME as RECORD
 from launcher.runs.selection import make_directory_error
 from launcher.runs.trust import check_run_folder
@@ -67,7 +67,7 @@ def start_script(start: ScriptStart) -> int:
         RunDirectoryError: the run is running already, belongs to `launcher fit`, or its directory cannot be written.
         TopologyError: there are no GPUs, or the rendezvous failed.
     """
-    with _run_directory(start) as run:
+    with _run_directory(start) as (run, is_owner):
         task = dataclasses.replace(start.task, run=str(run))
         failures: list[tuple[RankOutcome, int]] = []
 
@@ -94,7 +94,7 @@ def start_script(start: ScriptStart) -> int:
         if failure is None and code >= _FIRST_SIGNAL_CODE:
             name = "Ctrl-C" if code - 128 == signal.SIGINT else signal_name(code - 128)
             _print(f"stopped by {name}; the output of all ranks is in {_relative(str(run / 'logs'))}")
-        if _writes_run(start.options):
+        if is_owner:
             _write_end(run, code, failure)
         return code
 
@@ -149,8 +149,8 @@ def _relative(path: str) -> str:
     return path
 
 
-def _writes_run(options: LaunchOptions) -> bool:
-    """Whether this node owns the run directory: the one that serves the rendezvous."""
+def _may_own_run(options: LaunchOptions) -> bool:
+    """Whether this node is the one that serves the rendezvous, as far as the options state it."""
     if not options.several_nodes:
         return True
     if options.node_rank is not None:
@@ -161,8 +161,8 @@ def _writes_run(options: LaunchOptions) -> bool:
 
 
 @contextlib.contextmanager
-def _run_directory(start: ScriptStart) -> Iterator[Path]:
-    """Create the directory, and lock it on the node that owns it; yields its absolute path."""
+def _run_directory(start: ScriptStart) -> Iterator[tuple[Path, bool]]:
+    """Create the directory; yields its absolute path, and whether this node owns it: it writes the run's end."""
     path = start.runs_dir.absolute() / start.name
     try:
         check_run_folder(path)
@@ -172,22 +172,29 @@ def _run_directory(start: ScriptStart) -> Iterator[Path]:
             )
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         (path / "logs").mkdir(mode=0o700, exist_ok=True)
-        if not _writes_run(start.options):
-            yield path
-            return
-        lock = acquire_lock(path, os.environ)
-        try:
-            write_file(path / RECORD, json.dumps(_record(start)) + "\n")
-            yield path
-        finally:
+        lock = _lock(path, start) if _may_own_run(start.options) else None
+    except OSError as error:
+        raise make_directory_error(path, error) from error
+    try:
+        yield path, lock is not None
+    finally:
+        if lock is not None:
             lock.release()
+
+
+def _lock(path: Path, start: ScriptStart) -> RunLock | None:
+    """The lock of the run; None if another agent of this run on the same machine holds it."""
+    try:
+        lock = acquire_lock(path, os.environ)
     except DirectoryOwnedError as error:
+        if start.options.several_nodes and start.options.node_rank is None:
+            return None
         raise RunDirectoryError(
             f"run {start.name!r} is running already ({error.owner or 'another process starts it'}); choose another "
             "--name, or stop that process first"
         ) from error
-    except OSError as error:
-        raise make_directory_error(path, error) from error
+    write_file(path / RECORD, json.dumps(_record(start)) + "\n")
+    return lock
 
 
 def _record(start: ScriptStart) -> dict[str, Any]:
