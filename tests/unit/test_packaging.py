@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
+from packaging.specifiers import SpecifierSet
 
 from launcher.core.distribution import DISTRIBUTION, OWN_PACKAGES, describe_install
 
@@ -69,13 +72,49 @@ def test_the_command_for_an_extra_names_this_distribution() -> None:
     assert describe_install("plot") == 'pip install "training-launcher[plot]"'
 
 
-def test_type_checkers_may_read_each_package(tmp_path: Path) -> None:
-    assert [name for name in OWN_PACKAGES if not (ROOT / name / "py.typed").is_file()] == []
+def test_each_declared_python_is_tested_before_a_release() -> None:
+    declared = {c.removeprefix("Programming Language :: Python :: ") for c in PROJECT["classifiers"]
+                if re.search(r"Python :: 3\.\d+$", c)}  # fmt: skip
+    workflow = yaml.safe_load(TEXTS[".github/workflows/release.yml"])
+    assert declared == set(workflow["jobs"]["test"]["strategy"]["matrix"]["python"])
+    allowed = SpecifierSet(PROJECT["requires-python"])
+    assert declared == {f"3.{minor}" for minor in range(8, 30) if allowed.contains(f"3.{minor}")}
+    assert f"Python {min(declared)} to {max(declared)}" in TEXTS["README.md"]
+
+
+def test_the_command_exists_under_the_name_of_the_distribution_for_uvx_and_pipx_run() -> None:
+    assert set(PROJECT["scripts"]) == {"launcher", DISTRIBUTION}
+    assert len(set(PROJECT["scripts"].values())) == 1
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the wheel and the source distribution."""
     pytest.importorskip("hatchling")
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "hatchling", "build", "-d", str(folder)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
-    (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    assert {f"{name}/py.typed" for name in OWN_PACKAGES} <= set(names)
-    assert {"launcher/loggers/base.py", "launcher/report/templates/page.html.j2", "launcher/report/templates/page.css",
-            "launcher/presets/demo.yaml"} <= set(names)  # fmt: skip
+    return folder
+
+
+def test_the_wheel_holds_the_three_packages_with_their_files_and_nothing_else(built: Path) -> None:
+    (wheel,) = built.glob("training_launcher-*-py3-none-any.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    folders = {name.split("/")[0] for name in names}
+    assert {folder for folder in folders if not folder.endswith(".dist-info")} == set(OWN_PACKAGES)
+    # Type checkers read the packages.
+    assert {f"{name}/py.typed" for name in OWN_PACKAGES} <= names
+    tracked = {path.relative_to(ROOT).as_posix() for name in OWN_PACKAGES for path in (ROOT / name).rglob("*")
+               if path.is_file() and "__pycache__" not in path.parts}  # fmt: skip
+    assert {"launcher/loggers/base.py", "launcher/report/templates/page.css", "launcher/presets/demo.yaml"} <= tracked
+    assert tracked <= names
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+
+
+def test_the_source_distribution_holds_what_the_tests_and_the_documentation_need(built: Path) -> None:
+    (archive,) = built.glob("training_launcher-*.tar.gz")
+    with tarfile.open(archive) as tar:
+        names = {name.partition("/")[2] for name in tar.getnames()}
+    assert {"pyproject.toml", "README.md", "LICENSE", "CITATION.cff", "CHANGELOG.md", "CONTRIBUTING.md", "mkdocs.yml",
+            "launcher/__init__.py", "tests/conftest.py", "docs/index.md"} <= names  # fmt: skip
+    assert not {name for name in names if name.startswith((".git/", "runs/", "site/"))}
