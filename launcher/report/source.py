@@ -23,7 +23,7 @@ from launcher.report.units import format_plural
 from launcher.runs.job_output import find_job_output
 from launcher.runs.lock import read_owner
 
-MEMORY_PARTS = ("parameters", "gradients", "optimizer_states", "activations", "buffers")
+MEMORY_PARTS = ("parameters", "gradients", "optimizer_states", "activations", "temporaries", "buffers")
 # What the report reads of a plan.
 _PLAN: Mapping[str, Any] = {
     "precision": str, "precision_before": str, "precision_reasons": [str], "has_loss_scale": bool,
