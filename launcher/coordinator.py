@@ -14,11 +14,13 @@ from launcher.agent.external_ranks import read_external_rank
 from launcher.agreement.script_ranks import in_notebook, is_script_rank, script_rank
 from launcher.config.schema import RunConfig, TrainerOptions, WandbOptions
 from launcher.config.trainer_variables import with_variables
+from launcher.core.error_display import show_once
 from launcher.core.errors import ConfigError, MissingLibraryError, Problem, TrainingError, with_cause_type
 from launcher.hardware.topology import Topology
 from launcher.process.standard_streams import open_missing_streams
 from launcher.training.fit import fit
 from launcher.training.result import FitResult
+from launcher.training.script_end import leave_together, shows_errors
 from strategies.deepspeed_config import BESIDE_DEEPSPEED
 from strategies.precision import AUTO, normalize_precision
 from strategies.registry import find_requested
@@ -167,7 +169,7 @@ class TrainingCoordinator:
         try:
             result = self._fit(config, given)
         except TrainingError as error:
-            raise with_cause_type(error) from error.__cause__
+            raise show_once(with_cause_type(error), shows_errors) from error.__cause__
         return {
             "trainer": result.trainer,
             "model": model,
@@ -237,8 +239,6 @@ class TrainingCoordinator:
         return _fit_in_forks(config, given, count)
 
     def _fit_script(self, config: RunConfig, given: UserObjects, count: int) -> FitResult:
-        from launcher.training.script_end import leave_together
-
         # Every rank continues with the script, which may begin another training.
         with leave_together():
             return fit(config, env=script_rank(count), given=given)

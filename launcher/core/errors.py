@@ -120,11 +120,16 @@ class ReportError(UsageError):
 
 
 class TrainingError(LauncherError):
-    """The code of the model or the data raised an exception, which is `__cause__`, on `rank` (None if not known)."""
+    """The code of the model or the data raised an exception, which is `__cause__`, on `rank` (None if not known).
 
-    def __init__(self, message: str, *, rank: int | None = None) -> None:
+    Attributes:
+        report: the text for a terminal, with the traceback of the first failed rank; None if there is no such text.
+    """
+
+    def __init__(self, message: str, *, rank: int | None = None, report: str | None = None) -> None:
         super().__init__(message)
         self.rank = rank
+        self.report = report
 
 
 def with_cause_type(error: TrainingError) -> TrainingError:
