@@ -1,4 +1,4 @@
-"""Shows the failure of a rank once, where nobody catches its error: in a script and in a notebook."""
+"""Shows the failure of a rank once if its error is not caught: in a script and in a notebook."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _find_report(error: LauncherError) -> str | None:
     if not isinstance(error, TrainingError) or error.report is not None or error.__cause__ is None:
         return getattr(error, "report", None)
     text = _format_cause(error, error.__cause__)
-    # It says what to change, which the allocator's error does not.
+    # With the next strategy, which the allocator's error does not have.
     return f"{text}\n{error}" if isinstance(error, OutOfMemoryError) else text
 
 

@@ -3,6 +3,7 @@
 LauncherError                      exit code 1
   UsageError                       exit code 2: the request cannot be fulfilled
     ConfigError                    every wrong field of a config, at once
+      CallError                    every wrong argument of a call in Python, at once
       LaunchError                  every wrong flag that sets how the ranks are started, at once
       SubmitError                  every option of a submission that is wrong or contradicts the config
     NoSuchRunError                 no run has that name
@@ -61,6 +62,12 @@ class ConfigError(UsageError):
         lines = [f"  {p.path}: {p.message}" for p in self.problems]
         count = f"{len(lines)} problem{'s' if len(lines) > 1 else ''}"
         super().__init__("\n".join([f"{self.what} has {count}:", *lines]))
+
+
+class CallError(ConfigError):
+    """Arguments of a function or class of the launcher are wrong."""
+
+    what = "the call"
 
 
 class LaunchError(ConfigError):

@@ -109,7 +109,8 @@ def announce_end_of_training(store: Any, topology: Topology, secrets: Iterable[A
         what = f"{found.kind}: {found.message}"
         end = "lost the connection to another rank" if found.lost_peer else what
         values = {"rank": topology.rank, "text": f"rank {topology.rank} ({topology.host}) failed first: {what}",
-                  "end": end, "traceback": found.traceback, "time": found.time, "lost_peer": found.lost_peer}  # fmt: skip
+                  "end": end, "traceback": found.traceback, "time": found.time,
+                  "lost_peer": found.lost_peer}  # fmt: skip
         hidden = list(secrets)
         training.report_end({name: _without(value, hidden) for name, value in values.items()})
         raise
