@@ -21,18 +21,18 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous import RendezvousHandler
 
-from launcher.agent.failure_report import RankOutcome, find_first_failure, format_failure_report, to_shell_exit_code
+from launcher.agent.failure_report import RankOutcome, find_first_failure, to_shell_exit_code
 from launcher.agent.fork_server import StartMethod
 from launcher.agent.hang_detection import HangDetector, describe_hang, find_blocking_ranks
 from launcher.agent.node_exchange import NodeExchange
 from launcher.agent.rank_inspector import RankInspector, RankProcess
-from launcher.agent.rank_main import RankCommand, RankTask, run_rank
+from launcher.agent.rank_main import RankTask, run_rank
 from launcher.agent.rank_processes import AttemptProcesses
 from launcher.agent.rendezvous import describe_lost_store
 from launcher.agent.restart_policy import RestartDecision
 from launcher.agent.restarts import RestartTracker, record_out_of_memory
 from launcher.agent.signals import AgentSignals, AgentStopped
-from launcher.config.launch_options import LaunchOptions
+from launcher.agent.start_request import StartRequest
 from launcher.core.events import FILE_NAME, EventLog
 from launcher.process.parent_death import STOP_SIGNALS
 
@@ -57,6 +57,7 @@ class TrainingAgent(LocalElasticAgent):
 
     Args:
         count: ranks on this node.
+        request: what the ranks run, and the options.
         choose_start_method: returns how processes are started; called after the rendezvous.
         folder: private folder for the ranks' reports; the caller removes it.
     """
@@ -65,8 +66,7 @@ class TrainingAgent(LocalElasticAgent):
         self,
         rendezvous: RendezvousHandler,
         count: int,
-        command: RankCommand,
-        options: LaunchOptions,
+        request: StartRequest,
         choose_start_method: Callable[[], StartMethod],
         folder: Path,
     ) -> None:
@@ -81,8 +81,8 @@ class TrainingAgent(LocalElasticAgent):
         super().__init__(spec, DefaultLogsSpecs(log_dir=str(folder)), "forkserver", shutdown_timeout=60)
         self._choose_start_method = choose_start_method
         self._rendezvous_handler = rendezvous
-        self._command = command
-        self._options = options
+        self._request = request
+        self._options = options = request.options
         self._folder = folder
         self._attempts = 0
         self._restarts = RestartTracker(options.max_restarts, options.restart_window)
@@ -110,7 +110,7 @@ class TrainingAgent(LocalElasticAgent):
             self._start_method = self._choose_start_method()
         self._attempts += 1
         self._hangs = HangDetector(self._options.hang_timeout)
-        worker_group.spec.args = (RankTask(self._command, str(folder)),)
+        worker_group.spec.args = (RankTask(self._request.command, str(folder)),)
         inspector = RankInspector(folder)
         started = super()._start_workers(worker_group)  # pyright: ignore[reportCallIssue]
         # torchelastic's public interface has the process ids, but no sentinels and no exit codes.
@@ -239,7 +239,7 @@ class TrainingAgent(LocalElasticAgent):
                     restart=decision.restart, verdict=decision.reason)  # fmt: skip
         if not first.is_interrupted:
             is_own = first.rank in self._attempt.ranks()
-            _print(format_failure_report(first, outcomes if is_own else [first], decision.reason))
+            self._request.report_failure(first, outcomes if is_own else [first], decision)
         self._kill_ranks()
         self._attempt.wait_for_all(_EXIT_TIMEOUT)
         self._record_out_of_memory(first)

@@ -3,6 +3,7 @@
 LauncherError                      exit code 1
   UsageError                       exit code 2: the request cannot be fulfilled
     ConfigError                    every wrong field of a config, at once
+      CallError                    every wrong argument of a call in Python, at once
       LaunchError                  every wrong flag that sets how the ranks are started, at once
       SubmitError                  every option of a submission that is wrong or contradicts the config
     NoSuchRunError                 no run has that name
@@ -63,6 +64,12 @@ class ConfigError(UsageError):
         super().__init__("\n".join([f"{self.what} has {count}:", *lines]))
 
 
+class CallError(ConfigError):
+    """Arguments of a function or class of the launcher are wrong."""
+
+    what = "the call"
+
+
 class LaunchError(ConfigError):
     """Flags that set how the ranks are started are wrong or contradict each other."""
 
@@ -120,11 +127,16 @@ class ReportError(UsageError):
 
 
 class TrainingError(LauncherError):
-    """The code of the model or the data raised an exception, which is `__cause__`, on `rank` (None if not known)."""
+    """The code of the model or the data raised an exception, which is `__cause__`, on `rank` (None if not known).
 
-    def __init__(self, message: str, *, rank: int | None = None) -> None:
+    Attributes:
+        report: the text for a terminal, with the traceback of the first failed rank; None if there is no such text.
+    """
+
+    def __init__(self, message: str, *, rank: int | None = None, report: str | None = None) -> None:
         super().__init__(message)
         self.rank = rank
+        self.report = report
 
 
 def with_cause_type(error: TrainingError) -> TrainingError:

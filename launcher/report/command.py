@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.core.atomic_write import write_file
-from launcher.core.distribution import __version__
+from launcher.core.distribution import __version__, describe_install
 from launcher.core.errors import MissingLibraryError, ReportError
 from launcher.core.gc_paused import quick_imports
 from launcher.report.overview import BADGES, list_figures, to_values
@@ -100,7 +100,7 @@ def render(runs: Sequence[Run], now: float) -> str:
     try:
         import matplotlib.figure  # noqa: F401 -- the modules below need it
     except ImportError as error:
-        raise MissingLibraryError('launcher report needs matplotlib: pip install "launcher[plot]"') from error
+        raise MissingLibraryError(f"launcher report needs matplotlib: {describe_install('plot')}") from error
     # It logs when it builds its font cache.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     from launcher.report.compare import label_runs, list_compared_sections
