@@ -22,6 +22,7 @@ from launcher.core.events import FILE_NAME, EventLog
 from launcher.core.gc_paused import quick_imports
 from launcher.hardware.cpus import count_usable_cpus
 from launcher.hardware.rank_count import count_requested_ranks, estimate_ranks
+from launcher.process.titles import set_title
 
 
 def start_ranks(config: RunConfig, options: LaunchOptions, command: RankCommand) -> int | None:
@@ -101,6 +102,7 @@ def _run_agent(server: ForkServer, count: int, config: RunConfig, options: Launc
         from launcher.agent.rendezvous import describe_lost_store, make_rendezvous
         from launcher.agent.signals import AgentStopped
 
+    set_title("agent", config.name)
     # The agent reports failures itself.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     rendezvous = make_rendezvous(options)
