@@ -35,6 +35,7 @@ from launcher.agent.signals import AgentSignals, AgentStopped
 from launcher.agent.start_request import StartRequest
 from launcher.core.events import FILE_NAME, EventLog
 from launcher.process.parent_death import STOP_SIGNALS
+from launcher.process.titles import set_title
 
 # Seconds between two checks with one node and with several. The agent notices the end of a rank immediately.
 _MONITOR_INTERVAL = {False: 0.2, True: 1.0}
@@ -85,6 +86,7 @@ class TrainingAgent(LocalElasticAgent):
         self._options = options = request.options
         self._folder = folder
         self._attempts = 0
+        self._is_run_shown = False
         self._restarts = RestartTracker(options.max_restarts, options.restart_window)
         self._current: AttemptProcesses | None = None
         self._hangs = HangDetector(options.hang_timeout)
@@ -131,7 +133,13 @@ class TrainingAgent(LocalElasticAgent):
             return self._monitor_stopping(worker_group, ranks)
         if any(codes):
             return self._handle_failure(worker_group)
+        self._show_run()
         return self._check_for_hang(worker_group, ranks) or RunResult(WorkerState.HEALTHY)
+
+    def _show_run(self) -> None:
+        if not self._is_run_shown and (run := self._run_directory()) is not None:
+            self._is_run_shown = True
+            set_title("agent", run.name)
 
     def _monitor_stopping(self, worker_group: WorkerGroup, ranks: dict[int, RankProcess]) -> RunResult:
         """After a signal: wait until the ranks have saved and ended."""
