@@ -96,7 +96,7 @@ def _run_agent(server: ForkServer, count: int, request: StartRequest) -> int:
 
         from launcher.agent.agent import TrainingAgent
         from launcher.agent.fixed_rendezvous import NodesMissingError
-        from launcher.agent.rendezvous import describe_lost_store, make_rendezvous
+        from launcher.agent.rendezvous import FreshStoreRendezvous, describe_lost_store, make_rendezvous
         from launcher.agent.signals import AgentStopped
 
     options = request.options
@@ -106,6 +106,8 @@ def _run_agent(server: ForkServer, count: int, request: StartRequest) -> int:
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     rendezvous = make_rendezvous(options)
+    if request.is_plain:
+        rendezvous = FreshStoreRendezvous(rendezvous, options)
 
     def choose_start_method() -> StartMethod:
         return server.choose_start_method(lambda notice: sys.stderr.write(f"notice: {notice}\n"))
@@ -138,6 +140,8 @@ def _run_agent(server: ForkServer, count: int, request: StartRequest) -> int:
     except RendezvousError as error:
         raise _rendezvous_failed(options, error) from error
     finally:
+        if request.output is not None:
+            request.output.end_attempt()
         rendezvous.shutdown()
         logger.setLevel(level)
         shutil.rmtree(folder, ignore_errors=True)
