@@ -113,10 +113,10 @@ def render(runs: Sequence[Run], now: float) -> str:
         (only,) = runs
         return render_page("run.html.j2", only.name, list_sections(only), footer, run=only, badge=badges[0],
                            figures=list_figures(only))  # fmt: skip
-    one, two = runs
-    headers = list(zip(label_runs(one, two), runs, badges, strict=True))
-    sections = list_compared_sections(one, two)
-    return render_page("comparison.html.j2", f"{one.name} and {two.name}", sections, footer, runs=headers)
+    names = label_runs(runs)
+    title = f"{', '.join(names[:-1])} and {names[-1]}"
+    headers = list(zip(names, runs, badges, strict=True))
+    return render_page("comparison.html.j2", title, list_compared_sections(runs), footer, runs=headers)
 
 
 def _is_report(file: Path) -> bool:

@@ -11,7 +11,8 @@ from typing import Any
 from launcher.report import units
 from launcher.report.page import Section, Table
 from launcher.report.records import AlertRecord, AttemptRecord, History, Outcome
-from launcher.report.series import count_skipped_steps, find_loss, find_validation_loss, summarize_ranks
+from launcher.report.metrics import find_loss, find_validation_loss, summarize_metric, to_metric_values
+from launcher.report.series import count_skipped_steps, summarize_ranks
 from launcher.report.source import Run
 
 BADGES: Mapping[Outcome, tuple[str, str]] = {
@@ -51,7 +52,7 @@ def list_figures(run: Run) -> list[Figure]:
         Figure("time in attempts", units.format_duration(seconds),
                units.format_plural(restarts, "restart") if restarts else "", seconds),
         Figure("time a step", units.format_duration(step_time), "median", step_time),
-        *_metric_figures(history),
+        *_metric_figures(run),
         Figure("precision", plan["precision"] or "\u2013"),
         Figure("strategy", plan["strategy"]["name"] or "\u2013", ranks_note),
     ]  # fmt: skip
@@ -63,16 +64,14 @@ def list_figures(run: Run) -> list[Figure]:
     return figures
 
 
-def _metric_figures(history: History) -> list[Figure]:
-    logged = [s.metrics for a in history.attempts for s in a.steps]
-    validated = [v.metrics for a in history.attempts for v in a.validations]
+def _metric_figures(run: Run) -> list[Figure]:
     figures: list[Figure] = []
-    for name, metrics in ((find_loss(history), logged), (find_validation_loss(history), validated)):
-        values = [v[name] for v in metrics if name in v] if name is not None else []
-        if name is not None and values:
-            lowest = min((v for v in values if v == v), default=values[-1])
-            note = f"last; lowest {units.format_number(lowest)}"
-            figures.append(Figure(name, units.format_number(values[-1]), note, values[-1]))
+    for name in (find_loss(run.metrics), find_validation_loss(run.metrics)):
+        summary = None if name is None else summarize_metric(run.metrics[name])
+        if name is not None and summary is not None:
+            last, lowest = summary.last[0], summary.lowest or summary.last
+            note = f"last; lowest {units.format_number(lowest[0])}"
+            figures.append(Figure(name, units.format_number(last), note, last))
     return figures
 
 
@@ -90,6 +89,7 @@ def to_values(run: Run) -> dict[str, Any]:
         "outcome": history.outcome,
         "steps": history.last_step,
         "figures": {f.label: f.value if f.amount is None else _finite_or_none(f.amount) for f in list_figures(run)},
+        "metrics": {name: to_metric_values(metric) for name, metric in run.metrics.items()},
         "attempts": [_attempt_values(attempt, repeated.get(attempt.number, 0)) for attempt in history.attempts],
         "alerts": [dataclasses.asdict(alert) for alert in history.alerts],
         "problems": list(run.problems),

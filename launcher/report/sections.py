@@ -11,6 +11,7 @@ import numpy as np
 from launcher.config.schema import RunConfig, WatchOptions
 from launcher.core.nested import flatten
 from launcher.report import series
+from launcher.report.metric_sections import loss_section, metrics_section
 from launcher.report.overview import BADGES, alerts_section, failure_section
 from launcher.report.page import Section, Table
 from launcher.report.plots import MOST_ATTEMPTS, Curve, CurveAxes, draw_attempts, draw_curves
@@ -29,7 +30,6 @@ from launcher.report.units import (
 )
 
 _MOST_LINES = 300
-_MOST_GROUPS = 6
 # Ranks in a bar chart; a table has more.
 _MOST_BARS = 16
 _MOST_ROWS = 64
@@ -37,40 +37,10 @@ _MOST_ROWS = 64
 
 def list_sections(run: Run) -> list[Section]:
     """All sections that apply to a run."""
-    makers = (failure_section, alerts_section, _loss_section, _scale_section, _ranks_section, _memory_section,
-              _attempts_section, _precision_section, _plan_section, _config_section, _versions_section)  # fmt: skip
+    makers = (failure_section, alerts_section, loss_section, metrics_section, _scale_section, _ranks_section,
+              _memory_section, _attempts_section, _precision_section, _plan_section, _config_section,
+              _versions_section)  # fmt: skip
     return [section for make in makers if (section := make(run)) is not None]
-
-
-def _loss_section(run: Run) -> Section:
-    history, loss = run.history, series.find_loss(run.history)
-    if loss is None:
-        return Section("loss", "Loss and learning rate", {"steps": history.last_step}, "no_loss")
-    curves = [Curve(loss, [series.metric_line(a.steps, loss) for a in history.attempts], trend=True)]
-    if (name := series.find_validation_loss(history)) is not None:
-        curves.append(Curve(name, [series.metric_line(a.validations, name) for a in history.attempts], points=True))
-    logged = [(s.metrics[loss], s.step) for a in history.attempts for s in a.steps if loss in s.metrics]
-    groups = [series.learning_rate_lines(a) for a in history.attempts]
-    width = max(map(len, groups))
-    rates = [
-        Curve(f"parameter group {i + 1}" if width > 1 else "learning rate", [g[i] for g in groups if i < len(g)])
-        for i in range(min(width, _MOST_GROUPS))
-    ]
-    every_rate = [rate for a in history.attempts for s in a.steps for rate in s.learning_rates]
-    # The metric's own name is in the legend.
-    axes = CurveAxes("loss", "Loss", "loss" if "loss" in loss.lower() else "value")
-    rate_axes = CurveAxes("rate", "Learning rate", "learning rate", height=1.9)
-    view = {
-        "plot": draw_curves(axes, curves, history.restart_steps),
-        "name": loss,
-        "first": logged[0][0],
-        "last": logged[-1][0],
-        "lowest": min((pair for pair in logged if math.isfinite(pair[0])), default=None),
-        "has_trend": any(len(line.steps) > 30 for line in curves[0].lines),
-        "rates": draw_curves(rate_axes, rates, history.restart_steps) if rates else None,
-        "rate_range": (min(every_rate), max(every_rate)) if rates else None,
-    }
-    return Section("loss", "Loss and learning rate", view)
 
 
 def _scale_section(run: Run) -> Section:

@@ -18,6 +18,7 @@ from launcher.core.errors import ReportError
 from launcher.core.events import FILE_NAME, read_events
 from launcher.core.secrets import redact
 from launcher.report.history import read_history
+from launcher.report.metrics import Metric, collect_metrics
 from launcher.report.records import History
 from launcher.report.units import format_plural
 from launcher.runs.job_output import find_job_output
@@ -46,6 +47,7 @@ class Run:
     """The contents of a run directory (an absolute path).
 
     Attributes:
+        metrics: every metric that was logged, by name.
         config: `config.yaml` with secrets hidden; empty if it cannot be read.
         problems: files that could not be read, and why.
         log: last lines of `log_file`, the log of the rank that failed first; empty if the run did not fail.
@@ -53,6 +55,7 @@ class Run:
 
     path: Path
     history: History
+    metrics: Mapping[str, Metric]
     config: Mapping[str, Any]
     problems: tuple[str, ...] = ()
     log: tuple[str, ...] = ()
@@ -149,7 +152,7 @@ def read_run(path: Path) -> Run:
         problems.append(f"the newest job has not started to train: {silent.reason} ({silent.file})")
     log_file = _failure_log(path, history)
     log = _read_tail(log_file) if log_file is not None else ()
-    return Run(path, history, redact(config), tuple(problems), log, log_file)
+    return Run(path, history, collect_metrics(history), redact(config), tuple(problems), log, log_file)
 
 
 def _is_run(path: Path) -> bool:

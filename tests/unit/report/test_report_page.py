@@ -91,7 +91,7 @@ def test_every_plot_has_a_title_a_caption_and_a_legend(run: MadeRun) -> None:
     pictures = [attrs for tag, attrs in page.tags if tag == "svg" and attrs.get("role") == "img"]
     names = [attrs["aria-labelledby"] for attrs in pictures]
     expected = ["loss", "rate", "scale-plot", "time", "own", "bars", "memory-plot", "timeline"]
-    assert names == [f"{name}-t {name}-d" for name in expected]
+    assert names == [f"{name}{kind}-t {name}-d" for name in expected for kind in ("", "-narrow")]
     assert [tag for tag, _ in page.tags].count("figcaption") == len(expected)
     assert sum(attrs.get("class") == "legend" for _, attrs in page.tags) == len(expected)
     # Every table has headers and a caption.
@@ -260,7 +260,9 @@ def test_two_runs_are_compared(tmp_path: Path) -> None:
     assert "skipped steps 2 (gradients not finite) \u2013" in page.text
     assert len(set(page.ids())) == len(page.ids())
     pictures = [attrs["aria-labelledby"] for tag, attrs in page.tags if tag == "svg" and attrs.get("role") == "img"]
-    assert pictures == ["loss-t loss-d", "rate-t rate-d", "scale-t scale-d", "time-t time-d"]
+    assert [name for name in pictures if "narrow" not in name] == [
+        f"{name}-t {name}-d" for name in ("loss", "rate", "scale", "time", "metric-0")
+    ]
     # Steps, loss and precision; the time is near, all else is the same or missing in one.
     assert [attrs for tag, attrs in page.tags if tag == "tr"].count({"class": "marked"}) == 3
 

@@ -18,10 +18,8 @@ from launcher.report.series import (
     Skip,
     count_skipped_steps,
     decimate,
-    find_loss,
     find_skips,
     find_stragglers,
-    find_validation_loss,
     group_equal,
     smooth,
     smooth_by_medians,
@@ -68,25 +66,6 @@ def test_a_trend_starts_without_bias_and_skips_values_that_are_not_finite() -> N
 def test_the_trend_of_times_ignores_an_outlier() -> None:
     trend = smooth_by_medians(line([10_000.0, *[1.0] * 99]), blocks=10)
     assert trend.values.tolist() == [1.0] * 10
-
-
-@pytest.mark.parametrize(
-    ("names", "wanted"),
-    [
-        (["acc", "train_loss"], "train_loss"),
-        (["my_loss", "loss"], "loss"),
-        (["val_loss", "my_loss"], "my_loss"),
-        (["acc", "f1"], "acc"),
-        ([], None),
-    ],
-)
-def test_the_loss_is_found_by_name(names: list[str], wanted: str | None) -> None:
-    metrics = dict.fromkeys(names, 1.0)
-    step = {"time": START, "rank": 0, "kind": "step", "step": 1, "metrics": metrics}
-    events = [step, {**step, "kind": "validation", "metrics": {**metrics, "val_loss": 2.0}}]
-    history = read_history(events)
-    assert find_loss(history) == wanted
-    assert find_validation_loss(history) == "val_loss"
 
 
 def test_skipped_steps_are_found_in_their_intervals() -> None:
