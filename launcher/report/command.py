@@ -1,4 +1,4 @@
-"""`launcher report RUN`: a page about a run; `launcher report A B`: a page that compares two runs."""
+"""`launcher report RUN`: a page about a run; `launcher report A B ...`: a page that compares runs."""
 
 from __future__ import annotations
 
@@ -28,10 +28,15 @@ def build_parser() -> argparse.ArgumentParser:
         "launcher report",
         description="Write one HTML page about a run: loss, loss scale, ranks, memory, restarts, plan and config. "
         "The page needs no network and no script. The run may have failed, or may still be training.",
-        epilog="With two runs, the page compares them.",
+        epilog="With two or more runs, the page compares them; with a sweep, it compares its members.",
         allow_abbrev=False,
     )
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="name or directory of a run; give two to compare them")
+    parser.add_argument(
+        "runs",
+        nargs="*",
+        metavar="RUN",
+        help="name or directory of a run or a sweep; give two or more runs to compare them",
+    )
     parser.add_argument("--runs-dir", "--runs_dir", default="runs", type=Path, metavar="DIR",
                         help="folder of the runs (default: runs)")  # fmt: skip
     parser.add_argument("--output", "-o", type=Path, metavar="FILE",
@@ -49,9 +54,9 @@ def run(arguments: Sequence[str]) -> int:
         ReportError: there is no such run, or the report cannot be written.
     """
     options = build_parser().parse_args(arguments)
-    if not 1 <= len(options.runs) <= 2:
+    if not options.runs:
         known = list_runs(options.runs_dir)
-        raise ReportError(f"given {len(options.runs)} runs; expected one, or two to compare; {known}")
+        raise ReportError(f"given no run; expected one, or several to compare; {known}")
     # A long run has a million events in memory; the garbage collector would scan them again and again.
     with quick_imports():
         return _create_report(options)

@@ -126,9 +126,7 @@ def curves_section(runs: Mapping[str, Run]) -> Section:
 def metrics_section(runs: Mapping[str, Run]) -> Section | None:
     """Every metric of any run: a plot with all runs, and a table; None without a metric."""
     names = [
-        name
-        for group in group_metrics([name for run in runs.values() for name in run.metrics])
-        for name in group.names
+        name for group in group_metrics([name for run in runs.values() for name in run.metrics]) for name in group.names
     ]
     if not names:
         return None

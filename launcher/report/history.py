@@ -16,10 +16,10 @@ from launcher.report.records import (
     AttemptRecord,
     EventLine,
     History,
+    MemoryRecord,
     MetricsRecord,
     Numbers,
     Outcome,
-    PeakMemory,
     RankTable,
     Step,
 )
@@ -28,7 +28,7 @@ from launcher.report.records import (
 _WITHOUT_LINE = frozenset(
     {"step", "ranks", "validation", "epoch", "checkpoint", "planned", "training_started", "alert", "memory"}
 )
-_RANK_COLUMNS = ("loss_scale", "skipped_steps", "step_seconds", "data_seconds", "own_seconds", "peak_memory")
+_RANK_COLUMNS = ("loss_scale", "skipped_steps", "step_seconds", "data_seconds", "own_seconds")
 # Written between attempts, or after the training: they do not make the attempt before them longer.
 _BETWEEN_ATTEMPTS = frozenset({"nodes_missing", "evaluated"})
 _ENDS: Mapping[str, Outcome] = {"interrupted": "interrupted", "preempted": "interrupted", "failed": "failed",
@@ -158,7 +158,7 @@ class _AttemptReader:
     def _add_memory(self, event: Mapping[str, Any]) -> None:
         ranks, peaks = _as_type(event.get("ranks"), list), _as_type(event.get("measured"), list)
         total = _as_type(event.get("planned") or {}, dict).get("total")
-        self._known["memory"] = PeakMemory(
+        self._known["memory"] = MemoryRecord(
             {_as_count(rank): _as_count(peak) for rank, peak in zip(ranks, peaks, strict=True)},
             _as_text(event.get("measured_by")),
             None if total is None else _as_count(total),
@@ -168,7 +168,7 @@ class _AttemptReader:
         """The first reported end is the cause: the failures of other ranks follow from it."""
         outcome = self._known.get("outcome")
         # The agent saw all ranks: its report of the first failed rank replaces what a rank reported.
-        if outcome is not None and not (kind == "rank_failed" and outcome == "failed"):
+        if outcome is not None and not (kind == "rank_failed" and outcome in ("failed", "finished")):
             return
         self._known["outcome"] = _ENDS[kind]
         if _ENDS[kind] == "interrupted":

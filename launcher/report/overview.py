@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.report import units
-from launcher.report.page import Section, Table
-from launcher.report.records import AlertRecord, AttemptRecord, History, Outcome
 from launcher.report.metrics import find_loss, find_validation_loss, summarize_metric, to_metric_values
-from launcher.report.series import count_skipped_steps, summarize_ranks
+from launcher.report.page import Section, Table
+from launcher.report.records import AlertRecord, AttemptRecord, Outcome
+from launcher.report.series import count_skipped_steps
 from launcher.report.source import Run
 
 BADGES: Mapping[Outcome, tuple[str, str]] = {
@@ -42,7 +42,6 @@ def list_figures(run: Run) -> list[Figure]:
     seconds = sum(a.seconds for a in history.attempts)
     restarts, repeated = max(len(history.attempts) - 1, 0), sum(history.repeated_steps.values())
     step_time, skipped = history.seconds_per_step, count_skipped_steps(history)
-    peaks = [s.peak_memory for s in summarize_ranks(history) if s.peak_memory is not None]
     ranks, nodes = plan["world_size"], plan["num_nodes"] or 1
     on_nodes = f" on {nodes:.0f} nodes" if nodes > 1 else ""
     ranks_note = "" if ranks is None else units.format_plural(int(ranks), "rank") + on_nodes
@@ -58,8 +57,11 @@ def list_figures(run: Run) -> list[Figure]:
     ]  # fmt: skip
     if skipped is not None:
         figures.append(Figure("skipped steps", units.format_count(skipped), "gradients not finite", skipped))
-    if peaks:
-        figures.append(Figure("peak memory", units.format_bytes(max(peaks)), "of one rank", max(peaks)))
+    peak = run.peak_memory
+    if peak.highest is not None:
+        figures.append(
+            Figure("peak memory", units.format_bytes(peak.highest), f"of one rank; {peak.what}", peak.highest)
+        )
     figures.append(Figure("alerts", units.format_count(len(history.alerts)), "", len(history.alerts)))
     return figures
 

@@ -40,7 +40,6 @@ class RankTable:
     Attributes:
         skipped_steps: number of optimizer steps skipped since the training began.
         step_seconds, data_seconds, own_seconds: means of an optimizer step; see `launcher.monitoring.samples`.
-        peak_memory: bytes.
     """
 
     steps: Numbers
@@ -50,7 +49,6 @@ class RankTable:
     step_seconds: Numbers
     data_seconds: Numbers
     own_seconds: Numbers
-    peak_memory: Numbers
 
     def column(self, name: str) -> dict[int, Numbers]:
         """One quantity: rank to its values, of shape (intervals,)."""
@@ -79,7 +77,7 @@ class AlertRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class PeakMemory:
+class MemoryRecord:
     """Bytes at the end of an attempt: the measured peak of each rank, and those of a rank in the plan, if estimated."""
 
     measured: Mapping[int, int]
@@ -125,7 +123,7 @@ class AttemptRecord:
     first_step_time: float | None = None
     start_step: int | None = None
     end_step: int | None = None
-    memory: PeakMemory | None = None
+    memory: MemoryRecord | None = None
     steps: tuple[Step, ...] = ()
     rank_table: RankTable | None = None
     validations: tuple[MetricsRecord, ...] = ()

@@ -42,7 +42,6 @@ class RankSummary:
         own_factor: its own time divided by the median of the other ranks; NaN with one rank.
         share_slowest: share of the intervals in which its own time was the longest.
         skipped_steps: None if not counted.
-        peak_memory: bytes; None if not recorded.
     """
 
     rank: int
@@ -52,7 +51,6 @@ class RankSummary:
     own_factor: float
     share_slowest: float
     skipped_steps: int | None
-    peak_memory: int | None
 
 
 def decimate(line: Line, limit: int = MOST_POINTS) -> Line:
@@ -185,14 +183,13 @@ def summarize_ranks(history: History) -> list[RankSummary]:
     for rank in ranks:
         others = [seconds for other, seconds in own.items() if other != rank and math.isfinite(seconds)]
         median = statistics.median(others) if others else math.nan
-        skipped, peak = join("skipped_steps", rank), join("peak_memory", rank)
+        skipped = join("skipped_steps", rank)
         summaries.append(
             RankSummary(
                 rank, step[rank], data[rank], own[rank],
                 own_factor=own[rank] / median if median > 0 else math.nan,
                 share_slowest=slowest.get(rank, 0) / max(sum(slowest.values()), 1),
                 skipped_steps=int(skipped[-1]) if len(skipped) else None,
-                peak_memory=int(peak.max()) if len(peak) else None,
             )
         )  # fmt: skip
     return summaries

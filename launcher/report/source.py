@@ -17,6 +17,8 @@ import yaml
 from launcher.core.errors import ReportError
 from launcher.core.events import FILE_NAME, read_events
 from launcher.core.secrets import redact
+from launcher.jobs.peak_memory import PeakMemory
+from launcher.jobs.status import RunProgress, RunStatus, read_run_status
 from launcher.report.history import read_history
 from launcher.report.metrics import Metric, collect_metrics
 from launcher.report.records import History
@@ -48,6 +50,7 @@ class Run:
 
     Attributes:
         metrics: every metric that was logged, by name.
+        status: as `launcher status` shows it, with the reason why the run ended.
         config: `config.yaml` with secrets hidden; empty if it cannot be read.
         problems: files that could not be read, and why.
         log: last lines of `log_file`, the log of the rank that failed first; empty if the run did not fail.
@@ -56,6 +59,8 @@ class Run:
     path: Path
     history: History
     metrics: Mapping[str, Metric]
+    status: RunStatus
+    peak_memory: PeakMemory
     config: Mapping[str, Any]
     problems: tuple[str, ...] = ()
     log: tuple[str, ...] = ()
@@ -140,10 +145,12 @@ def read_run(path: Path) -> Run:
         ReportError: the events cannot be read.
     """
     problems: list[str] = []
-    history = _read_history(path, problems)
+    progress = RunProgress()
+    history = _read_history(path, progress, problems)
     config = _read_mapping(path / "config.yaml", problems)
     if not history.plan:
         history = dataclasses.replace(history, plan=_read_mapping(path / "plan.json", problems))
+    status = read_run_status(path, progress=progress)
     if history.attempts and history.outcome == "unknown" and read_owner(path)[1] != "ended":
         last = dataclasses.replace(history.attempts[-1], outcome="running")
         history = dataclasses.replace(history, attempts=(*history.attempts[:-1], last))
@@ -152,7 +159,8 @@ def read_run(path: Path) -> Run:
         problems.append(f"the newest job has not started to train: {silent.reason} ({silent.file})")
     log_file = _failure_log(path, history)
     log = _read_tail(log_file) if log_file is not None else ()
-    return Run(path, history, collect_metrics(history), redact(config), tuple(problems), log, log_file)
+    metrics, peaks = collect_metrics(history), progress.memory.find_peak()
+    return Run(path, history, metrics, status, peaks, redact(config), tuple(problems), log, log_file)
 
 
 def _is_run(path: Path) -> bool:
@@ -168,10 +176,10 @@ def list_runs(runs_dir: Path) -> str:
     return f"the runs in {runs_dir}, newest first: {', '.join(names[:_MOST_NAMES])}{more}"
 
 
-def _read_history(path: Path, problems: list[str]) -> History:
+def _read_history(path: Path, progress: RunProgress, problems: list[str]) -> History:
     file, damaged = path / FILE_NAME, []
     try:
-        history = read_history(read_events(file, lambda: damaged.append(None)))
+        history = read_history(progress.watch(read_events(file, lambda: damaged.append(None))))
     except FileNotFoundError:
         problems.append(f"{FILE_NAME} is missing: the run ended before its first event")
         return History()
