@@ -50,7 +50,7 @@ _FAILURES: Mapping[str, _Cause] = {
     "killed": _Cause("{who} was killed from outside ({signal})", "look for who or what killed it"),
     "crashed": _Cause("{who} crashed ({signal})", "see its log: launcher logs {name} --rank {rank}"),
     "out_of_memory": _Cause("{who}: out of memory{detail}", "use less memory: a smaller batch or another strategy"),
-    "host_memory": _Cause("{who} was killed by the kernel: out of host memory", "use fewer loader workers, or a smaller batch"),
+    "host_memory": _Cause("{who} was killed by the kernel: out of host memory", "use fewer loader workers"),
     "hung": _Cause("{who} hung{detail}", "see its log: launcher logs {name} --rank {rank}"),
     "lost_connection": _Cause("{who} lost the connection to other ranks or nodes", "check the nodes and the network"),
     "nodes_missing": _Cause("{nodes} did not join", "check these nodes"),
@@ -259,8 +259,8 @@ def _describe_nodes(event: Event) -> str:
 
 def _describe_space(event: Event) -> str:
     needed, free = event.get("needed_bytes"), event.get("free_bytes")
-    parts = [f"{format_bytes(int(amount))} {word}" for amount, word in ((needed, "needed"), (free, "free"))
-             if isinstance(amount, int | float)]  # fmt: skip
+    parts = [f"{format_bytes(amount)} {word}" for amount, word in ((needed, "needed"), (free, "free"))
+             if type(amount) is int]  # fmt: skip
     return f": {', '.join(parts)}" if parts else ""
 
 

@@ -35,7 +35,7 @@ def list_compared_sections(runs: Sequence[Run]) -> list[Section]:
     """Figures, curves, metrics, and the differences of config, plan and versions."""
     names = label_runs(runs)
     labeled = dict(zip(names, runs, strict=True))
-    config = [_omit(flatten(run.config), _OMITTED_CONFIG) for run in runs]
+    config = [omit_names(flatten(run.config)) for run in runs]
     plan = [flatten(_omit(run.history.plan, _OMITTED_PLAN)) for run in runs]
     versions = [run.history.versions for run in runs]
     sections = [
@@ -158,6 +158,11 @@ def _format_metric(run: Run, name: str) -> dict[str, str] | str:
 
 def _first_learning_rate(attempt: AttemptRecord) -> Line:
     return next(iter(series.learning_rate_lines(attempt)), series.make_line(()))
+
+
+def omit_names(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without the settings that differ between any two runs."""
+    return _omit(config, _OMITTED_CONFIG)
 
 
 def _omit(values: Mapping[str, Any], omitted: tuple[str, ...]) -> dict[str, Any]:

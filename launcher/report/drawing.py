@@ -15,7 +15,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from launcher.report.records import Numbers
 from launcher.report.series import Line
@@ -50,7 +50,8 @@ class Key:
 
     Attributes:
         color: one of this module's.
-        shape: 'line', 'band', 'bar', or a marker: 'triangle', 'up', 'circle', 'square', 'cross', 'diamond', 'tick'.
+        shape: 'line', 'points' (a line with marks), 'band', 'bar', or a marker: 'triangle', 'up', 'circle', 'square',
+            'cross', 'diamond', 'tick'.
         dash: index into `DASHES`, for a line.
     """
 
@@ -138,6 +139,10 @@ def _to_svg(plot: Plot, width: float, kind: str) -> str:
     )
 
 
+# An innermost group without an attribute; an element without content.
+_GROUP = re.compile(r"<g>\n?((?:(?!</?g[ >]).)*?)\n?</g>|\n<g/>|<defs>\n?</defs>", re.DOTALL)
+
+
 def _compress(body: str, digits: int) -> str:
     """The same picture in fewer bytes, with the font and the line ends of the page; coordinates get `digits` digits."""
 
@@ -189,8 +194,7 @@ def use_log_scale_if_wide(axes: Any, values: Numbers) -> None:
     if len(finite) and finite.min() > 0 and finite.max() > 100 * finite.min():
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.tick_params(axis="y", which="minor", length=0)
+        axes.minorticks_off()
 
 
 def cut_outliers(axes: Any, steps: Numbers, values: Numbers, keys: list[Key]) -> None:

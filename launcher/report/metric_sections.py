@@ -13,7 +13,7 @@ from launcher.report.metrics import Metric, find_loss, find_validation_loss, sum
 from launcher.report.page import Section, Table
 from launcher.report.plots import Curve, CurveAxes, draw_curves
 from launcher.report.source import Run
-from launcher.report.units import format_count, format_number, format_plural
+from launcher.report.units import format_count, format_number
 
 _MOST_RATES = 6
 # More curves cannot be distinguished in one plot.
@@ -99,7 +99,10 @@ def metrics_section(run: Run) -> Section | None:
 def arrange(plots: Sequence[SmallPlot]) -> dict[str, Any]:
     """The plots that are visible, and the parts that open on a click, each with its title."""
     parts = [plots[i : i + _PART] for i in range(_MOST_OPEN, len(plots), _PART)]
-    named = [(f"{part[0].title} to {part[-1].title} ({format_plural(len(part), 'plot')})", part) for part in parts]
+    named = [
+        (f"{part[0].title} to {part[-1].title} ({len(part)} plots)" if len(part) > 1 else part[0].title, part)
+        for part in parts
+    ]
     return {"open": list(plots[:_MOST_OPEN]), "parts": named, "plots": len(plots)}
 
 

@@ -112,9 +112,8 @@ def find_loss(metrics: Mapping[str, Metric]) -> str | None:
     None without a metric of the training.
     """
     names = [name for name, metric in metrics.items() if metric.source == "step"]
-    names += [
-        name for name, metric in metrics.items() if metric.source != "step" and not split_stage(name)[0] == "test"
-    ]
+    others = (name for name, metric in metrics.items() if metric.source != "step")
+    names += [name for name in others if split_stage(name)[0] != "test"]
     usual = [name for name in _LOSS_NAMES if name in names]
     likely = [name for name in names if "loss" in name.lower() and "val" not in name.lower()]
     return next(iter([*usual, *likely, *names]), None)

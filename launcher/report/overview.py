@@ -89,8 +89,14 @@ def to_values(run: Run) -> dict[str, Any]:
         "name": run.name,
         "path": str(run.path),
         "outcome": history.outcome,
+        "ending": {name: getattr(run.status, name) for name in ("state", "reason", "detail", "advice", "command")},
         "steps": history.last_step,
         "figures": {f.label: f.value if f.amount is None else _finite_or_none(f.amount) for f in list_figures(run)},
+        "peak_memory": {
+            "highest": run.peak_memory.highest,
+            "by_rank": {str(rank): peak for rank, peak in run.peak_memory.by_rank.items()},
+            "of": run.peak_memory.what,
+        },
         "metrics": {name: to_metric_values(metric) for name, metric in run.metrics.items()},
         "attempts": [_attempt_values(attempt, repeated.get(attempt.number, 0)) for attempt in history.attempts],
         "alerts": [dataclasses.asdict(alert) for alert in history.alerts],
@@ -112,18 +118,10 @@ def _finite_or_none(value: float) -> float | None:
 
 
 def failure_section(run: Run) -> Section | None:
-    """Why the run ended, with the last lines of the rank that failed first; None if the run did not fail."""
-    history = run.history
-    if history.outcome not in ("failed", "unknown") or not history.attempts:
+    """The last lines of the rank that failed first; None if the run did not fail, or if it has no log."""
+    if not run.log:
         return None
-    view = {
-        "last": history.attempts[-1],
-        "log": run.log,
-        "log_file": run.log_file,
-        "has_checkpoint": any(a.checkpoints for a in history.attempts),
-        "config_file": run.path / "config.yaml",
-    }
-    return Section("failure", "What went wrong" if history.attempts[-1].detail else "How it ended", view)
+    return Section("failure", "What went wrong", {"log": run.log, "log_file": run.log_file})
 
 
 def alerts_section(run: Run) -> Section | None:

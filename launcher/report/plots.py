@@ -101,7 +101,8 @@ def draw_curves(spec: CurveAxes, curves: Sequence[Curve], restarts: Sequence[flo
                         part = Line(line.steps[mask], line.values[mask])
                         _draw_line(axes, spec, curve, part, {**style, "alpha": alpha})
             if curve.label:
-                keys.append(Key(curve.label, style["color"], dash=0 if curve.is_background else dash))
+                shape = "points" if curve.points else "line"
+                keys.append(Key(curve.label, style["color"], shape, 0 if curve.is_background else dash))
         if spec.kind == "time":
             drawing.cut_outliers(axes, np.concatenate([line.steps for line in lines] or [np.array([])]), values, keys)
         if sum(drawing.mark_not_finite(axes, line) for line in lines):

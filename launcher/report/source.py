@@ -25,6 +25,7 @@ from launcher.report.records import History
 from launcher.report.units import format_plural
 from launcher.runs.job_output import find_job_output
 from launcher.runs.lock import read_owner
+from launcher.runs.sweep_record import read_members
 
 MEMORY_PARTS = ("parameters", "gradients", "optimizer_states", "activations", "buffers")
 # What the report reads of a plan.
@@ -42,6 +43,7 @@ _FILES = (FILE_NAME, "config.yaml", "plan.json")
 _TAIL_BYTES = 64 * 1024
 _TAIL_LINES = 25
 _MOST_NAMES = 8
+_LONGEST_NAME = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,13 @@ def conform(value: Any, shape: Any) -> Any:
     return "" if value is None else shape(value)
 
 
+def find_sweep_folder(name: str, runs_dir: Path) -> Path | None:
+    """The folder of a sweep, given its name in `runs_dir` or its path; None if it is none."""
+    if not name.strip() or "\0" in name or len(name) > _LONGEST_NAME:
+        return None
+    return next((path.absolute() for path in (Path(name), runs_dir / name) if read_members(path)), None)
+
+
 def find_run_directory(name: str, runs_dir: Path) -> Path:
     """The directory of a run.
 
@@ -110,7 +119,7 @@ def find_run_directory(name: str, runs_dir: Path) -> Path:
         for path in (Path(name), runs_dir / name):
             if path.is_file() and path.name in _FILES:
                 path = path.parent
-            if _is_run(path):
+            if is_run(path):
                 return path.absolute()
         found = next((p for p in (Path(name), runs_dir / name) if p.exists()), None)
     except OSError as error:
@@ -132,7 +141,7 @@ def find_run_directory(name: str, runs_dir: Path) -> Path:
 def _run_names(runs_dir: Path) -> list[str]:
     """Names of the runs in a folder, the newest first."""
     try:
-        found = [(path.stat().st_mtime, path.name) for path in runs_dir.iterdir() if _is_run(path)]
+        found = [(path.stat().st_mtime, path.name) for path in runs_dir.iterdir() if is_run(path)]
     except OSError:
         return []
     return [name for _, name in sorted(found, reverse=True)]
@@ -163,7 +172,8 @@ def read_run(path: Path) -> Run:
     return Run(path, history, metrics, status, peaks, redact(config), tuple(problems), log, log_file)
 
 
-def _is_run(path: Path) -> bool:
+def is_run(path: Path) -> bool:
+    """Whether the folder has a file of a run."""
     return path.is_dir() and any((path / name).is_file() for name in _FILES)
 
 

@@ -195,7 +195,8 @@ def test_attempts_are_listed_with_their_ends_and_repeated_steps(run: MadeRun) ->
     assert "1 restart" in page
     # The second attempt was killed.
     assert "ended without a record" in page
-    assert "Resume from the last checkpoint: launcher fit --config" in page
+    assert "its process ended without a report at step 30: killed, or the machine failed Next: --resume auto" in page
+    assert f"goes on from step 20. launcher fit --config {run.path}/config.yaml --resume auto" in page
     assert "torch 2.13.0 2.99" in page
 
 
@@ -242,7 +243,7 @@ def test_the_last_lines_of_the_rank_that_failed_are_shown(run: MadeRun) -> None:
     )
     run.write_event("failed", rank=1, host="node1", error="ValueError: no")
     page = written(run).text
-    assert "rank 1 (node1): ValueError: no" in page
+    assert "rank 1 on node1: ValueError: no Next: fix the error; run it again." in page
     assert "line 99 bar 3% ValueError: no" in page
     assert "line 50" not in page
     assert "bar 1%" not in page

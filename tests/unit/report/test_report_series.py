@@ -37,7 +37,7 @@ def table(skipped: list[float | None], steps: list[int] | None = None) -> RankTa
     nothing = np.full((len(skipped), 1), np.nan)
     counts = np.array([[s] for s in skipped], dtype=float)
     at = np.array(steps or range(10, 10 * len(skipped) + 1, 10), dtype=float)
-    return RankTable(at, (0,), nothing, counts, nothing, nothing, nothing, nothing)
+    return RankTable(at, (0,), nothing, counts, nothing, nothing, nothing)
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=3000), st.integers(10, 100))
@@ -99,7 +99,6 @@ def _interval(step: int, own: list[float], data: float = 0.0, skipped: int | Non
     return {
         "time": START + step, "rank": 0, "kind": "ranks", "step": step, "ranks": list(range(size)), "own_seconds": own,
         "step_seconds": [1.0] * size, "data_seconds": [data] * size, "skipped_steps": [skipped] * size,
-        "peak_memory": [100 * (r + 1) for r in range(size)],
     }  # fmt: skip
 
 
@@ -111,7 +110,7 @@ def test_stragglers_are_found_by_the_rule_of_the_alerts() -> None:
     assert [s.rank for s in summaries] == [0, 1, 2]
     slow = summaries[2]
     assert (slow.own_seconds, slow.own_factor, slow.share_slowest) == (0.5, 2.5, 7 / 8)
-    assert (slow.skipped_steps, slow.peak_memory, slow.data_seconds) == (4, 300, 0.1)
+    assert (slow.skipped_steps, slow.data_seconds) == (4, 0.1)
     assert count_skipped_steps(history) == 4
     assert find_stragglers(summaries, WatchOptions()) == [2]
     assert find_stragglers(summaries, WatchOptions(slow_factor=3)) == []
