@@ -45,6 +45,7 @@ class StartRequest:
         always_has_agent: whether one rank that cannot be restarted has an agent too; otherwise `start_ranks` returns
             None for it, and the calling process is that rank.
         record_directory: run directory in which missing nodes are recorded, if it exists.
+        exit_timeout: seconds that the other ranks have to end by themselves after a failure.
         report_failure: gets the first failure of an attempt, how all known ranks ended, and the restart decision.
     """
 
@@ -56,6 +57,7 @@ class StartRequest:
     make_variables: Callable[[int], Mapping[str, str]] = field(default=share_cores)
     always_has_agent: bool = False
     record_directory: Path | None = None
+    exit_timeout: float = 10.0
     report_failure: FailureReporter = field(default=print_failure)
 
     @property
