@@ -194,7 +194,7 @@ class TrainingAgent(LocalElasticAgent):
             decision = RestartDecision(False, describe_lost_store(self._options))
         if not decision.restart and not self._request.is_plain:
             # Rank zero may have to finish the W&B run, and each rank its own report.
-            attempt.wait_for_all(_EXIT_TIMEOUT)
+            attempt.wait_for_all(self._request.exit_timeout)
             own = attempt.inspector.collect_outcomes(attempt.ranks(), states)
             outcomes = self._exchange_outcomes(worker_group, own)
             first = find_first_failure(outcomes) or first

@@ -16,6 +16,7 @@ LauncherError                      exit code 1
     MissingLibraryError            a required library is not installed
     ReportError                    no such run, or the report cannot be written
   QueueError                       exit code 1: SLURM, or this machine, rejected a request or did not answer
+  LaunchTimeoutError               exit code 1: a function of `launcher.launch` did not end in time
   TrainingError                    exit code 1: the model's or the data's own code raised
     OutOfMemoryError               the device or the host ran out of memory
 
@@ -124,6 +125,10 @@ class MissingLibraryError(UsageError):
 
 class ReportError(UsageError):
     """No such run, or the report cannot be written."""
+
+
+class LaunchTimeoutError(LauncherError, TimeoutError):
+    """A function of `launcher.launch` did not end in time; its ranks were ended."""
 
 
 class TrainingError(LauncherError):
