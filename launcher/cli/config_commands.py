@@ -200,6 +200,8 @@ def _plan(config: RunConfig, topology: Topology, options: argparse.Namespace) ->
     console = make_console()
     print_plan(found.plan, console)
     print_memory(found.plan, console)
+    if options.plot:
+        console.print(f"plot: {Path(options.plot).absolute()}", highlight=False, markup=False, soft_wrap=True)
     return 0
 
 
