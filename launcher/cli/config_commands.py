@@ -178,9 +178,15 @@ def _add_plan_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _plan(config: RunConfig, topology: Topology, options: argparse.Namespace) -> int:
     from launcher.hardware.target_machines import read_options
-    from launcher.planning.dry_run import plan_here
+    from launcher.planning.spinner import find_terminal, show_activity
+    from launcher.process.activity import doing
 
-    found = plan_here(config, topology.host, read_options(options))
+    machines = read_options(options)
+    with show_activity(None if options.json else find_terminal()):
+        with doing("importing torch and Lightning"):
+            from launcher.planning.dry_run import plan_here
+
+        found = plan_here(config, topology.host, machines)
     if options.plot:
         from launcher.planning.plot import plot_memory
 
@@ -196,6 +202,8 @@ def _plan(config: RunConfig, topology: Topology, options: argparse.Namespace) ->
     console = make_console()
     print_plan(found.plan, console)
     print_memory(found.plan, console)
+    if options.plot:
+        console.print(f"plot: {Path(options.plot).absolute()}", highlight=False, markup=False, soft_wrap=True)
     return 0
 
 
