@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from launcher.agent.failure_report import describe_outcome, find_first_failure
+from launcher.agent.failure_report import describe_failure, find_first_failure
 from launcher.agent.rank_inspector import RankInspector
 from launcher.agent.rank_main import set_rank_zero
 from launcher.agent.rank_processes import AttemptProcesses
@@ -87,7 +87,8 @@ def _wait(attempt: AttemptProcesses) -> None:
 
 
 def _raise_failure(attempt: AttemptProcesses) -> None:
-    first = find_first_failure(attempt.inspector.collect_outcomes(attempt.ranks(), {}))
+    outcomes = attempt.inspector.collect_outcomes(attempt.ranks(), {})
+    first = find_first_failure(outcomes)
     if first is None:
         return
     error = first.error
@@ -98,9 +99,8 @@ def _raise_failure(attempt: AttemptProcesses) -> None:
         raise Interrupted(signal.SIGINT, checkpoint=checkpoint, step=error.step).for_script()
     if error is not None and error.explained:
         raise UsageError(error.message) if error.repeats else TrainingError(error.message)
-    details = first.last_lines if error is None else error.traceback
-    text = "\n".join([f"rank {first.rank} ({first.host}): {describe_outcome(first)}", *details])
-    raise TrainingError(text, rank=first.rank)
+    report = describe_failure(first, outcomes)
+    raise TrainingError(report, rank=first.rank, report=report)
 
 
 def _run_rank(train: Callable[[int], None], rank: int, count: int, port: int, folder: Path) -> None:

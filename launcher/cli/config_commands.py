@@ -121,6 +121,7 @@ def _start_ranks(config: RunConfig, topology: Topology, launch: LaunchOptions, a
         if not RankStatusWriter.from_env(os.environ).has_agent:
             reject_agent_flags(launch)
         return None
+    from launcher.agent.config_start import make_start_request
     from launcher.agent.rank_main import RankCommand
     from launcher.agent.slurm_allocation import enter_allocation, nodes_of_step
     from launcher.agent.start import start_ranks
@@ -128,7 +129,7 @@ def _start_ranks(config: RunConfig, topology: Topology, launch: LaunchOptions, a
 
     enter_allocation(config, launch, arguments)
     with nodes_of_step(config, launch, os.environ) as launch:
-        code = start_ranks(config, launch, RankCommand(run, tuple(arguments)))
+        code = start_ranks(make_start_request(config, launch, RankCommand(run, tuple(arguments))))
     if code is None:
         check_ranks(config, topology)
     return code

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from launcher.core.distribution import describe_install
 from launcher.core.terminal import make_console
 from launcher.loggers.wandb_sync import find_sync_command
 from launcher.training.callbacks.progress_text import wrap_items
@@ -40,7 +41,7 @@ def print_summary(result: FitResult, console: Console | None = None) -> None:
     if wandb is not None:
         add("W&B", wandb)
     # matplotlib is optional: where it is installed, every start takes half a second longer.
-    first = "" if importlib.util.find_spec("matplotlib") else 'pip install "launcher[plot]" && '
+    first = "" if importlib.util.find_spec("matplotlib") else f"{describe_install('plot')} && "
     add("report", f"{first}python -m launcher report {shlex.quote(_short(result.run))}")
     if result.checkpoint is not None:
         config = shlex.quote(_short(result.run / "config.yaml"))
