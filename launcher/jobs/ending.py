@@ -48,13 +48,13 @@ _FAILURES: Mapping[str, _Cause] = {
     "read_only": _Cause("{who}: {folder} is read-only", "choose a folder that can be written"),
     "no_permission": _Cause("{who}: no permission to write {folder}", "choose a folder of yours"),
     "killed": _Cause("{who} was killed from outside ({signal})", "look for who or what killed it"),
-    "crashed": _Cause("{who} crashed ({signal})", "see its log: launcher logs {name} --rank {rank}"),
-    "out_of_memory": _Cause("{who}: out of memory{detail}", "use less memory: a smaller batch or another strategy"),
+    "crashed": _Cause("{who} crashed ({signal})", "see: launcher logs {name} --rank {rank}"),
+    "out_of_memory": _Cause("{who}: out of memory{detail}", "use a smaller batch"),
     "host_memory": _Cause("{who} was killed by the kernel: out of host memory", "use fewer loader workers"),
-    "hung": _Cause("{who} hung{detail}", "see its log: launcher logs {name} --rank {rank}"),
+    "hung": _Cause("{who} hung{detail}", "see: launcher logs {name} --rank {rank}"),
     "lost_connection": _Cause("{who} lost the connection to other ranks or nodes", "check the nodes and the network"),
     "nodes_missing": _Cause("{nodes} did not join", "check these nodes"),
-    "exit": _Cause("{who} ended with exit code {code}", "see its log: launcher logs {name} --rank {rank}"),
+    "exit": _Cause("{who} ended with exit code {code}", "see: launcher logs {name} --rank {rank}"),
 }  # fmt: skip
 _FINISHED: Mapping[str, tuple[str, str]] = {
     "max_epochs": ("all {epochs} done", ""),
@@ -145,8 +145,9 @@ class EndingReader:
         return self.checkpoint_step is not None and not self._is_script
 
     def _advise(self, first: str) -> str:
-        again = f"--resume auto goes on from step {self.checkpoint_step}" if self._can_resume else "run it again"
-        return f"{first}; {again}" if first else again
+        if not first:
+            return f"--resume auto goes on from step {self.checkpoint_step}" if self._can_resume else "run it again"
+        return f"{first}; then {'--resume auto' if self._can_resume else 'run it again'}"
 
     def _describe_finish(self, event: Event) -> Ending:
         reason = _text(event.get("reason"))
@@ -188,7 +189,7 @@ class EndingReader:
         advice = cause.advice.format(name=name, rank=rank)
         strategy = event.get("next")
         if reason == "out_of_memory" and strategy:
-            advice = f"use less memory: strategy {strategy}, or a smaller batch"
+            advice = f"try strategy {strategy}, or a smaller batch"
         return Ending("failed", reason, text, self._advise(advice), self._can_resume)
 
 

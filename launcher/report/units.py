@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from strategies import units
 
@@ -74,11 +73,6 @@ def format_ranks(ranks: Sequence[int]) -> str:
 def list_words(words: Sequence[str]) -> str:
     """'a', 'a and b', 'a, b and c'."""
     return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
-
-
-def format_setting(value: Any) -> str:
-    """A setting, about as in YAML."""
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def choose_bytes_unit(largest: float) -> tuple[str, float]:
