@@ -20,7 +20,7 @@ class Ending:
     Attributes:
         reason: one word for programs, as `max_time`, `exception` or `hung`.
         text: the same for people, without a full stop.
-        advice: what to do next, in a few words; empty if there is nothing to do.
+        advice: what to do next, a short phrase; empty if there is nothing to do.
         can_resume: whether `--resume auto` goes on from a checkpoint.
     """
 
@@ -64,7 +64,7 @@ _FINISHED: Mapping[str, tuple[str, str]] = {
     "should_stop": ("the user's code stopped the training after {steps}", ""),
     "nothing_to_train": ("{message}", ""),
 }
-# By the state that SLURM gives an ended job; the events say more about a plain failure.
+# By the state that SLURM gives an ended job; the events show more about a plain failure.
 _JOBS: Mapping[str, tuple[str, str, str]] = {
     "TIMEOUT": ("time_limit", "SLURM ended the job at its time limit", "ask for more --time"),
     "DEADLINE": ("time_limit", "SLURM ended the job at its deadline", "ask for a later deadline"),
@@ -79,7 +79,7 @@ _LONGEST = 400
 
 
 class EndingReader:
-    """Collects the events of the newest attempt that tell how it ended."""
+    """Collects the events of the newest attempt that show how it ended."""
 
     def __init__(self) -> None:
         self._finished: Event | None = None
@@ -123,7 +123,7 @@ class EndingReader:
             self._is_script = False
 
     def find_ending(self, name: str) -> Ending | None:
-        """How the newest attempt of the run ended; None if no event tells, or if another attempt follows."""
+        """How the newest attempt of the run ended; None if no event shows it, or if another attempt follows."""
         if self._by_agent is not None and self._by_agent.get("restart") is True:
             return None
         if self._missing is not None:
@@ -209,7 +209,7 @@ def combine_with_job(ending: Ending, job_state: str, job_detail: str) -> Ending:
 
 
 def _find_reason(event: Event, hang: Event | None) -> str:
-    """The reason word; older versions recorded none."""
+    """The reason; older versions recorded none."""
     reason = _text(event.get("reason"))
     code = event.get("exit_code")
     if reason:
