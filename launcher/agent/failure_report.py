@@ -9,7 +9,7 @@ from typing import Any
 from launcher.core.error_display import format_failure
 from launcher.core.errors import OutOfMemoryError
 from launcher.core.event_text import signal_name
-from launcher.process.heartbeat import BEFORE_TRAINING
+from launcher.process.heartbeat import BEFORE_TRAINING, NO_STEPS
 from launcher.process.rank_status import RankError
 
 # `multiprocessing` gives this exit code if the fork server died before it could report the real one.
@@ -90,6 +90,8 @@ def to_shell_exit_code(exit_code: int) -> int:
 def describe_outcome(outcome: RankOutcome) -> str:
     """One line about how a rank ended or what it is doing."""
     at = f" at step {outcome.step}" if outcome.step >= 0 else " before training started"
+    if outcome.step == NO_STEPS:
+        at = ""
     if outcome.hung:
         return f"hung{at}" + (f": it was {outcome.doing}" if outcome.doing else "")
     if outcome.exit_code is None:

@@ -18,6 +18,7 @@ from launcher.config.launch_options import LaunchOptions
 from launcher.core.errors import LauncherError, TopologyError
 from launcher.core.events import FILE_NAME, EventLog
 from launcher.core.gc_paused import quick_imports
+from launcher.process.titles import set_title
 
 # c10d looks up the name of every address that it connects to; by default a lost answer takes 5 s.
 _RESOLVER_OPTIONS = "timeout:1 attempts:3"
@@ -95,15 +96,18 @@ def _run_agent(server: ForkServer, count: int, request: StartRequest) -> int:
 
         from launcher.agent.agent import TrainingAgent
         from launcher.agent.fixed_rendezvous import NodesMissingError
-        from launcher.agent.rendezvous import describe_lost_store, make_rendezvous
+        from launcher.agent.rendezvous import FreshStoreRendezvous, describe_lost_store, make_rendezvous
         from launcher.agent.signals import AgentStopped
 
     options = request.options
+    set_title("agent", request.record_directory.name if request.record_directory else None)
     # The agent reports failures itself.
     logger = logging.getLogger(_ELASTIC_LOGGER)
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     rendezvous = make_rendezvous(options)
+    if request.is_plain:
+        rendezvous = FreshStoreRendezvous(rendezvous, options)
 
     def choose_start_method() -> StartMethod:
         return server.choose_start_method(lambda notice: sys.stderr.write(f"notice: {notice}\n"))
@@ -136,6 +140,8 @@ def _run_agent(server: ForkServer, count: int, request: StartRequest) -> int:
     except RendezvousError as error:
         raise _rendezvous_failed(options, error) from error
     finally:
+        if request.output is not None:
+            request.output.end_attempt()
         rendezvous.shutdown()
         logger.setLevel(level)
         shutil.rmtree(folder, ignore_errors=True)

@@ -22,6 +22,7 @@ from launcher.core.secrets import hide_in_arguments, redact
 from launcher.hardware.mpi_ranks import remove_starter_variables, to_torchrun_variables
 from launcher.hardware.topology import Topology
 from launcher.process.rank_status import RankStatusWriter
+from launcher.process.titles import prepare_titles
 
 if TYPE_CHECKING:
     from launcher.config.schema import RunConfig
@@ -70,6 +71,7 @@ class ConfigCommand:
     def run(self, arguments: Sequence[str]) -> int:
         """Read the config and run the command; returns the exit code."""
         options, overrides = self.build_parser().parse_known_args(list(arguments))
+        prepare_titles()
         env = remove_starter_variables(os.environ) if getattr(options, "nnodes", None) else os.environ
         topology = Topology.from_env(env, socket.gethostname())
         # Lightning, DeepSpeed and the user's modules read the rank from these variables.

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from launcher.core.distribution import describe_install
 from launcher.core.terminal import make_console
 from launcher.training.result import FitResult
 
@@ -32,7 +33,7 @@ def print_summary(result: FitResult, console: Console | None = None) -> None:
             sync = "wandb sync " if folder.name.startswith("offline") else ""
             table.add_row("W&B", Text(sync + _short(folder)))
     # matplotlib is optional: where it is installed, every start takes half a second longer.
-    first = "" if importlib.util.find_spec("matplotlib") else 'pip install "launcher[plot]" && '
+    first = "" if importlib.util.find_spec("matplotlib") else f"{describe_install('plot')} && "
     table.add_row("report", Text(f"{first}python -m launcher report {_short(result.run)}"))
     if result.checkpoint is not None:
         config = _short(result.run / "config.yaml")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.config.schema import RunConfig
+from launcher.core.distribution import describe_install
 from launcher.core.errors import MissingLibraryError, UsageError
 from launcher.planning.memory import list_splits, machine_of, planned_precision, zero_settings
 from strategies.comparison import ComparisonOptions, compare_strategies
@@ -38,7 +39,7 @@ def plot_memory(found: DryRun, config: RunConfig, path: Path) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingLibraryError('--plot needs matplotlib: pip install "launcher[plot]"') from error
+        raise MissingLibraryError(f"--plot needs matplotlib: {describe_install('plot')}") from error
 
     counts, lines = memory_by_gpus(found, config)
     figure = Figure(figsize=(11, 5), layout="constrained")

@@ -152,15 +152,20 @@ class RankStatusWriter:
 
         `is_raised` means that the user's script gets the error.
         """
-        log = self._values.get("log")
         text = scrub("".join(traceback.format_exception(error)), self._secrets)
-        if log is None or not (self.has_agent or is_raised):
+        if self._values.get("log") is None or not (self.has_agent or is_raised):
             sys.stderr.write(text)
             return
         sys.stdout.flush()
         sys.stderr.flush()
-        with contextlib.suppress(OSError), open(log, "a", encoding="utf-8") as file:  # noqa: PTH123 -- str or Path
-            file.write(text)
+        self.append_to_log(text)
+
+    def append_to_log(self, text: str) -> None:
+        """Write into this rank's log without showing it on the terminal; without a log, nothing happens."""
+        log = self._values.get("log")
+        if log is not None:
+            with contextlib.suppress(OSError), open(log, "a", encoding="utf-8") as file:  # noqa: PTH123 -- str or Path
+                file.write(text)
 
     def beat(self, step: int | None = None) -> None:
         """Report that this rank is alive, and how many optimizer steps it has done."""

@@ -71,6 +71,11 @@ def format_ranks(ranks: Sequence[int]) -> str:
     return f"rank{'s' if len(ranks) > 1 else ''} {named}"
 
 
+def list_words(words: Sequence[str]) -> str:
+    """'a', 'a and b', 'a, b and c'."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
+
+
 def format_setting(value: Any) -> str:
     """A setting, about as in YAML."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -27,6 +27,7 @@ from launcher.core.terminal import make_console
 from launcher.loggers.selection import choose_loggers, list_own_loggers
 from launcher.loggers.wandb_run import QueuedWandbLogger
 from launcher.planning.plan import Plan, make_plan
+from launcher.process.titles import set_rank_title
 from launcher.runs.directory import RunDirectory
 from launcher.training.callbacks.heartbeat import heartbeat_callbacks
 from launcher.training.context import RunContext
@@ -87,6 +88,7 @@ def evaluate(
         store = open_store(topology, config.agreement_timeout)
         decision = ask_rank_zero(config, topology, facts, store, decide)
         plan, run = Plan.from_dict(decision.values["plan"]), RunDirectory.from_dict(decision.values["run"])
+        set_rank_title(topology.rank, topology.world_size, run.name)
         session.move_log(run.path / "logs" / f"{command}-rank-{topology.rank}.log")
         events = EventLog(run.path / FILE_NAME, topology.rank)
         output = RunOutput(events, make_console(), topology.rank == 0, records_notices=False)

@@ -23,6 +23,7 @@ from launcher.hardware.devices import library_versions
 from launcher.planning.plan import Plan
 from launcher.planning.table import print_plan
 from launcher.process.open_resources import close_kept_open
+from launcher.process.titles import set_rank_title
 from launcher.runs.directory import RunDirectory
 from launcher.training.context import RunContext
 from launcher.training.decision import decide_together, gather_facts
@@ -68,6 +69,7 @@ def fit(
         decision, run = decide_together(config, topology, facts, store, given)
         with _released(run):
             plan = Plan.from_dict(decision.values["plan"])
+            set_rank_title(topology.rank, topology.world_size, run.name)
             session.move_log(run.log_file(topology.rank), run=run.path)
             _remove_unused_folder(Path(config.runs_dir).absolute(), run)
             translate = str if given is None else to_python_terms

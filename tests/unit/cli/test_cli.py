@@ -73,7 +73,7 @@ def test_a_heavy_import_is_detected(tmp_path: Path) -> None:
         (
             "zzz",
             (
-                "commands are fit, plan, validate, test, predict, submit, status, logs, cancel, init, convert, doctor, "
+                "commands are fit, plan, validate, test, predict, run, submit, status, logs, cancel, init, convert, doctor, "
                 "report, completion"
             ),
         ),

@@ -31,5 +31,5 @@ def test_the_command_for_the_report_can_be_pasted_with_and_without_matplotlib(
     (line,) = [line for line in print_to_text(tmp_path).splitlines() if line.startswith("report")]
     command = "python -m launcher report runs/it"
     assert line.split(maxsplit=1)[1].rstrip() == (
-        command if installed else f'pip install "launcher[plot]" && {command}'
+        command if installed else f'pip install "training-launcher[plot]" && {command}'
     )

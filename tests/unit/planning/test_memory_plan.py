@@ -25,7 +25,7 @@ from launcher.planning.oom import is_out_of_memory, out_of_memory
 from launcher.planning.plan import Plan, make_plan
 from launcher.planning.plot import memory_by_gpus, plot_memory
 from launcher.planning.profile import count_samples, profile_model, read_first_batch, resize_batch
-from launcher.planning.table import print_memory, print_plan
+from launcher.planning.table import print_plan
 from launcher.process.activity import current_activity
 from launcher.user_code.classes import import_classes
 from launcher.user_code.objects import UserObjects
@@ -233,7 +233,7 @@ def test_model_too_large_for_ddp_is_sharded() -> None:
     assert plan.strategy.name == plan.memory["pick"]
     assert plan.deepspeed is not None
     assert not any("requested" in reason for reason in plan.strategy.reasons)
-    assert any("estimated" in reason or "nothing else fits" in reason for reason in plan.strategy.reasons)
+    assert any(f"{plan.strategy.name} needs" in reason for reason in plan.strategy.reasons)
 
 
 def test_bucket_sizes_of_the_user_are_used() -> None:
@@ -300,27 +300,6 @@ def test_cpu_run_starts_without_a_trace_unless_states_are_large() -> None:
 def _dry_run(given: RunConfig, count: int = 2) -> DryRun:
     agreement, profile = ranks(count, H100), profiled(given, "cuda", Precision.BF16_MIXED)
     return DryRun(plan_with_memory(given, agreement, profile), agreement, profile)
-
-
-def test_table_shows_every_candidate_by_part_with_a_reason() -> None:
-    found = _dry_run(config())
-    out = io.StringIO()
-    console = Console(file=out, width=120)
-    print_plan(found.plan, console)
-    print_memory(found.plan, console)
-    text = out.getvalue()
-    assert found.plan.memory is not None
-    for entry in found.plan.memory["assessments"]:
-        assert entry["name"] in text
-    for word in ("params", "grads", "optimizer", "activations", "buffers", "total", "limit", "traced", "s/step"):
-        assert word in text
-    assert "…" not in text, "no text is truncated at 120 columns"
-
-
-def test_table_without_a_profile_states_that_memory_is_not_known() -> None:
-    out = io.StringIO()
-    print_memory(make_plan(config(), ranks(1)), Console(file=out, width=120))
-    assert "memory: not known" in out.getvalue()
 
 
 def test_plot_has_a_line_per_strategy_and_zero_decreases_with_ranks(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_every_plot_has_a_title_a_caption_and_a_legend(run: MadeRun) -> None:
     pictures = [attrs for tag, attrs in page.tags if tag == "svg" and attrs.get("role") == "img"]
     names = [attrs["aria-labelledby"] for attrs in pictures]
     expected = ["loss", "rate", "scale-plot", "time", "own", "bars", "memory-plot", "timeline"]
-    assert names == [f"{name}-t {name}-d" for name in expected]
+    assert names == [f"{name}{kind}-t {name}-d" for name in expected for kind in ("", "-narrow")]
     assert [tag for tag, _ in page.tags].count("figcaption") == len(expected)
     assert sum(attrs.get("class") == "legend" for _, attrs in page.tags) == len(expected)
     # Every table has headers and a caption.
@@ -195,7 +195,8 @@ def test_attempts_are_listed_with_their_ends_and_repeated_steps(run: MadeRun) ->
     assert "1 restart" in page
     # The second attempt was killed.
     assert "ended without a record" in page
-    assert "Resume from the last checkpoint: launcher fit --config" in page
+    assert "its process ended without a report at step 30: killed, or the machine failed Next: --resume auto" in page
+    assert f"goes on from step 20. launcher fit --config {run.path}/config.yaml --resume auto" in page
     assert "torch 2.13.0 2.99" in page
 
 
@@ -242,7 +243,7 @@ def test_the_last_lines_of_the_rank_that_failed_are_shown(run: MadeRun) -> None:
     )
     run.write_event("failed", rank=1, host="node1", error="ValueError: no")
     page = written(run).text
-    assert "rank 1 (node1): ValueError: no" in page
+    assert "rank 1 on node1: ValueError: no Next: fix the error; run it again." in page
     assert "line 99 bar 3% ValueError: no" in page
     assert "line 50" not in page
     assert "bar 1%" not in page
@@ -260,7 +261,9 @@ def test_two_runs_are_compared(tmp_path: Path) -> None:
     assert "skipped steps 2 (gradients not finite) \u2013" in page.text
     assert len(set(page.ids())) == len(page.ids())
     pictures = [attrs["aria-labelledby"] for tag, attrs in page.tags if tag == "svg" and attrs.get("role") == "img"]
-    assert pictures == ["loss-t loss-d", "rate-t rate-d", "scale-t scale-d", "time-t time-d"]
+    assert [name for name in pictures if "narrow" not in name] == [
+        f"{name}-t {name}-d" for name in ("loss", "rate", "scale", "time", "metric-0")
+    ]
     # Steps, loss and precision; the time is near, all else is the same or missing in one.
     assert [attrs for tag, attrs in page.tags if tag == "tr"].count({"class": "marked"}) == 3
 
