@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.core.atomic_write import write_file
+from launcher.core.command_parser import CommandParser
 from launcher.core.distribution import __version__, describe_install
 from launcher.core.errors import MissingLibraryError, ReportError
 from launcher.core.gc_paused import quick_imports
@@ -29,7 +30,7 @@ _LONGEST_NAME = 200
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "launcher report",
         description="Write one HTML page about a run: loss, loss scale, ranks, memory, restarts, plan and config. "
         "The page needs no network and no script. The run may have failed, or may still be training.",
