@@ -34,8 +34,10 @@ from launcher.agent.restarts import RestartTracker, record_out_of_memory
 from launcher.agent.signals import AgentSignals, AgentStopped
 from launcher.agent.start_request import StartRequest
 from launcher.core.events import FILE_NAME, EventLog
-from launcher.process.heartbeat import BEFORE_TRAINING
+from launcher.core.wrapping import wrap_for
+from launcher.process.heartbeat import NO_STEPS
 from launcher.process.parent_death import STOP_SIGNALS
+from launcher.process.titles import set_title
 
 # Seconds between two checks with one node and with several. The agent notices the end of a rank immediately.
 _MONITOR_INTERVAL = {False: 0.2, True: 1.0}
@@ -89,6 +91,7 @@ class TrainingAgent(LocalElasticAgent):
         self._output = request.output
         self._folder = folder
         self._attempts = 0
+        self._is_run_shown = False
         self._restarts = RestartTracker(options.max_restarts, options.restart_window)
         self._current: AttemptProcesses | None = None
         self._hangs = HangDetector(options.hang_timeout)
@@ -138,7 +141,13 @@ class TrainingAgent(LocalElasticAgent):
             return self._monitor_stopping(worker_group, ranks)
         if any(codes):
             return self._handle_failure(worker_group)
+        self._show_run()
         return self._check_for_hang(worker_group, ranks) or RunResult(WorkerState.HEALTHY)
+
+    def _show_run(self) -> None:
+        if not self._is_run_shown and (run := self._run_directory()) is not None:
+            self._is_run_shown = True
+            set_title("agent", run.name)
 
     def _monitor_stopping(self, worker_group: WorkerGroup, ranks: dict[int, RankProcess]) -> RunResult:
         """After a signal: wait until the ranks have saved and ended."""
@@ -186,7 +195,7 @@ class TrainingAgent(LocalElasticAgent):
             decision = RestartDecision(False, describe_lost_store(self._options))
         if not decision.restart and not self._request.is_plain:
             # Rank zero may have to finish the W&B run, and each rank its own report.
-            attempt.wait_for_all(_EXIT_TIMEOUT)
+            attempt.wait_for_all(self._request.exit_timeout)
             own = attempt.inspector.collect_outcomes(attempt.ranks(), states)
             outcomes = self._exchange_outcomes(worker_group, own)
             first = find_first_failure(outcomes) or first
@@ -243,7 +252,7 @@ class TrainingAgent(LocalElasticAgent):
 
     def _conclude(self, first: RankOutcome, outcomes: Sequence[RankOutcome], decision: RestartDecision) -> RunResult:
         """Report the failure, end the remaining ranks, and let torchelastic restart or stop."""
-        step = max(first.step, BEFORE_TRAINING)
+        step = None if first.step == NO_STEPS else first.step
         self._write_event(self._run_directory(), first.rank, "rank_failed", host=first.host, step=step,
                     exit_code=first.exit_code, hung=first.hung, out_of_memory=first.out_of_memory,
                     error=None if first.error is None else f"{first.error.kind}: {first.error.message}",
@@ -304,5 +313,5 @@ class TrainingAgent(LocalElasticAgent):
 def _print(text: str) -> None:
     """Write to the terminal; a closed terminal must not end the agent before its ranks."""
     with contextlib.suppress(OSError):
-        sys.stderr.write(text + "\n")
+        sys.stderr.write(wrap_for(sys.stderr, text) + "\n")
         sys.stderr.flush()

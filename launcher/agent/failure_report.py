@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from launcher.core.error_display import format_failure
 from launcher.core.errors import OutOfMemoryError
 from launcher.core.event_text import signal_name
 from launcher.process.heartbeat import BEFORE_TRAINING, NO_STEPS
@@ -126,6 +127,18 @@ def format_failure_report(first: RankOutcome, outcomes: Sequence[RankOutcome], d
         lines.append(f"  and {len(others) - _MAX_OTHER_RANKS} more ranks")
     lines.append(f"  {decision}")
     return "\n".join(lines)
+
+
+def describe_failure(first: RankOutcome, outcomes: Sequence[RankOutcome]) -> str:
+    """The report for Python code, which ends with the error of the rank that failed first."""
+    others = [f"rank {each.rank} {_describe_call(each)}" for each in outcomes if each.rank != first.rank]
+    details = first.last_lines if first.error is None else first.error.traceback
+    return format_failure(f"rank {first.rank} ({first.host}) failed first: {_describe_call(first)}", others, details)
+
+
+def _describe_call(outcome: RankOutcome) -> str:
+    """As `describe_outcome`; a function need not be a training."""
+    return describe_outcome(outcome).replace(" before training started", "")
 
 
 def _select_last_lines(outcome: RankOutcome) -> Sequence[str]:

@@ -19,6 +19,7 @@ from typing import Any
 from launcher.process import parent_death
 from launcher.process.rank_status import FOLDER_VARIABLE, RankStatusWriter, stacks_path
 from launcher.process.rank_streams import open_rank_streams
+from launcher.process.titles import claim_process, set_rank_title
 
 # Makes a rank write its stacks. A real-time signal, because the user, NCCL or the scheduler may use USR1 and USR2.
 STACKS_SIGNAL = signal.SIGRTMAX - 2
@@ -48,6 +49,8 @@ def run_rank(task: RankTask) -> None:
     set_rank_zero(os.environ)
     # Otherwise loader workers would use a new fork server in each rank and import all libraries in every epoch.
     multiprocessing.set_start_method(None, force=True)
+    claim_process()
+    set_rank_title(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     report = RankStatusWriter.from_env(os.environ)
     _prepare_stacks(Path(task.folder), report)
     code = 1

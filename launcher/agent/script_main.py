@@ -29,6 +29,7 @@ from launcher.core.events import FILE_NAME, EventLog
 from launcher.process.heartbeat import NO_STEPS
 from launcher.process.rank_status import RankStatusWriter
 from launcher.process.rank_streams import await_copied
+from launcher.process.titles import set_rank_title
 
 # Packages whose versions an attempt records if they are imported.
 _RECORDED_VERSIONS = ("torch", "lightning", "transformers", "accelerate", "deepspeed")
@@ -96,6 +97,7 @@ def run_script(arguments: Sequence[str]) -> int:
     status = RankStatusWriter.from_env(os.environ)
     rank = os.environ["RANK"]
     status.beat(NO_STEPS)
+    set_rank_title(int(rank), int(os.environ["WORLD_SIZE"]), None if task.run is None else Path(task.run).name)
     if task.run is not None:
         status.update(run=task.run, log=str(Path(task.run) / "logs" / f"rank-{rank}.log"))
         if rank == "0":

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.agent.failure_report import RankOutcome, describe_outcome, format_failure_report
+from launcher.agent.failure_report import RankOutcome, format_failure_report
 from launcher.agent.preload_modules import list_script_modules
 from launcher.agent.rank_main import RankCommand
 from launcher.agent.rank_output import RankOutput
@@ -215,8 +215,6 @@ def _write_end(run: Path, code: int, failure: RankOutcome | None) -> None:
         events.write("finished", step=None, metrics={}, checkpoint=None)
     elif failure is None and code >= _FIRST_SIGNAL_CODE:
         events.write("interrupted", signal=code - 128, step=None, checkpoint=None)
-    else:
-        host, text = os.uname().nodename, f"exit code {code}"
-        if failure is not None:
-            host, text = failure.host, f"rank {failure.rank}: {describe_outcome(failure)}"
-        events.write("failed", host=host, error=text)
+    elif failure is None:
+        events.write("failed", host=os.uname().nodename, error=f"exit code {code}")
+    # Otherwise the agent has written `rank_failed`.

@@ -18,6 +18,7 @@ from launcher.config.launch_options import LaunchOptions
 from launcher.core.errors import LauncherError, TopologyError
 from launcher.core.events import FILE_NAME, EventLog
 from launcher.core.gc_paused import quick_imports
+from launcher.process.titles import set_title
 
 # c10d looks up the name of every address that it connects to; by default a lost answer takes 5 s.
 _RESOLVER_OPTIONS = "timeout:1 attempts:3"
@@ -99,6 +100,7 @@ def _run_agent(server: ForkServer, count: int, request: StartRequest) -> int:
         from launcher.agent.signals import AgentStopped
 
     options = request.options
+    set_title("agent", request.record_directory.name if request.record_directory else None)
     # The agent reports failures itself.
     logger = logging.getLogger(_ELASTIC_LOGGER)
     level = logger.level

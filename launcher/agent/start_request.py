@@ -49,6 +49,7 @@ class StartRequest:
         is_plain: whether the ranks run code that does not know the launcher: one that returns 0 after a signal has
             saved and stopped rather than finished, and after a failure the others get SIGTERM at once.
         record_directory: run directory in which missing nodes are recorded, if it exists.
+        exit_timeout: seconds that the other ranks have to end by themselves after a failure.
         report_failure: gets the first failure of an attempt, how all known ranks ended, and the restart decision.
     """
 
@@ -62,6 +63,7 @@ class StartRequest:
     output: RankOutput | None = None
     is_plain: bool = False
     record_directory: Path | None = None
+    exit_timeout: float = 10.0
     report_failure: FailureReporter = field(default=print_failure)
 
     @property

@@ -15,30 +15,34 @@ from typing import TYPE_CHECKING, Literal
 from launcher.cli.parsers import new_parser
 from launcher.cli.torchrun_flags import add_torchrun_flags, read_flags, read_hidden_ranks
 from launcher.config.launch_options import read_launch_options
+from launcher.core.command_parser import CommandParser
 from launcher.core.errors import LaunchError, Problem
 
 if TYPE_CHECKING:
     from launcher.jobs.submission import ScriptCommand
 
 _DESCRIPTION = """\
-start the ranks of a PyTorch script that calls init_process_group itself; Lightning is not needed
+start the ranks of a PyTorch script that calls init_process_group itself
 
-The script runs as under torchrun: the same environment variables, sys.argv, __main__ and working directory. Output of
-every rank is in runs/NAME/logs/rank-<r>.log; `launcher status`, `logs` and `cancel` know the run by its name."""
+The script runs as under torchrun: the same environment variables, sys.argv,
+__main__ and working directory. It needs no Lightning. The output of every rank
+is in runs/NAME/logs/rank-<r>.log; `launcher status`, `launcher logs` and
+`launcher report` know the run by its name."""
 _EPILOG = """\
 examples:
   launcher run --nproc-per-node 8 train.py --lr 1e-3
-  launcher run --nproc-per-node gpu --max-restarts 3 -m my_package.train --config a.yaml
-  launcher run --nnodes 2 --node-rank 0 --rdzv-endpoint node0:29400 --nproc-per-node 8 train.py
+  launcher run --nproc-per-node gpu --max-restarts 3 -m pkg.train --config a.yaml
+  launcher run --nnodes 2 --node-rank 0 --rdzv-endpoint node0:29400 train.py
 
 exit codes:
-  0 done   2 usage   128+N stopped by signal N   otherwise that of the rank that failed first
+  0 done   2 usage   128+N stopped by signal N   otherwise that of the rank that
+  failed first
 """
 _CONFIGS = (".yaml", ".yml", ".json")
 _NAME = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """The parser of the command's options."""
     usage = "launcher run [options] SCRIPT.py|-m MODULE [arguments of the script]"
     parser = new_parser("run", usage=usage, description=_DESCRIPTION, epilog=_EPILOG)
@@ -68,7 +72,9 @@ def run(arguments: Sequence[str]) -> int:
     from launcher.agent.script_main import ScriptTask, find_unset_variables
     from launcher.agent.script_start import ScriptStart, start_script
     from launcher.process.socket_folder import socket_folder
+    from launcher.process.titles import prepare_titles
 
+    prepare_titles()
     task = ScriptTask(
         kind,
         options.script,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from launcher.core.errors import NoSuchRunError
-from launcher.runs.script_record import is_script_run
 from launcher.runs.sweep_record import is_name
 
 
@@ -32,4 +31,5 @@ def find_run_named(runs_dir: Path, name: str) -> Path:
 
 
 def _is_run(path: Path) -> bool:
-    return (path / "config.yaml").exists() or (path / "submissions").is_dir() or is_script_run(path)
+    # A plain script (`launcher run`) has no config.
+    return any((path / name).exists() for name in ("config.yaml", "events.jsonl", "submissions"))
