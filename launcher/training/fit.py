@@ -126,4 +126,4 @@ def announce(ctx: RunContext) -> None:
     print_plan(plan, console)
     if run.resume_from is not None:
         events.write("resumed", checkpoint=str(run.resume_from))
-        console.print(f"resuming from {run.resume_from}", highlight=False, markup=False)
+        console.print(f"resuming from {run.resume_from}", highlight=False, markup=False, soft_wrap=True)

@@ -235,7 +235,7 @@ class _Screen(CustomProgress):
 
     def __init__(self, bar: TerminalProgress, console: Console) -> None:
         # Before the base class, which draws the first screen.
-        self._bar, self._size = bar, console
+        self._bar, self._size, self._is_ended = bar, console, False
         super().__init__(console=console, refresh_per_second=_REDRAWS_PER_SECOND)
 
     @override
@@ -243,6 +243,11 @@ class _Screen(CustomProgress):
         super().start()
         # A rank that is killed cannot show the cursor again.
         self.console.show_cursor(True)
+
+    @override
+    def stop(self) -> None:
+        self._is_ended = True
+        super().stop()
 
     @override
     def get_renderables(self) -> Iterator[RenderableType]:
@@ -253,6 +258,9 @@ class _Screen(CustomProgress):
         lines = min(max(self._size.height // _SHARE_OF_SCREEN, 1), _MOST_LINES)
         yield from (Text(line, no_wrap=True, overflow="crop") for line in
                     wrap_metrics(self._bar.metrics, self._size.width, lines))  # fmt: skip
+        if not self._is_ended:
+            # The cursor is on a line of its own: there the agent writes if this process is killed.
+            yield Text()
 
 
 class _BarLine:
