@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher.core.atomic_write import write_file
-from launcher.core.distribution import __version__
+from launcher.core.command_parser import CommandParser
+from launcher.core.distribution import __version__, describe_install
 from launcher.core.errors import MissingLibraryError, ReportError
 from launcher.core.gc_paused import quick_imports
 from launcher.report.overview import BADGES, list_figures, to_values
@@ -29,7 +30,7 @@ _LONGEST_NAME = 200
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "launcher report",
         description="Write one HTML page about a run: loss, loss scale, ranks, memory, restarts, plan and config. "
         "The page needs no network and no script. The run may have failed, or may still be training.",
@@ -139,7 +140,7 @@ def render(shown: Sequence[Run] | Sweep, now: float) -> str:
     try:
         import matplotlib.figure  # noqa: F401 -- the modules below need it
     except ImportError as error:
-        raise MissingLibraryError('launcher report needs matplotlib: pip install "launcher[plot]"') from error
+        raise MissingLibraryError(f"launcher report needs matplotlib: {describe_install('plot')}") from error
     # It logs when it builds its font cache.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     from launcher.report.compare import label_runs, list_compared_sections

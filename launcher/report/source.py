@@ -27,7 +27,7 @@ from launcher.runs.job_output import find_job_output
 from launcher.runs.lock import read_owner
 from launcher.runs.sweep_record import read_members
 
-MEMORY_PARTS = ("parameters", "gradients", "optimizer_states", "activations", "buffers")
+MEMORY_PARTS = ("parameters", "gradients", "optimizer_states", "activations", "temporaries", "buffers")
 # What the report reads of a plan.
 _PLAN: Mapping[str, Any] = {
     "precision": str, "precision_before": str, "precision_reasons": [str], "has_loss_scale": bool,

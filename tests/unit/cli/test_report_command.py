@@ -120,7 +120,7 @@ def test_without_matplotlib_the_error_has_the_install_command(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert run(["report", "first"]) == 2
-    assert capsys.readouterr().err == 'error: launcher report needs matplotlib: pip install "launcher[plot]"\n'
+    assert capsys.readouterr().err == 'error: launcher report needs matplotlib: pip install "training-launcher[plot]"\n'
     assert not (made.path / "report.html").exists()
 
 
