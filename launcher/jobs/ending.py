@@ -41,7 +41,7 @@ class _Cause:
 
 # By the reason of a `failed` or `rank_failed` event; `{error}` is the exception, `{who}` the rank and its host.
 _FAILURES: Mapping[str, _Cause] = {
-    "exception": _Cause("{who}: {error}", "fix the error"),
+    "exception": _Cause("{who}: {error}", "fix it"),
     "usage": _Cause("{error}", "correct the command or the config"),
     "disk_full": _Cause("{who}: no space left on {folder}{space}", "free disk space"),
     "quota": _Cause("{who}: the disk quota of {folder} is exceeded{space}", "free disk space"),
@@ -129,15 +129,22 @@ class EndingReader:
         if self._missing is not None:
             return self._describe_failure(self._missing, "nodes_missing", name)
         if self._failed is not None or (self._by_agent is not None and self._interrupted is None):
-            event = {**(self._failed or {}), **_given(self._by_agent or {})}
+            event = self._find_cause()
             return self._describe_failure(event, _find_reason(event, self._hang), name)
         if self._finished is not None:
             return self._describe_finish(self._finished)
         return None if self._interrupted is None else self._describe_stop(self._interrupted)
 
+    def _find_cause(self) -> Event:
+        """The failure of the first rank: the agent saw all ranks, and a rank may know more about its own failure."""
+        if self._by_agent is None:
+            return self._failed or {}
+        is_same = self._failed is not None and self._failed.get("rank") == self._by_agent.get("rank")
+        return {**(self._failed or {} if is_same else {}), **_given(self._by_agent)}
+
     def describe_unreported(self) -> Ending:
         """The ending of an attempt that wrote none, as after SIGKILL of all its processes."""
-        text = f"its process ended without a report at step {self.step}: killed, or the machine failed"
+        text = "no report at its end: killed, or the node was lost"
         return Ending("ended", "unreported", text, self._advise(""), self._can_resume)
 
     @property
@@ -146,7 +153,7 @@ class EndingReader:
 
     def _advise(self, first: str) -> str:
         if not first:
-            return f"--resume auto goes on from step {self.checkpoint_step}" if self._can_resume else "run it again"
+            return "--resume auto continues it" if self._can_resume else "run it again"
         return f"{first}; then {'--resume auto' if self._can_resume else 'run it again'}"
 
     def _describe_finish(self, event: Event) -> Ending:
@@ -168,8 +175,8 @@ class EndingReader:
             number if type(number) is int else 0, "signal"
         )
         who = "Ctrl-C" if reason == "ctrl_c" else signal_name(number) if type(number) is int else "a signal"
-        saved = "saved a checkpoint" if event.get("checkpoint") else "without a checkpoint"
-        text = f"stopped by {who} after step {event.get('step')}; {saved}"
+        saved = "checkpoint saved" if event.get("checkpoint") else "no checkpoint saved"
+        text = f"stopped by {who} at step {event.get('step')}; {saved}"
         return Ending("stopped", reason, text, self._advise(""), self._can_resume)
 
     def _describe_failure(self, event: Event, reason: str, name: str) -> Ending:
