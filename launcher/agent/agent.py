@@ -34,6 +34,7 @@ from launcher.agent.restarts import RestartTracker, record_out_of_memory
 from launcher.agent.signals import AgentSignals, AgentStopped
 from launcher.agent.start_request import StartRequest
 from launcher.core.events import FILE_NAME, EventLog
+from launcher.core.wrapping import wrap_for
 from launcher.process.heartbeat import BEFORE_TRAINING
 from launcher.process.parent_death import STOP_SIGNALS
 from launcher.process.titles import set_title
@@ -312,5 +313,5 @@ class TrainingAgent(LocalElasticAgent):
 def _print(text: str) -> None:
     """Write to the terminal; a closed terminal must not end the agent before its ranks."""
     with contextlib.suppress(OSError):
-        sys.stderr.write(text + "\n")
+        sys.stderr.write(wrap_for(sys.stderr, text) + "\n")
         sys.stderr.flush()

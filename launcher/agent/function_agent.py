@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
         LaunchOptions(max_restarts=options.max_restarts),
         estimated_ranks=options.ranks,
         count_ranks=lambda: options.ranks,
-        list_modules=lambda: [*_MODULES, USER_MODULES, *options.modules],
+        list_modules=lambda: [*_MODULES, *options.modules, USER_MODULES],
         always_has_agent=True,
         exit_timeout=_EXIT_TIMEOUT,
         report_failure=report,

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from launcher.cli.commands import Command
 from launcher.core.errors import Interrupted, LauncherError, TopologyError, TrainingError
+from launcher.core.wrapping import wrap_for
 from launcher.process.rank_status import RankStatusWriter
 
 
@@ -56,9 +57,9 @@ def _report_interrupt(command: Command) -> int:
 
 
 def print_line(text: str) -> None:
-    """Print a line to stderr; a closed terminal does not change the exit code."""
+    """Print a message to stderr, wrapped on a terminal; a closed terminal does not change the exit code."""
     with contextlib.suppress(OSError):
-        sys.stderr.write(text + "\n")
+        sys.stderr.write(wrap_for(sys.stderr, text) + "\n")
         sys.stderr.flush()
 
 

@@ -6,17 +6,27 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from launcher.cli.keys import SUBMIT_SYNONYMS, check_positionals, command_keys
+from launcher.cli.main import SEE_SETTINGS
 from launcher.cli.parsers import add_config, new_parser
+from launcher.core.command_parser import CommandParser
 from launcher.core.errors import Problem, SubmitError
 from launcher.jobs.backends.registry import find_backend, list_backends
 from slurm.job import list_job_options
 
-_EPILOG = """\
-settings of the run are given as to `launcher fit`: --model my_pkg.MyModule --trainer.max_epochs 3 --precision auto
+if TYPE_CHECKING:
+    from launcher.config.suggestions import CommandKeys
 
-SLURM warns the job before its time is up or a preemption (--signal-delay): all ranks save at one step, the job is
-queued again and continues with the next step, in the same run directory and W&B run.
+_EPILOG = f"""\
+settings of the run are given as to `launcher fit`:
+  --model my_pkg.MyModule --trainer.max_epochs 3 --devices 4 --precision auto
+  {SEE_SETTINGS}
+
+SLURM warns the job before its time is up or a preemption (--signal-delay): all
+ranks save at one step, the job is queued again and continues with the next
+step, in the same run directory and W&B run.
 
 exit codes:
   0 queued   2 refused before anything was queued   1 SLURM refused the job
@@ -24,7 +34,7 @@ exit codes:
 _SHORT = {"partition": "-p", "account": "-A", "qos": "-q", "nodes": "-N", "time": "-t"}
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """The parser of the command's options."""
     parser = new_parser("submit", usage="launcher submit [options] [--key value ...]", epilog=_EPILOG)
     add_config(parser)
@@ -54,22 +64,25 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(arguments: Sequence[str]) -> int:
     """Submit a run or a sweep; returns the exit code."""
-    options, overrides = build_parser().parse_known_args(list(arguments))
+    parser = build_parser()
+    options, overrides = parser.parse_known_args(list(arguments))
+    keys = command_keys(parser, SUBMIT_SYNONYMS)
+    check_positionals("submit", arguments, overrides, keys)
     if options.sweep:
-        _submit_sweep(options, overrides)
+        _submit_sweep(options, overrides, keys)
     elif options.array is not None:
         raise SubmitError([Problem("--array", f"given {options.array!r} without --sweep, whose runs it selects")])
     else:
-        _submit_run(options, overrides)
+        _submit_run(options, overrides, keys)
     return 0
 
 
-def _submit_run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+def _submit_run(options: argparse.Namespace, overrides: Sequence[str], keys: CommandKeys) -> None:
     from launcher.config.loading import load_config
     from launcher.jobs.submission import JobOptions, prepare
 
     backend = find_backend(options.cluster)
-    config = load_config(options.config, overrides)
+    config = load_config(options.config, overrides, keys)
     submission = prepare(config, JobOptions.from_arguments(options), os.environ)
     if options.dry_run:
         from launcher.jobs.preview import print_preview
@@ -84,13 +97,13 @@ def _submit_run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     sys.stdout.write(f"{message}\nrun {submission.name}: {commands}\n")
 
 
-def _submit_sweep(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+def _submit_sweep(options: argparse.Namespace, overrides: Sequence[str], keys: CommandKeys) -> None:
     from launcher.jobs.submit import refuse_running
     from launcher.jobs.sweep import describe
     from launcher.jobs.sweep_submit import prepare_sweep, submit_sweep
 
     backend = find_backend(options.cluster)
-    sweep = prepare_sweep(options, overrides)
+    sweep = prepare_sweep(options, overrides, keys)
     if options.dry_run:
         from launcher.jobs.preview import print_preview
 

@@ -2,6 +2,7 @@
 
 LauncherError                      exit code 1
   UsageError                       exit code 2: the request cannot be fulfilled
+    CommandLineError               an option of a command is unknown, or its value is missing or invalid
     ConfigError                    every wrong field of a config, at once
       CallError                    every wrong argument of a call in Python, at once
       LaunchError                  every wrong flag that sets how the ranks are started, at once
@@ -43,6 +44,10 @@ class UsageError(LauncherError):
     """The request cannot be fulfilled; nothing was trained."""
 
     exit_code = 2
+
+
+class CommandLineError(UsageError):
+    """An option of a command is unknown, or its value is missing or invalid."""
 
 
 @dataclass(frozen=True, slots=True)

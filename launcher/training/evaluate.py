@@ -43,9 +43,9 @@ from launcher.training.trainer import build_trainer
 from launcher.training.wandb_session import wandb_session
 from launcher.user_code.objects import UserObjects, make_user_objects
 
-# The method that the LightningModule needs, and the loaders to distribute; Lightning distributes predictions well.
+# The method that the LightningModule needs, and the loader of the data.
 _STEPS = {"validate": "validation_step", "test": "test_step", "predict": "predict_step"}
-_LOADERS = {"validate": "val_dataloader", "test": "test_dataloader"}
+_LOADERS = {"validate": "val_dataloader", "test": "test_dataloader", "predict": "predict_dataloader"}
 
 
 def evaluate(
@@ -85,7 +85,7 @@ def evaluate(
 
     with rank_session(config, os.environ if env is None else env, terminal_ranks) as session:
         topology = session.topology
-        facts = gather_facts(config, topology)
+        facts = gather_facts(config, topology, loader=_LOADERS[command])
         store = open_store(topology, config.agreement_timeout)
         decision = ask_rank_zero(config, topology, facts, store, decide)
         plan, run = Plan.from_dict(decision.values["plan"]), RunDirectory.from_dict(decision.values["run"])
@@ -138,7 +138,8 @@ def _check_step(model: pl.LightningModule, command: str) -> None:
 
 def _share_data(ctx: RunContext, objects: UserObjects, command: str) -> None:
     world_size = ctx.topology.world_size
-    if command in _LOADERS and world_size > 1 and ctx.config.trainer.use_distributed_sampler:
+    # Lightning distributes predictions well.
+    if command != "predict" and world_size > 1 and ctx.config.trainer.use_distributed_sampler:
         owner = objects.model if objects.data is None else objects.data
         share_evaluation_data(owner, _LOADERS[command], world_size, ctx.topology.rank)
 
