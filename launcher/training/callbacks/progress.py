@@ -239,6 +239,12 @@ class _Screen(CustomProgress):
         super().__init__(console=console, refresh_per_second=_REDRAWS_PER_SECOND)
 
     @override
+    def start(self) -> None:
+        super().start()
+        # A rank that is killed cannot show the cursor again.
+        self.console.show_cursor(True)
+
+    @override
     def get_renderables(self) -> Iterator[RenderableType]:
         for task in self.tasks:
             if task.visible:
