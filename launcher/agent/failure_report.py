@@ -131,14 +131,9 @@ def format_failure_report(first: RankOutcome, outcomes: Sequence[RankOutcome], d
 
 def describe_failure(first: RankOutcome, outcomes: Sequence[RankOutcome]) -> str:
     """The report for Python code, which ends with the error of the rank that failed first."""
-    others = [f"rank {each.rank} {_describe_call(each)}" for each in outcomes if each.rank != first.rank]
+    others = [f"rank {each.rank} {describe_outcome(each)}" for each in outcomes if each.rank != first.rank]
     details = first.last_lines if first.error is None else first.error.traceback
-    return format_failure(f"rank {first.rank} ({first.host}) failed first: {_describe_call(first)}", others, details)
-
-
-def _describe_call(outcome: RankOutcome) -> str:
-    """As `describe_outcome`; a function need not be a training."""
-    return describe_outcome(outcome).replace(" before training started", "")
+    return format_failure(f"rank {first.rank} ({first.host}) failed first: {describe_outcome(first)}", others, details)
 
 
 def _select_last_lines(outcome: RankOutcome) -> Sequence[str]:
