@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from launcher.core.error_display import format_failure
 from launcher.core.errors import OutOfMemoryError
 from launcher.core.event_text import signal_name
-from launcher.process.heartbeat import BEFORE_TRAINING
+from launcher.process.heartbeat import BEFORE_TRAINING, NO_STEPS
 from launcher.process.rank_status import RankError
 
 # `multiprocessing` gives this exit code if the fork server died before it could report the real one.
@@ -89,6 +90,8 @@ def to_shell_exit_code(exit_code: int) -> int:
 def describe_outcome(outcome: RankOutcome) -> str:
     """One line about how a rank ended or what it is doing."""
     at = f" at step {outcome.step}" if outcome.step >= 0 else " before training started"
+    if outcome.step == NO_STEPS:
+        at = ""
     if outcome.hung:
         return f"hung{at}" + (f": it was {outcome.doing}" if outcome.doing else "")
     if outcome.exit_code is None:
@@ -124,6 +127,18 @@ def format_failure_report(first: RankOutcome, outcomes: Sequence[RankOutcome], d
         lines.append(f"  and {len(others) - _MAX_OTHER_RANKS} more ranks")
     lines.append(f"  {decision}")
     return "\n".join(lines)
+
+
+def describe_failure(first: RankOutcome, outcomes: Sequence[RankOutcome]) -> str:
+    """The report for Python code, which ends with the error of the rank that failed first."""
+    others = [f"rank {each.rank} {_describe_call(each)}" for each in outcomes if each.rank != first.rank]
+    details = first.last_lines if first.error is None else first.error.traceback
+    return format_failure(f"rank {first.rank} ({first.host}) failed first: {_describe_call(first)}", others, details)
+
+
+def _describe_call(outcome: RankOutcome) -> str:
+    """As `describe_outcome`; a function need not be a training."""
+    return describe_outcome(outcome).replace(" before training started", "")
 
 
 def _select_last_lines(outcome: RankOutcome) -> Sequence[str]:

@@ -59,6 +59,7 @@ _TABLE = (
     _training("validate", "evaluate a checkpoint of a run on its validation data"),
     _training("test", "evaluate a checkpoint of a run on its test data"),
     _training("predict", "write a run's predictions to its directory"),
+    Command("run", "start the ranks of a plain PyTorch script, as torchrun does", "launcher.cli.run"),
     Command("submit", "queue the run on SLURM, or start it in the background here",
             "launcher.cli.submit", takes_settings=True),
     Command("status", "show the state of runs, across requeues", "launcher.cli.status"),

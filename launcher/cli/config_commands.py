@@ -25,6 +25,7 @@ from launcher.core.secrets import hide_in_arguments, redact
 from launcher.hardware.mpi_ranks import remove_starter_variables, to_torchrun_variables
 from launcher.hardware.topology import Topology
 from launcher.process.rank_status import RankStatusWriter
+from launcher.process.titles import prepare_titles
 
 if TYPE_CHECKING:
     from launcher.config.schema import RunConfig
@@ -83,6 +84,7 @@ class ConfigCommand:
         options, overrides = parser.parse_known_args(list(arguments))
         keys = command_keys(parser, self.synonyms)
         check_positionals(self.name, arguments, overrides, keys)
+        prepare_titles()
         env = remove_starter_variables(os.environ) if getattr(options, "nnodes", None) else os.environ
         topology = Topology.from_env(env, socket.gethostname())
         # Lightning, DeepSpeed and the user's modules read the rank from these variables.
@@ -139,6 +141,7 @@ def _start_ranks(config: RunConfig, topology: Topology, launch: LaunchOptions, a
         if not RankStatusWriter.from_env(os.environ).has_agent:
             reject_agent_flags(launch)
         return None
+    from launcher.agent.config_start import make_start_request
     from launcher.agent.rank_main import RankCommand
     from launcher.agent.slurm_allocation import enter_allocation, nodes_of_step
     from launcher.agent.start import start_ranks
@@ -146,7 +149,7 @@ def _start_ranks(config: RunConfig, topology: Topology, launch: LaunchOptions, a
 
     enter_allocation(config, launch, arguments)
     with nodes_of_step(config, launch, os.environ) as launch:
-        code = start_ranks(config, launch, RankCommand(run, tuple(arguments)))
+        code = start_ranks(make_start_request(config, launch, RankCommand(run, tuple(arguments))))
     if code is None:
         check_ranks(config, topology)
     return code
@@ -198,9 +201,15 @@ def _add_plan_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _plan(config: RunConfig, topology: Topology, options: argparse.Namespace) -> int:
     from launcher.hardware.target_machines import read_options
-    from launcher.planning.dry_run import plan_here
+    from launcher.planning.spinner import find_terminal, show_activity
+    from launcher.process.activity import doing
 
-    found = plan_here(config, topology.host, read_options(options))
+    machines = read_options(options)
+    with show_activity(None if options.json else find_terminal()):
+        with doing("importing torch and Lightning"):
+            from launcher.planning.dry_run import plan_here
+
+        found = plan_here(config, topology.host, machines)
     if options.plot:
         from launcher.planning.plot import plot_memory
 
@@ -216,6 +225,8 @@ def _plan(config: RunConfig, topology: Topology, options: argparse.Namespace) ->
     console = make_console()
     print_plan(found.plan, console)
     print_memory(found.plan, console)
+    if options.plot:
+        console.print(f"plot: {Path(options.plot).absolute()}", highlight=False, markup=False, soft_wrap=True)
     return 0
 
 

@@ -69,8 +69,7 @@ def find_run(config: RunConfig, *, restart_of: str | None = None, is_requeued: b
         )
         if exists and not (own or restart_of is not None or config.resume == "auto"):
             raise RunDirectoryError(
-                f"run {path.name!r} exists already at {path}; choose another --name, or resume it with --resume auto "
-                "(in a script: name=..., resume_from_checkpoint='auto')"
+                f"run {path.name!r} exists already at {path}; choose another --name, or resume it with --resume auto"
             )
         # On a restart the run's own checkpoints are newer than the checkpoint that the launch started from.
         folder = path / "checkpoints" if exists and (restart_of is not None or explicit is None) else None

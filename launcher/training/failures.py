@@ -51,7 +51,7 @@ def explain_error(ctx: RunContext, error: Exception) -> Exception:
     # Any exception of the user's code. It is reported at once: W&B may take time to end, and until then other ranks
     # of the run may end this one.
     ctx.status.record_error(error)
-    ctx.status.write_traceback(error)
+    ctx.status.write_traceback(error, is_raised=ctx.stays_open)
     rank, host = ctx.topology.rank, ctx.topology.host
     return TrainingError(f"rank {rank} ({host}): {_describe(ctx, error)}", rank=rank)
 
@@ -74,5 +74,5 @@ def _record_out_of_memory(ctx: RunContext, error: Exception) -> Exception:
                             next=failure.next_strategy, expected_bytes=failure.expected_bytes,
                             allocated_bytes=failure.allocated_bytes, go_on=failure.restarts)  # fmt: skip
     add_oom_record(ctx.run.path, OomRecord.of(ctx.config.to_dict(), plan.to_dict()))
-    ctx.status.write_traceback(error)
+    ctx.status.write_traceback(error, is_raised=ctx.stays_open)
     return failure

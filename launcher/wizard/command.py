@@ -12,7 +12,7 @@ from pathlib import Path
 from launcher.config.loading import read_sources
 from launcher.config.presets import preset_names, preset_summary
 from launcher.core.command_parser import CommandParser
-from launcher.core.errors import UsageError
+from launcher.core.errors import ConfigError, UsageError
 from launcher.wizard.answers import WizardConfig
 
 _DEFAULT_OUTPUT = Path("run.yaml")
@@ -95,7 +95,10 @@ def _check_answers(config: WizardConfig) -> None:
         from launcher.user_code.classes import import_classes
 
         import_classes(config.to_run_config())
-    for warning in config.validate().warnings:
+    result = config.validate()
+    if result.errors:
+        raise ConfigError(result.errors)
+    for warning in result.warnings:
         sys.stderr.write(f"warning: {warning.path}: {warning.message}\n")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.processes import Finished, launcher, run, run_warm, torchrun
+from tests.support.processes import Finished, launcher, run_warm, torchrun
 from tests.support.runs import REPOSITORY, TOY, events_of, read_trace, toy_env, train_on
 from tests.support.warm import DEEPSPEED
 
@@ -23,7 +23,7 @@ INTERRUPTED = 130
 def train(folder: Path, trace: str, ranks: int, *arguments: str, options: Sequence[str] = ()) -> Finished:
     env = toy_env(folder / trace)
     if options:
-        return run(torchrun(ranks, *SETTINGS, *arguments, options=options), folder, env=env)
+        return run_warm(torchrun(ranks, *SETTINGS, *arguments, options=options), folder, env=env)
     return train_on(ranks, (*SETTINGS, *arguments), folder, env, preloaded=DEEPSPEED)
 
 
@@ -153,4 +153,5 @@ def test_two_runs_in_one_process_are_independent(tmp_path: Path) -> None:
         "rank = {k for k in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT') if k in os.environ}\n"
         "assert not rank, rank\n"
     )
-    run([sys.executable, str(script)], tmp_path, env={"PYTHONPATH": str(REPOSITORY)}).check()
+    command = [sys.executable, str(script)]
+    run_warm(command, tmp_path, env={"PYTHONPATH": str(REPOSITORY)}, preloaded=DEEPSPEED).check()

@@ -73,8 +73,8 @@ def test_a_heavy_import_is_detected(tmp_path: Path) -> None:
         (
             "zzz",
             (
-                "commands are fit, plan, validate, test, predict, submit, status, logs, cancel, init, convert, doctor, "
-                "report, help, completion"
+                "commands are fit, plan, validate, test, predict, run, submit, status, logs, cancel, init, convert, "
+                "doctor, report, help, completion"
             ),
         ),
         ("reprot", "did you mean report?"),
