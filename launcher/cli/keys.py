@@ -115,23 +115,29 @@ def check_positionals(name: str, arguments: Sequence[str], overrides: Sequence[s
     found = [str(each.text) for each in split_arguments(overrides) if each.path is None]
     files = [given for given in found if given.endswith(CONFIG_FILES)]
     if files:
-        corrected: list[str] = []
-        for previous, given in itertools.pairwise(["", *arguments]):
-            is_value = previous in ("--config", "-c")
-            corrected += ["--config", given] if given in files and not is_value else [given]
-        command = format_command(name, *corrected)
+        command = format_command(name, *_with_option("--config", files, arguments))
         raise CommandLineError(f"{files[0]} is given without an option; a config file needs --config:\n  {command}")
     for given in found:
         if _CLASS.fullmatch(given):
-            command = format_command(
-                name, *(part for each in arguments for part in (["--model", each] if each == given else [each]))
-            )
+            command = format_command(name, *_with_option("--model", [given], arguments))
             raise CommandLineError(f"{given} is given without an option; a model needs --model:\n  {command}")
-        if is_script(given):
-            flag = "--script" if name == "submit" and "--script" in keys.options else ""
-            if name == "submit" and not flag:
-                break
-            scripted = ("submit", *(part for each in arguments for part in ([flag, each] if each == given else [each])))
-            command = format_command(*(scripted if flag else ("run", *arguments)))
+        if is_script(given) and (name != "submit" or "--script" in keys.options):
             what = "a module" if given == "-m" else f"the script {given}"
-            raise CommandLineError(f"{what} is not started by `launcher {name}`; write:\n  {command}")
+            command = format_command(*(_submit_script(given, arguments) if name == "submit" else ("run", *arguments)))
+            raise CommandLineError(f"{what} is not started like this; write:\n  {command}")
+
+
+def _with_option(option: str, values: Sequence[str], arguments: Sequence[str]) -> list[str]:
+    """The arguments with an option before each of the values that has none."""
+    corrected: list[str] = []
+    for previous, given in itertools.pairwise(["", *arguments]):
+        has_option = previous in (option, "-c")
+        corrected += [option, given] if given in values and not has_option else [given]
+    return corrected
+
+
+def _submit_script(script: str, arguments: Sequence[str]) -> list[str]:
+    """The arguments of `submit` with the option for a script, whose own arguments follow `--`."""
+    position = list(arguments).index(script)
+    after = arguments[position + 1 :]
+    return ["submit", *arguments[:position], "--script", script, *(["--", *after] if after else [])]

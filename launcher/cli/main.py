@@ -32,7 +32,7 @@ exit codes:
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `launcher` without a command."""
     listed = "\n".join(f"  {command.name:12}{command.summary}" for command in COMMANDS.values())
-    scripts = "\n`launcher train.py ...` and `launcher -m module ...` are the same as `launcher run ...`."
+    scripts = "\n`launcher train.py` and `launcher -m module` are the same as `launcher run ...`."
     scripts = scripts if _SCRIPTS in COMMANDS else ""
     parser = argparse.ArgumentParser(
         "launcher",

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from launcher.cli.commands import COMMANDS, Command
-from launcher.cli.keys import LAUNCH_SYNONYMS, SUBMIT_SYNONYMS
+from launcher.cli.keys import LAUNCH_SYNONYMS, SUBMIT_SYNONYMS, check_positionals
 from launcher.cli.main import run
 from launcher.cli.settings import list_settings
 from launcher.config.loading import load_config
 from launcher.config.schema import RunConfig, config_fields
+from launcher.config.suggestions import CommandKeys
 from launcher.core.command_parser import CommandParser
 from launcher.core.errors import CommandLineError
 
@@ -152,6 +153,18 @@ def test_a_script_after_options_is_answered_with_the_command(
     assert message.splitlines()[-1] == f"  launcher run {shlex.join(given)}"
 
 
+def test_a_script_is_submitted_with_its_option() -> None:
+    arguments = ["--nodes", "2", "train.py", "--lr", "3"]
+    with pytest.raises(CommandLineError) as caught:
+        check_positionals("submit", arguments, arguments[2:], CommandKeys(("--script",)))
+    assert str(caught.value).splitlines()[-1] == "  launcher submit --nodes 2 --script train.py -- --lr 3"
+
+
+def test_a_model_without_an_option_is_answered_with_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    message = error(capsys, "plan", "my_pkg.deep.MyModel", "--seed", "1")
+    assert message.splitlines()[-1] == "  launcher plan --model my_pkg.deep.MyModel --seed 1"
+
+
 # ---- options
 
 
@@ -170,9 +183,10 @@ def test_every_option_without_its_value_is_reported(name: str) -> None:
                 assert advice.startswith(f"{shown} ")
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if not COMMANDS[name].takes_settings])
+# A script may have any options.
+@pytest.mark.parametrize("name", [name for name in COMMANDS if not COMMANDS[name].takes_settings and name != "run"])
 def test_a_misspelt_option_is_reported_with_the_nearest(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    option = next(text for text in parser_of(name).list_options() if text not in ("--help", "--debug") or name != "x")
+    option = parser_of(name).list_options()[-1]
     positionals = [action.dest for action in parser_of(name)._actions if not action.option_strings]
     given = ["bash" if each == "shell" else "x" for each in positionals]
     message = error(capsys, name, *given, f"{option}s")
@@ -222,6 +236,17 @@ def test_submit_names_each_wrong_option_at_once(capsys: pytest.CaptureFixture[st
 
 
 # ---- everything at once
+
+
+@pytest.mark.parametrize("arguments", [["submit", "--dry-run"], ["submit", "--sweep", "seed=1,2"], ["plan"], ["fit"]])
+def test_a_class_that_is_surely_missing_stops_a_command_before_ranks_start(
+    arguments: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--model", "newcomer_classes.Modle", "--data", "newcomer_classes.Data", "--data.batch_sise", "3"]
+    assert [line.split(": ")[0].strip() for line in error(capsys, *arguments, *given).splitlines()] == [
+        "error", "model.class_path", "data.init_args.batch_sise",
+    ]  # fmt: skip
+    assert not (folder / "runs").exists()
 
 
 @pytest.mark.parametrize("name", WITH_SETTINGS)
