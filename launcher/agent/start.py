@@ -100,6 +100,7 @@ def _run_agent(server: ForkServer, count: int, config: RunConfig, options: Launc
         from launcher.agent.fixed_rendezvous import NodesMissingError
         from launcher.agent.rendezvous import describe_lost_store, make_rendezvous
         from launcher.agent.signals import AgentStopped
+        from launcher.runs.continuation import Stop, describe_stop
 
     # The agent reports failures itself.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
@@ -123,6 +124,7 @@ def _run_agent(server: ForkServer, count: int, config: RunConfig, options: Launc
             raise LauncherError("another node ended the run; see the error on that node")
         return agent.exit_code
     except AgentStopped as stopped:
+        sys.stderr.write(f"{describe_stop(Stop(stopped.number))}\n")
         return 128 + stopped.number
     except RendezvousClosedError as error:
         raise LauncherError("another node ended the run; see the error on that node") from error
