@@ -189,7 +189,7 @@ def _fresh_path(runs: Path, config: RunConfig) -> Path:
 def _check_missing_checkpoint(run: Path, may_start_again: bool) -> tuple[str, ...]:
     """Notices about a run to resume without a checkpoint; a ResumeError if it may not start again at step 0."""
     steps = _last_trained_step(run)
-    if not steps:
+    if not steps or _is_trial(run):
         return ()
     if may_start_again:
         return (f"the run trained to step {steps} before without saving a checkpoint: it starts again at step 0",)

@@ -79,13 +79,11 @@ def record_failure(ctx: RunContext, error: Exception) -> Exception:
 def _write_failed(ctx: RunContext, error: Exception) -> None:
     """Write the event of an error, with what `status` needs to explain it."""
     is_explained = isinstance(error, LauncherError | StrategyError)
-    fields: dict[str, Any] = {"checkpoint": _find_checkpoint(ctx)}
-    if isinstance(error, StorageError):
-        fields |= {name: getattr(error, name) for name in ("reason", "folder", "needed_bytes", "free_bytes")}
-    else:
-        fields["reason"] = _name_reason(error)
+    storage = error if isinstance(error, StorageError) else StorageError("", reason=_name_reason(error))
     text = str(error) if is_explained else _describe(ctx, error)
-    ctx.output.events.write("failed", host=ctx.topology.host, error=text, **fields)
+    ctx.output.events.write("failed", host=ctx.topology.host, error=text, reason=storage.reason,
+                            checkpoint=_find_checkpoint(ctx), folder=storage.folder,
+                            needed_bytes=storage.needed_bytes, free_bytes=storage.free_bytes)  # fmt: skip
 
 
 def explain_error(ctx: RunContext, error: Exception) -> Exception:

@@ -30,6 +30,7 @@ from launcher.training.callbacks.run_callbacks import RunParts, run_callbacks
 from launcher.training.callbacks.run_checkpoint import find_best_checkpoint
 from launcher.training.context import RunContext
 from launcher.training.data.order import DataOrder, DataSplit
+from launcher.training.end_reason import EndReason, find_end_reason
 from launcher.training.failures import error_boundary, record_failure, record_interruption
 from launcher.training.loops.fit_loop import use_resumable_loops
 from launcher.training.quiet_lightning import quiet_lightning
@@ -63,7 +64,7 @@ def train(ctx: RunContext) -> FitResult:
     with _signal_listener(ctx, stop) as listener, wandb_session(ctx, values) as wandb_logger:
         try:
             with error_boundary(ctx, record_failure), quiet_lightning(), announced:
-                trainer = _fit(ctx, stop, listener, wandb_logger)
+                trainer, end = _fit(ctx, stop, listener, wandb_logger)
         except Interrupted as interruption:
             interruption.run = str(ctx.run.path)
             if ctx.stays_open:
@@ -78,7 +79,8 @@ def train(ctx: RunContext) -> FitResult:
     result = _result(ctx, trainer)
     if ctx.topology.rank == 0:
         ctx.output.events.write("finished", step=result.steps, metrics=dict(result.metrics),
-                                checkpoint=result.checkpoint)  # fmt: skip
+                                checkpoint=result.checkpoint, epoch=trainer.current_epoch, reason=end.name,
+                                message=end.message)  # fmt: skip
     if ctx.stays_open and listener.first is not None:
         # The signal came when the training had ended: the script must stop before it starts another training.
         saved = None if result.checkpoint is None else str(result.checkpoint)
@@ -91,7 +93,7 @@ def train(ctx: RunContext) -> FitResult:
 
 def _fit(
     ctx: RunContext, stop: StopAgreement, listener: SignalListener, wandb_logger: QueuedWandbLogger | None
-) -> pl.Trainer:
+) -> tuple[pl.Trainer, EndReason]:
     """Create the objects and train; exceptions of the user's code are not changed."""
     pl.seed_everything(ctx.config.seed, workers=True, verbose=False)
     measured = MeasuredMemory(ctx.plan.device_kind)
@@ -109,10 +111,10 @@ def _fit(
     with loadable_checkpoint(ctx) as loadable, explain_other_model(ctx.run.resume_from, objects.model, trainer):
         path = None if loadable is None else str(loadable)
         trainer.fit(objects.model, datamodule=objects.data, ckpt_path=path, weights_only=True)
-    if ctx.run.resume_from is not None and not events.batches:
-        step = trainer.global_step
-        ctx.output.notice(f"nothing was left to train after step {step}: raise trainer.max_epochs or trainer.max_steps")
-    return trainer
+    end = find_end_reason(trainer, trained_batches=events.batches, resumed=ctx.run.resume_from is not None)
+    if end.name == "nothing_to_train" and end.message is not None:
+        ctx.output.notice(end.message)
+    return trainer, end
 
 
 def _signal_listener(ctx: RunContext, stop: StopAgreement) -> SignalListener:
