@@ -73,8 +73,10 @@ def explained_saves(checkpoint: Path) -> Iterator[None]:
             yield
     except StorageError as error:
         shutil.rmtree(checkpoint, ignore_errors=True)
+        # As if this rank had not begun; the other ranks need space too.
         needed = None if error.needed_bytes is None else error.needed_bytes + sum(written)
-        raise _make_error(error.reason, checkpoint.parent, needed) from error
+        free = None if error.free_bytes is None else error.free_bytes + sum(written)
+        raise _make_error(error.reason, checkpoint.parent, needed, free) from error
     except BaseException:  # Ctrl-C too leaves no partial folder
         shutil.rmtree(checkpoint, ignore_errors=True)
         raise
@@ -103,7 +105,8 @@ def explain_os_error(
     found = _find_os_error(error)
     if found is None or found.errno is None:
         return None
-    return _make_error(_REASONS[found.errno], folder, measure())
+    reason, needed = _REASONS[found.errno], measure()
+    return _make_error(reason, folder, needed, _free_bytes(folder) if reason == "disk_full" else None)
 
 
 def explain_any_os_error(error: BaseException, run: Path) -> StorageError | None:
@@ -142,8 +145,7 @@ def _find_os_error(error: BaseException | None) -> OSError | None:
     return None
 
 
-def _make_error(reason: str, folder: Path, needed: int | None) -> StorageError:
-    free = _free_bytes(folder) if reason == "disk_full" else None
+def _make_error(reason: str, folder: Path, needed: int | None, free: int | None) -> StorageError:
     text = _describe(reason, folder, needed, free)
     return StorageError(text, reason=reason, folder=str(folder), needed_bytes=needed, free_bytes=free)
 

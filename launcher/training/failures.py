@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from launcher.checkpoint.manifest import read_step
 from launcher.checkpoint.storage import explain_any_os_error
@@ -14,10 +13,11 @@ from launcher.core.event_text import name_stop_reason
 from launcher.core.secrets import find_secrets, scrub
 from launcher.planning.oom import device_peak, is_out_of_memory, out_of_memory
 from launcher.process.rank_status import RankError
-from launcher.runs.continuation import shorten
+from launcher.runs.continuation import Stop, describe_stop, shorten
 from launcher.runs.oom_record import OomRecord, add_oom_record
 from launcher.runs.selection import find_last_checkpoint
 from launcher.training.context import RunContext
+from launcher.training.stop.signals import write_line
 from strategies.choice import StrategyError
 
 _STORAGE_ADVICE = {
@@ -56,6 +56,8 @@ def record_ending(ctx: RunContext) -> Iterator[None]:
         interruption = Interrupted(signal.SIGINT, checkpoint=None, step=0)
         interruption.run = str(ctx.run.path)
         record_interruption(ctx, interruption)
+        if ctx.stays_open and ctx.topology.rank == 0:
+            write_line(describe_stop(Stop(signal.SIGINT)))
         raise interruption from None
     except Exception as error:
         if not getattr(error, "is_recorded", False):
