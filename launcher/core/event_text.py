@@ -34,7 +34,9 @@ def describe_event(event: Mapping[str, Any], kind: str) -> str:
     elif kind in ("interrupted", "preempted"):
         saved = event.get("checkpoint")
         end = "saved a checkpoint" if saved else "without a checkpoint"
-        text = f"stopped by {signal_name(event.get('signal'))} after step {event.get('step')}; {end}"
+        number = event.get("signal")
+        name = "Ctrl-C" if number == signal.SIGINT else signal_name(number)
+        text = f"stopped by {name} after step {event.get('step')}; {end}"
     elif kind == "strategy_changed":
         before = " and ".join(map(str, event.get("ran_out") or ()))
         text = f"{before} ran out of memory in this run; it continues with {event.get('strategy')}"
@@ -84,6 +86,11 @@ def signal_name(number: Any) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def name_stop_reason(number: int) -> str:
+    """The `reason` of an `interrupted` event."""
+    return {signal.SIGINT: "ctrl_c", signal.SIGTERM: "sigterm"}.get(signal.Signals(number), "signal")
 
 
 def _text(value: Any) -> str:
