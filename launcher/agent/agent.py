@@ -43,7 +43,7 @@ from launcher.checkpoint.manifest import remove_partial_checkpoints
 from launcher.core.event_text import name_stop_reason
 from launcher.core.events import FILE_NAME, EventLog
 from launcher.core.wrapping import wrap_for
-from launcher.process.heartbeat import BEFORE_TRAINING
+from launcher.process.heartbeat import NO_STEPS
 from launcher.process.parent_death import STOP_SIGNALS
 from launcher.process.titles import set_title
 from launcher.runs.continuation import describe_command, describe_stop
@@ -274,7 +274,7 @@ class TrainingAgent(LocalElasticAgent):
 
     def _conclude(self, first: RankOutcome, outcomes: Sequence[RankOutcome], decision: RestartDecision) -> RunResult:
         """Report the failure, end the remaining ranks, and let torchelastic restart or stop."""
-        step = max(first.step, BEFORE_TRAINING)
+        step = None if first.step == NO_STEPS else first.step
         run = self._run_directory()
         self._write_event(run, first.rank, "rank_failed", host=first.host, step=step,
                     exit_code=first.exit_code, hung=first.hung, out_of_memory=first.out_of_memory,
