@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from launcher.cli.keys import SUBMIT_SYNONYMS, check_positionals, command_keys
+from launcher.cli.keys import SUBMIT_SYNONYMS, check_class_paths, check_positionals, command_keys
 from launcher.cli.main import SEE_SETTINGS
 from launcher.cli.parsers import add_config, new_parser
 from launcher.core.command_parser import CommandParser
@@ -135,6 +135,7 @@ def _submit_run(options: argparse.Namespace, overrides: Sequence[str], keys: Com
 
     backend = find_backend(options.cluster)
     config = load_config(options.config, overrides, keys)
+    check_class_paths(config, keys, has_all_modules=False)
     submission = prepare(config, JobOptions.from_arguments(options), os.environ)
     if options.dry_run:
         from launcher.jobs.preview import print_preview
@@ -154,6 +155,8 @@ def _submit_sweep(options: argparse.Namespace, overrides: Sequence[str], keys: C
 
     backend = find_backend(options.cluster)
     sweep = prepare_sweep(options, overrides, keys)
+    for member in sweep.members:
+        check_class_paths(member.config, keys, has_all_modules=False)
     if options.dry_run:
         from launcher.jobs.preview import print_preview
 

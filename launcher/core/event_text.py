@@ -36,7 +36,8 @@ def describe_event(event: Mapping[str, Any], kind: str) -> str:
     elif kind in ("interrupted", "preempted"):
         saved = event.get("checkpoint")
         end = "saved a checkpoint" if saved else "without a checkpoint"
-        text = f"stopped by {signal_name(event.get('signal'))}"
+        number = event.get("signal")
+        text = f"stopped by {'Ctrl-C' if number == signal.SIGINT else signal_name(number)}"
         if event.get("step") is not None:
             text += f" after step {event['step']}; {end}"
     elif kind == "strategy_changed":
@@ -88,6 +89,11 @@ def signal_name(number: Any) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def name_stop_reason(number: int) -> str:
+    """The `reason` of an `interrupted` event."""
+    return {signal.SIGINT: "ctrl_c", signal.SIGTERM: "sigterm"}.get(signal.Signals(number), "signal")
 
 
 def _text(value: Any) -> str:
