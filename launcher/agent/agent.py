@@ -21,7 +21,13 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous import RendezvousHandler
 
-from launcher.agent.failure_report import RankOutcome, find_first_failure, to_shell_exit_code
+from launcher.agent.failure_report import (
+    RankOutcome,
+    find_first_failure,
+    find_stop,
+    name_failure_reason,
+    to_shell_exit_code,
+)
 from launcher.agent.fork_server import StartMethod
 from launcher.agent.hang_detection import HangDetector, describe_hang, find_blocking_ranks
 from launcher.agent.node_exchange import NodeExchange
@@ -33,8 +39,14 @@ from launcher.agent.restart_policy import RestartDecision
 from launcher.agent.restarts import RestartTracker, record_out_of_memory
 from launcher.agent.signals import AgentSignals, AgentStopped
 from launcher.agent.start_request import StartRequest
+from launcher.checkpoint.manifest import remove_partial_checkpoints
+from launcher.core.event_text import name_stop_reason
 from launcher.core.events import FILE_NAME, EventLog
+from launcher.core.wrapping import wrap_for
+from launcher.process.heartbeat import NO_STEPS
 from launcher.process.parent_death import STOP_SIGNALS
+from launcher.process.titles import set_title
+from launcher.runs.continuation import describe_command, describe_stop
 
 # Seconds between two checks with one node and with several. The agent notices the end of a rank immediately.
 _MONITOR_INTERVAL = {False: 0.2, True: 1.0}
@@ -43,6 +55,8 @@ _CAUSE_TIMEOUT = 3.0
 # Seconds until the other ranks must have ended: after a failure without a restart, and after the first rank has saved.
 _EXIT_TIMEOUT = 10.0
 _SAVE_TIMEOUT = 120.0
+# Seconds to wait for the other ranks if one has called `sys.exit` with an error code.
+_SAME_EXIT_TIMEOUT = 0.5
 _STACKS_TIMEOUT = 0.3
 # A rank checks once a second whether its flight record was requested.
 _FLIGHT_RECORD_TIMEOUT = 5.0
@@ -83,8 +97,10 @@ class TrainingAgent(LocalElasticAgent):
         self._rendezvous_handler = rendezvous
         self._request = request
         self._options = options = request.options
+        self._output = request.output
         self._folder = folder
         self._attempts = 0
+        self._is_run_shown = False
         self._restarts = RestartTracker(options.max_restarts, options.restart_window)
         self._current: AttemptProcesses | None = None
         self._hangs = HangDetector(options.hang_timeout)
@@ -112,6 +128,8 @@ class TrainingAgent(LocalElasticAgent):
         self._hangs = HangDetector(self._options.hang_timeout)
         worker_group.spec.args = (RankTask(self._request.command, str(folder)),)
         inspector = RankInspector(folder)
+        if self._output is not None:
+            self._output.start_attempt(folder, [worker.global_rank for worker in worker_group.workers])
         started = super()._start_workers(worker_group)  # pyright: ignore[reportCallIssue]
         # torchelastic's public interface has the process ids, but no sentinels and no exit codes.
         processes = vars(self._pcontext)["_pc"].processes
@@ -125,13 +143,20 @@ class TrainingAgent(LocalElasticAgent):
         self._attempt.wait_for_next_exit(_MONITOR_INTERVAL[self._options.several_nodes])
         ranks = self._attempt.ranks()
         codes = [process.exit_code for process in ranks.values()]
-        if not any(codes) and None not in codes:
+        has_saved = self.signals.first is not None and self._request.is_plain
+        if not any(codes) and None not in codes and not has_saved:
             return RunResult(WorkerState.SUCCEEDED, return_values=dict.fromkeys(ranks))
         if self.signals.first is not None:
             return self._monitor_stopping(worker_group, ranks)
         if any(codes):
             return self._handle_failure(worker_group)
+        self._show_run()
         return self._check_for_hang(worker_group, ranks) or RunResult(WorkerState.HEALTHY)
+
+    def _show_run(self) -> None:
+        if not self._is_run_shown and (run := self._run_directory()) is not None:
+            self._is_run_shown = True
+            set_title("agent", run.name)
 
     def _monitor_stopping(self, worker_group: WorkerGroup, ranks: dict[int, RankProcess]) -> RunResult:
         """After a signal: wait until the ranks have saved and ended."""
@@ -148,7 +173,20 @@ class TrainingAgent(LocalElasticAgent):
         expected = {0, *(code for n in (*STOP_SIGNALS, signal.SIGKILL) for code in (128 + n, -n))}
         if not codes <= expected:
             return self._handle_failure(worker_group)
+        self._report_stop(number)
         return self._end_attempt(restart=False)
+
+    def _report_stop(self, number: int) -> None:
+        """Print once for all ranks what a signal has stopped, and write the event unless the ranks have done so."""
+        run = self._run_directory()
+        outcomes = self._attempt.inspector.collect_outcomes(self._attempt.ranks(), {})
+        stop = find_stop(number, outcomes, run, is_second=self.signals.is_second)
+        if stop.saved is None and not any(outcome.is_interrupted for outcome in outcomes):
+            self._write_event(run, outcomes[0].rank, "interrupted", signal=number, step=stop.step, checkpoint=None,
+                              reason=name_stop_reason(number), second=stop.at_once)  # fmt: skip
+        if run is not None and stop.at_once:
+            remove_partial_checkpoints(run / "checkpoints")
+        _print(describe_stop(stop))
 
     def _stop_workers(  # pyright: ignore[reportIncompatibleVariableOverride]
         self, worker_group: WorkerGroup
@@ -165,6 +203,10 @@ class TrainingAgent(LocalElasticAgent):
         """After a rank has failed: find the first failure, report it, and restart or stop."""
         attempt = self._attempt
         attempt.wait_for_cause(_CAUSE_TIMEOUT)
+        if self._request.is_plain and attempt.has_exited_by_itself():
+            # The others often do the same, as with a usage error.
+            attempt.wait_for_all(_SAME_EXIT_TIMEOUT)
+        self._drain_output()
         ranks = attempt.ranks()
         states = attempt.inspector.collect_states(ranks, _STACKS_TIMEOUT)
         outcomes = self._exchange_outcomes(worker_group, attempt.inspector.collect_outcomes(ranks, states))
@@ -173,9 +215,9 @@ class TrainingAgent(LocalElasticAgent):
         decision = self._decide(first)
         if first.is_consequence and self._options.several_nodes and not self._exchange(worker_group).is_reachable():
             decision = RestartDecision(False, describe_lost_store(self._options))
-        if not decision.restart:
+        if not decision.restart and not self._request.is_plain:
             # Rank zero may have to finish the W&B run, and each rank its own report.
-            attempt.wait_for_all(_EXIT_TIMEOUT)
+            attempt.wait_for_all(self._request.exit_timeout)
             own = attempt.inspector.collect_outcomes(attempt.ranks(), states)
             outcomes = self._exchange_outcomes(worker_group, own)
             first = find_first_failure(outcomes) or first
@@ -189,6 +231,7 @@ class TrainingAgent(LocalElasticAgent):
             return None
         states = inspector.collect_states(ranks, 10 * _STACKS_TIMEOUT)
         states = inspector.add_flight_records(states, _FLIGHT_RECORD_TIMEOUT)
+        self._drain_output()
         all_states = states
         if self._options.several_nodes:
             all_states = self._exchange(worker_group).exchange_states(states, _HANG_EXCHANGE_TIMEOUT)
@@ -231,15 +274,23 @@ class TrainingAgent(LocalElasticAgent):
 
     def _conclude(self, first: RankOutcome, outcomes: Sequence[RankOutcome], decision: RestartDecision) -> RunResult:
         """Report the failure, end the remaining ranks, and let torchelastic restart or stop."""
-        self._write_event(self._run_directory(), first.rank, "rank_failed", host=first.host, step=first.step,
+        step = None if first.step == NO_STEPS else first.step
+        run = self._run_directory()
+        self._write_event(run, first.rank, "rank_failed", host=first.host, step=step,
                     exit_code=first.exit_code, hung=first.hung, out_of_memory=first.out_of_memory,
                     error=None if first.error is None else f"{first.error.kind}: {first.error.message}",
                     log=first.log, last_lines=first.last_lines,
                     others=[asdict(outcome) for outcome in outcomes if outcome.rank != first.rank],
-                    restart=decision.restart, verdict=decision.reason)  # fmt: skip
+                    restart=decision.restart, verdict=decision.reason,
+                    reason=name_failure_reason(first))  # fmt: skip
         if not first.is_interrupted:
             is_own = first.rank in self._attempt.ranks()
             self._request.report_failure(first, outcomes if is_own else [first], decision)
+        if first.error is not None and first.error.storage is not None and (command := describe_command(run)):
+            _print(command)
+        if self._request.is_plain and not decision.restart:
+            self._signal_ranks(signal.SIGTERM)
+            self._attempt.wait_for_all(_EXIT_TIMEOUT)
         self._kill_ranks()
         self._attempt.wait_for_all(_EXIT_TIMEOUT)
         self._record_out_of_memory(first)
@@ -270,6 +321,10 @@ class TrainingAgent(LocalElasticAgent):
     def _run_directory(self) -> Path | None:
         return self._attempt.inspector.find_run_directory(self._attempt.ranks())
 
+    def _drain_output(self) -> None:
+        if self._output is not None:
+            self._output.drain()
+
     def _signal_ranks(self, number: int) -> bool:
         return self._current is not None and self._current.send(number)
 
@@ -284,5 +339,5 @@ class TrainingAgent(LocalElasticAgent):
 def _print(text: str) -> None:
     """Write to the terminal; a closed terminal must not end the agent before its ranks."""
     with contextlib.suppress(OSError):
-        sys.stderr.write(text + "\n")
+        sys.stderr.write(wrap_for(sys.stderr, text) + "\n")
         sys.stderr.flush()

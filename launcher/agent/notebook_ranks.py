@@ -23,6 +23,7 @@ from launcher.agreement.script_ranks import find_free_port, make_rank_variables
 from launcher.core.errors import Interrupted, LauncherError, TrainingError, UsageError
 from launcher.process import parent_death
 from launcher.process.rank_status import FOLDER_VARIABLE
+from launcher.process.titles import claim_process, set_rank_title
 from launcher.runs.selection import LAST_CHECKPOINT
 
 # Seconds that the other ranks have to end after one has failed, and after SIGTERM.
@@ -104,6 +105,8 @@ def _raise_failure(attempt: AttemptProcesses) -> None:
 
 def _run_rank(train: Callable[[int], None], rank: int, count: int, port: int, folder: Path) -> None:
     parent_death.die_with_parent()
+    claim_process()
+    set_rank_title(rank, count)
     os.environ.update({**make_rank_variables(rank, count, port), FOLDER_VARIABLE: str(folder)})
     _use_one_thread()
     _detach_from_notebook()

@@ -18,6 +18,7 @@ from launcher.config.launch_options import LaunchOptions
 from launcher.core.errors import LauncherError, TopologyError
 from launcher.core.events import FILE_NAME, EventLog
 from launcher.core.gc_paused import quick_imports
+from launcher.process.titles import set_title
 
 # c10d looks up the name of every address that it connects to; by default a lost answer takes 5 s.
 _RESOLVER_OPTIONS = "timeout:1 attempts:3"
@@ -95,15 +96,19 @@ def _run_agent(server: ForkServer, count: int, request: StartRequest) -> int:
 
         from launcher.agent.agent import TrainingAgent
         from launcher.agent.fixed_rendezvous import NodesMissingError
-        from launcher.agent.rendezvous import describe_lost_store, make_rendezvous
+        from launcher.agent.rendezvous import FreshStoreRendezvous, describe_lost_store, make_rendezvous
         from launcher.agent.signals import AgentStopped
+        from launcher.runs.continuation import Stop, describe_stop
 
     options = request.options
+    set_title("agent", request.record_directory.name if request.record_directory else None)
     # The agent reports failures itself.
     logger = logging.getLogger(_ELASTIC_LOGGER)
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     rendezvous = make_rendezvous(options)
+    if request.is_plain:
+        rendezvous = FreshStoreRendezvous(rendezvous, options)
 
     def choose_start_method() -> StartMethod:
         return server.choose_start_method(lambda notice: sys.stderr.write(f"notice: {notice}\n"))
@@ -123,6 +128,7 @@ def _run_agent(server: ForkServer, count: int, request: StartRequest) -> int:
             raise LauncherError("another node ended the run; see the error on that node")
         return agent.exit_code
     except AgentStopped as stopped:
+        sys.stderr.write(f"{describe_stop(Stop(stopped.number))}\n")
         return 128 + stopped.number
     except RendezvousClosedError as error:
         raise LauncherError("another node ended the run; see the error on that node") from error
@@ -136,6 +142,8 @@ def _run_agent(server: ForkServer, count: int, request: StartRequest) -> int:
     except RendezvousError as error:
         raise _rendezvous_failed(options, error) from error
     finally:
+        if request.output is not None:
+            request.output.end_attempt()
         rendezvous.shutdown()
         logger.setLevel(level)
         shutil.rmtree(folder, ignore_errors=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from launcher.agent.failure_report import RankOutcome, format_failure_report
 from launcher.agent.rank_main import RankCommand
+from launcher.agent.rank_output import RankOutput
 from launcher.agent.restart_policy import RestartDecision
 from launcher.config.launch_options import LaunchOptions
 from launcher.hardware.cpus import count_usable_cpus
@@ -44,7 +45,11 @@ class StartRequest:
         make_variables: number of ranks to environment variables of the ranks; those that the user has set stay.
         always_has_agent: whether one rank that cannot be restarted has an agent too; otherwise `start_ranks` returns
             None for it, and the calling process is that rank.
+        output: copies the ranks' output to log files and the terminal; None if they write to the agent's streams.
+        is_plain: whether the ranks run code that does not know the launcher: one that returns 0 after a signal has
+            saved and stopped rather than finished, and after a failure the others get SIGTERM at once.
         record_directory: run directory in which missing nodes are recorded, if it exists.
+        exit_timeout: seconds that the other ranks have to end by themselves after a failure.
         report_failure: gets the first failure of an attempt, how all known ranks ended, and the restart decision.
     """
 
@@ -55,7 +60,10 @@ class StartRequest:
     list_modules: Callable[[], Sequence[str]]
     make_variables: Callable[[int], Mapping[str, str]] = field(default=share_cores)
     always_has_agent: bool = False
+    output: RankOutput | None = None
+    is_plain: bool = False
     record_directory: Path | None = None
+    exit_timeout: float = 10.0
     report_failure: FailureReporter = field(default=print_failure)
 
     @property

@@ -23,9 +23,11 @@ from launcher.hardware.devices import library_versions
 from launcher.planning.plan import Plan
 from launcher.planning.table import print_plan
 from launcher.process.open_resources import close_kept_open
+from launcher.process.titles import set_rank_title
 from launcher.runs.directory import RunDirectory
 from launcher.training.context import RunContext
 from launcher.training.decision import decide_together, gather_facts
+from launcher.training.failures import record_ending
 from launcher.training.result import FitResult
 from launcher.training.script_end import ends_script
 from launcher.training.session import rank_session
@@ -68,6 +70,7 @@ def fit(
         decision, run = decide_together(config, topology, facts, store, given)
         with _released(run):
             plan = Plan.from_dict(decision.values["plan"])
+            set_rank_title(topology.rank, topology.world_size, run.name)
             session.move_log(run.log_file(topology.rank), run=run.path)
             _remove_unused_folder(Path(config.runs_dir).absolute(), run)
             translate = str if given is None else to_python_terms
@@ -80,7 +83,7 @@ def fit(
             close_kept_open()
             group = GroupSettings(plan.strategy.backend, ctx.attempt, config.process_group_timeout,
                                   run.log_file(topology.rank).parent, stays_open)  # fmt: skip
-            with process_group(store, topology, group):
+            with record_ending(ctx), process_group(store, topology, group):
                 from launcher.training.run import train
 
                 return train(ctx)
@@ -124,4 +127,4 @@ def announce(ctx: RunContext) -> None:
     print_plan(plan, console)
     if run.resume_from is not None:
         events.write("resumed", checkpoint=str(run.resume_from))
-        console.print(f"resuming from {run.resume_from}", highlight=False, markup=False)
+        console.print(f"resuming from {run.resume_from}", highlight=False, markup=False, soft_wrap=True)

@@ -31,6 +31,17 @@ class EventWriter(pl.Callback):
             self._events.write("training_started", step=trainer.global_step, epoch=trainer.current_epoch)
 
     @override
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Lightning computes the metrics of an epoch after its `on_train_epoch_end`.
+        if self.batches:
+            self._write_epoch(trainer, trainer.current_epoch - 1)
+
+    def _write_epoch(self, trainer: pl.Trainer, epoch: int) -> None:
+        if trainer.is_global_zero and trainer.logged_metrics:
+            metrics = as_numbers(trainer.logged_metrics)
+            self._events.write("epoch", step=trainer.global_step, epoch=epoch, metrics=metrics)
+
+    @override
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -67,6 +78,8 @@ class EventWriter(pl.Callback):
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.batches:
+            self._write_epoch(trainer, max(trainer.current_epoch - 1, 0))
         if trainer.is_global_zero:
             self._events.write("training_ended", step=trainer.global_step, epoch=trainer.current_epoch)
 
