@@ -161,7 +161,9 @@ class EndingReader:
 
     def _describe_finish(self, event: Event) -> Ending:
         reason = _text(event.get("reason"))
-        text, advice = _FINISHED.get(reason, ("done after {steps}", ""))
+        # A plain script reports no steps.
+        default = "done" if event.get("step") is None else "done after {steps}"
+        text, advice = _FINISHED.get(reason, (default, ""))
         epochs = event.get("epoch")
         values = {
             "steps": _count(event.get("step"), "step"),
@@ -179,8 +181,9 @@ class EndingReader:
         )
         who = "Ctrl-C" if reason == "ctrl_c" else signal_name(number) if type(number) is int else "a signal"
         saved = "checkpoint saved" if event.get("checkpoint") else "no checkpoint saved"
-        how = f"ended at once by a second {who}" if event.get("second") is True else f"stopped by {who}"
-        text = f"{how} at step {event.get('step')}; {saved}"
+        text = f"ended at once by a second {who}" if event.get("second") is True else f"stopped by {who}"
+        if event.get("step") is not None:
+            text += f" at step {event['step']}; {saved}"
         return Ending("stopped", reason, text, self._advise(""), self._can_resume)
 
     def _describe_failure(self, event: Event, reason: str, name: str) -> Ending:
