@@ -65,7 +65,7 @@ def _make(runs: Path, name: str, world_size: int = 2, **config: Any) -> MadeRun:
 
 def _finish(run: MadeRun, step: int) -> None:
     run.write_event("memory", step=step, planned={"total": sum(PARTS.values())}, ranks=list(range(run.world_size)),
-                    measured=[2**31] * run.world_size, measured_by="most bytes that torch's allocator had in use")  # fmt: skip
+                    measured=[2**31] * run.world_size, measured_by="bytes of torch's allocator")  # fmt: skip
     run.write_event("finished", step=step, metrics={})
 
 
