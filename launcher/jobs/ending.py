@@ -20,7 +20,7 @@ class Ending:
     Attributes:
         reason: one word for programs, as `max_time`, `exception` or `hung`.
         text: the same for people, without a full stop.
-        advice: what to do next, in a few words; empty if there is nothing to do.
+        advice: what to do next, a short phrase; empty if there is nothing to do.
         can_resume: whether `--resume auto` goes on from a checkpoint.
     """
 
@@ -41,20 +41,20 @@ class _Cause:
 
 # By the reason of a `failed` or `rank_failed` event; `{error}` is the exception, `{who}` the rank and its host.
 _FAILURES: Mapping[str, _Cause] = {
-    "exception": _Cause("{who}: {error}", "fix the error"),
+    "exception": _Cause("{who}: {error}", "fix it"),
     "usage": _Cause("{error}", "correct the command or the config"),
     "disk_full": _Cause("{who}: no space left on {folder}{space}", "free disk space"),
     "quota": _Cause("{who}: the disk quota of {folder} is exceeded{space}", "free disk space"),
     "read_only": _Cause("{who}: {folder} is read-only", "choose a folder that can be written"),
     "no_permission": _Cause("{who}: no permission to write {folder}", "choose a folder of yours"),
     "killed": _Cause("{who} was killed from outside ({signal})", "look for who or what killed it"),
-    "crashed": _Cause("{who} crashed ({signal})", "see its log: launcher logs {name} --rank {rank}"),
-    "out_of_memory": _Cause("{who}: out of memory{detail}", "use less memory: a smaller batch or another strategy"),
+    "crashed": _Cause("{who} crashed ({signal})", "see: launcher logs {name} --rank {rank}"),
+    "out_of_memory": _Cause("{who}: out of memory{detail}", "use a smaller batch"),
     "host_memory": _Cause("{who} was killed by the kernel: out of host memory", "use fewer loader workers"),
-    "hung": _Cause("{who} hung{detail}", "see its log: launcher logs {name} --rank {rank}"),
+    "hung": _Cause("{who} hung{detail}", "see: launcher logs {name} --rank {rank}"),
     "lost_connection": _Cause("{who} lost the connection to other ranks or nodes", "check the nodes and the network"),
     "nodes_missing": _Cause("{nodes} did not join", "check these nodes"),
-    "exit": _Cause("{who} ended with exit code {code}", "see its log: launcher logs {name} --rank {rank}"),
+    "exit": _Cause("{who} ended with exit code {code}", "see: launcher logs {name} --rank {rank}"),
 }  # fmt: skip
 _FINISHED: Mapping[str, tuple[str, str]] = {
     "max_epochs": ("all {epochs} done", ""),
@@ -64,7 +64,7 @@ _FINISHED: Mapping[str, tuple[str, str]] = {
     "should_stop": ("the user's code stopped the training after {steps}", ""),
     "nothing_to_train": ("{message}", ""),
 }
-# By the state that SLURM gives an ended job; the events say more about a plain failure.
+# By the state that SLURM gives an ended job; the events show more about a plain failure.
 _JOBS: Mapping[str, tuple[str, str, str]] = {
     "TIMEOUT": ("time_limit", "SLURM ended the job at its time limit", "ask for more --time"),
     "DEADLINE": ("time_limit", "SLURM ended the job at its deadline", "ask for a later deadline"),
@@ -79,7 +79,7 @@ _LONGEST = 400
 
 
 class EndingReader:
-    """Collects the events of the newest attempt that tell how it ended."""
+    """Collects the events of the newest attempt that show how it ended."""
 
     def __init__(self) -> None:
         self._finished: Event | None = None
@@ -107,8 +107,8 @@ class EndingReader:
             self._finished = event
         elif kind in ("interrupted", "preempted"):
             # The agent ends the other ranks of a failure with a signal; and a stop may break the others' connections.
-            if self._failed is None:
-                self._interrupted = self._interrupted or event
+            if self._failed is None and (self._interrupted is None or event.get("second") is True):
+                self._interrupted = event
         elif kind in ("failed", "out_of_memory"):
             # The first rank that failed is the cause.
             if self._interrupted is None:
@@ -123,34 +123,47 @@ class EndingReader:
             self._is_script = False
 
     def find_ending(self, name: str) -> Ending | None:
-        """How the newest attempt of the run ended; None if no event tells, or if another attempt follows."""
+        """How the newest attempt of the run ended; None if no event shows it, or if another attempt follows."""
         if self._by_agent is not None and self._by_agent.get("restart") is True:
             return None
         if self._missing is not None:
             return self._describe_failure(self._missing, "nodes_missing", name)
         if self._failed is not None or (self._by_agent is not None and self._interrupted is None):
-            event = {**(self._failed or {}), **_given(self._by_agent or {})}
+            event = self._find_cause()
             return self._describe_failure(event, _find_reason(event, self._hang), name)
         if self._finished is not None:
             return self._describe_finish(self._finished)
         return None if self._interrupted is None else self._describe_stop(self._interrupted)
 
+    def _find_cause(self) -> Event:
+        """The failure of the first rank: the agent saw all ranks, and a rank may know more about its own failure."""
+        if self._by_agent is None:
+            return self._failed or {}
+        is_same = self._failed is not None and self._failed.get("rank") == self._by_agent.get("rank")
+        return {**(self._failed or {} if is_same else {}), **_given(self._by_agent)}
+
     def describe_unreported(self) -> Ending:
         """The ending of an attempt that wrote none, as after SIGKILL of all its processes."""
-        text = f"its process ended without a report at step {self.step}: killed, or the machine failed"
+        text = "no report at its end: killed, or the node was lost"
         return Ending("ended", "unreported", text, self._advise(""), self._can_resume)
 
     @property
     def _can_resume(self) -> bool:
-        return self.checkpoint_step is not None and not self._is_script
+        # A `checkpoint` event is written before the file, which a full disk may reject; the failure names the newest.
+        failures = [event for event in (self._failed, self._by_agent) if event is not None and "checkpoint" in event]
+        is_lost = bool(failures) and all(event["checkpoint"] is None for event in failures)
+        return self.checkpoint_step is not None and not is_lost and not self._is_script
 
     def _advise(self, first: str) -> str:
-        again = f"--resume auto goes on from step {self.checkpoint_step}" if self._can_resume else "run it again"
-        return f"{first}; {again}" if first else again
+        if not first:
+            return "--resume auto continues it" if self._can_resume else "run it again"
+        return f"{first}; then {'--resume auto' if self._can_resume else 'run it again'}"
 
     def _describe_finish(self, event: Event) -> Ending:
         reason = _text(event.get("reason"))
-        text, advice = _FINISHED.get(reason, ("done after {steps}", ""))
+        # A plain script reports no steps.
+        default = "done" if event.get("step") is None else "done after {steps}"
+        text, advice = _FINISHED.get(reason, (default, ""))
         epochs = event.get("epoch")
         values = {
             "steps": _count(event.get("step"), "step"),
@@ -167,8 +180,10 @@ class EndingReader:
             number if type(number) is int else 0, "signal"
         )
         who = "Ctrl-C" if reason == "ctrl_c" else signal_name(number) if type(number) is int else "a signal"
-        saved = "saved a checkpoint" if event.get("checkpoint") else "without a checkpoint"
-        text = f"stopped by {who} after step {event.get('step')}; {saved}"
+        saved = "checkpoint saved" if event.get("checkpoint") else "no checkpoint saved"
+        text = f"ended at once by a second {who}" if event.get("second") is True else f"stopped by {who}"
+        if event.get("step") is not None:
+            text += f" at step {event['step']}; {saved}"
         return Ending("stopped", reason, text, self._advise(""), self._can_resume)
 
     def _describe_failure(self, event: Event, reason: str, name: str) -> Ending:
@@ -188,7 +203,7 @@ class EndingReader:
         advice = cause.advice.format(name=name, rank=rank)
         strategy = event.get("next")
         if reason == "out_of_memory" and strategy:
-            advice = f"use less memory: strategy {strategy}, or a smaller batch"
+            advice = f"try strategy {strategy}, or a smaller batch"
         return Ending("failed", reason, text, self._advise(advice), self._can_resume)
 
 
@@ -208,7 +223,7 @@ def combine_with_job(ending: Ending, job_state: str, job_detail: str) -> Ending:
 
 
 def _find_reason(event: Event, hang: Event | None) -> str:
-    """The reason word; older versions recorded none."""
+    """The reason; older versions recorded none."""
     reason = _text(event.get("reason"))
     code = event.get("exit_code")
     if reason:

@@ -33,8 +33,8 @@ class RunStatus:
         updated: time of the last event, seconds since 1970.
         reason: one word for how it ended, as `max_time`, `exception` or `hung` (see `launcher.jobs.ending`); empty
             while it runs.
-        advice: what to do next, in a few words.
-        command: the command that goes on with it; empty if there is none.
+        advice: what to do next, a short phrase.
+        command: the command that continues it; empty if there is none.
         peak_memory: the highest of its ranks, in bytes; None if it was not recorded.
         peak_memory_of: what that is the peak of.
     """

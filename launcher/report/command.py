@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.core.atomic_write import write_file
+from launcher.core.command_parser import CommandParser
 from launcher.core.distribution import __version__, describe_install
 from launcher.core.errors import MissingLibraryError, ReportError
 from launcher.core.gc_paused import quick_imports
@@ -19,7 +20,7 @@ from launcher.report.overview import BADGES, list_figures, to_values
 from launcher.report.page import MARK, render_page
 from launcher.report.source import Run, find_run_directory, find_sweep_folder, list_runs, read_run
 from launcher.report.sweep_source import Sweep, read_sweep, summarize_states, to_sweep_values
-from launcher.report.units import format_number, format_plural, format_time, list_words
+from launcher.report.units import format_number, format_plural, format_time, join_names
 
 _FILE = "report.html"
 _MOST_NAMES = 5
@@ -29,7 +30,7 @@ _LONGEST_NAME = 200
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "launcher report",
         description="Write one HTML page about a run: loss, loss scale, ranks, memory, restarts, plan and config. "
         "The page needs no network and no script. The run may have failed, or may still be training.",
@@ -153,14 +154,14 @@ def render(shown: Sequence[Run] | Sweep, now: float) -> str:
         return render_page(
             "sweep.html.j2", shown.name, list_sweep_sections(shown), footer, sweep=shown, summary=summary
         )
-    footer = f"{written} {list_words([str(one.path) for one in shown])}"
+    footer = f"{written} {join_names([str(one.path) for one in shown])}"
     badges = [BADGES[one.history.outcome] if one.history.attempts else ("nothing recorded", "quiet") for one in shown]
     if len(shown) == 1:
         (only,) = shown
         return render_page("run.html.j2", only.name, list_sections(only), footer, run=only, badge=badges[0],
                            figures=list_figures(only))  # fmt: skip
     names = label_runs(shown)
-    title = list_words(
+    title = join_names(
         names if len(names) <= _MOST_NAMES else [*names[:_MOST_NAMES], f"{len(names) - _MOST_NAMES} more"]
     )
     headers = list(zip(names, shown, badges, strict=True))

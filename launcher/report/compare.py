@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from launcher.core.event_text import format_value
 from launcher.core.nested import flatten
 from launcher.report import series
 from launcher.report.metric_pairs import group_metrics
@@ -18,7 +19,7 @@ from launcher.report.plots import Curve, CurveAxes, draw_curves
 from launcher.report.records import AttemptRecord
 from launcher.report.series import Line
 from launcher.report.source import Run
-from launcher.report.units import format_number, format_setting
+from launcher.report.units import format_number
 
 # Parts of the plan that are shown elsewhere, or are too long for a table of differences.
 _OMITTED_PLAN = ("memory", "deepspeed", "notices")
@@ -191,5 +192,5 @@ def _format_cell(values: Mapping[str, Any], key: str) -> str | list[str]:
         if all(isinstance(entry, str) for entry in value):
             return list(value)
         if all(isinstance(entry, Mapping) for entry in value):
-            return [", ".join(f"{k} {format_setting(v)}" for k, v in entry.items()) for entry in value]
-    return format_setting(value) if key in values else "not set"
+            return [", ".join(f"{k} {format_value(v)}" for k, v in entry.items()) for entry in value]
+    return format_value(value) if key in values else "not set"

@@ -16,7 +16,7 @@ from launcher.report.records import (
     AttemptRecord,
     EventLine,
     History,
-    MemoryRecord,
+    MeasuredPeaks,
     MetricsRecord,
     Numbers,
     Outcome,
@@ -158,7 +158,7 @@ class _AttemptReader:
     def _add_memory(self, event: Mapping[str, Any]) -> None:
         ranks, peaks = _as_type(event.get("ranks"), list), _as_type(event.get("measured"), list)
         total = _as_type(event.get("planned") or {}, dict).get("total")
-        self._known["memory"] = MemoryRecord(
+        self._known["memory"] = MeasuredPeaks(
             {_as_count(rank): _as_count(peak) for rank, peak in zip(ranks, peaks, strict=True)},
             _as_text(event.get("measured_by")),
             None if total is None else _as_count(total),

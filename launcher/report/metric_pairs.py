@@ -19,8 +19,8 @@ _LOADER = re.compile(r"/dataloader_idx_\d+$")
 _BY_STEP = re.compile(r"(?<=[^_])_(step|epoch)$")
 # `time_per_step` and `time_per_epoch` are different quantities, and so are a number and the last value of a step.
 _NO_SUFFIX = re.compile(r"(^|[/_.\- ])(per|global|num|n|max|this|last|each)_(step|epoch)$", re.IGNORECASE)
-# Words are separated by these, or begin with a capital letter after a small one.
-_WORDS = re.compile(r"[/_.\- ]+|(?<=[a-z])(?=[A-Z])")
+# Tokens are separated by these, or begin with a capital letter after a small one.
+_SEPARATOR = re.compile(r"[/_.\- ]+|(?<=[a-z])(?=[A-Z])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,25 +54,25 @@ def split_stage(name: str) -> tuple[Stage, str]:
     stem = _LOADER.sub("", name)
     if not _NO_SUFFIX.search(stem):
         stem = _BY_STEP.sub("", stem)
-    for start, end in _find_words(stem):
+    for start, end in _find_tokens(stem):
         stage = _STAGES.get(stem[start:end].lower())
         if stage is not None:
             before, after = stem[:start], stem[end:]
-            # One separator goes with the word: `train/my_loss` becomes `my_loss`, `a/val/b` becomes `a/b`.
+            # One separator is removed too: `train/my_loss` becomes `my_loss`, `a/val/b` becomes `a/b`.
             rest = before + after.lstrip("/_.- ") if after else before.rstrip("/_.- ")
             if rest:
                 return stage, rest
     return "", stem
 
 
-def _find_words(name: str) -> list[tuple[int, int]]:
-    """Start and end of the first and last word of each part between slashes: a stage is not in the middle."""
+def _find_tokens(name: str) -> list[tuple[int, int]]:
+    """Start and end of the first and last token of each part between slashes: a stage is not in the middle."""
     found: list[tuple[int, int]] = []
     offset = 0
     for part in name.split("/"):
-        edges = [0, *(edge for match in _WORDS.finditer(part) for edge in match.span()), len(part)]
-        words = [(offset + a, offset + b) for a, b in zip(edges[::2], edges[1::2], strict=True) if b > a]
-        found += dict.fromkeys([*words[:1], *words[-1:]])
+        edges = [0, *(edge for match in _SEPARATOR.finditer(part) for edge in match.span()), len(part)]
+        tokens = [(offset + a, offset + b) for a, b in zip(edges[::2], edges[1::2], strict=True) if b > a]
+        found += dict.fromkeys([*tokens[:1], *tokens[-1:]])
         offset += len(part) + 1
     return found
 

@@ -77,7 +77,7 @@ class AlertRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class MemoryRecord:
+class MeasuredPeaks:
     """Bytes at the end of an attempt: the measured peak of each rank, and those of a rank in the plan, if estimated."""
 
     measured: Mapping[int, int]
@@ -123,7 +123,7 @@ class AttemptRecord:
     first_step_time: float | None = None
     start_step: int | None = None
     end_step: int | None = None
-    memory: MemoryRecord | None = None
+    memory: MeasuredPeaks | None = None
     steps: tuple[Step, ...] = ()
     rank_table: RankTable | None = None
     validations: tuple[MetricsRecord, ...] = ()

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from launcher.config.schema import RunConfig, WatchOptions
+from launcher.core.event_text import format_value
 from launcher.core.nested import flatten
 from launcher.jobs.peak_memory import PeakMemory
 from launcher.report import series
@@ -26,7 +27,6 @@ from launcher.report.units import (
     format_duration,
     format_milliseconds,
     format_plural,
-    format_setting,
     format_time,
 )
 
@@ -201,7 +201,7 @@ def _attempts_section(run: Run) -> Section | None:
         "count": len(attempts),
         "most": MOST_ATTEMPTS,
         "seconds": attempts[-1].last_event - attempts[0].started,
-        "table": Table("All attempts", head, rows, (2, 3, 5), (1, 4), terms=_ATTEMPT_TERMS),
+        "table": Table("All attempts", head, rows, (2, 3, 5), (0, 1, 4), terms=_ATTEMPT_TERMS),
         "events": Table("Events", ("time", "reported by", "step", "event"), events, (2,), (0, 1), kind="log"),
         "shown_events": len(events),
         "all_events": len(lines),
@@ -244,8 +244,8 @@ def _plan_section(run: Run) -> Section:
 
 def _config_section(run: Run) -> Section:
     given, default = flatten(run.config), flatten(RunConfig().to_dict())
-    changed = [(k, format_setting(v)) for k, v in given.items() if k not in default or default[k] != v]
-    unchanged = [(k, format_setting(v)) for k, v in given.items() if k in default and default[k] == v]
+    changed = [(k, format_value(v)) for k, v in given.items() if k not in default or default[k] != v]
+    unchanged = [(k, format_value(v)) for k, v in given.items() if k in default and default[k] == v]
     head = ("setting", "value")
     view = {
         "changed": Table("Settings that differ from the default", head, changed, kind="keys") if given else None,

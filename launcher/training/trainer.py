@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import ModelSummary, ProgressBar, RichModelSummary
+from lightning.pytorch.callbacks import ModelSummary, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
@@ -22,10 +22,12 @@ from launcher.checkpoint.manifest import write_manifest
 from launcher.checkpoint.read_back import ReadBack
 from launcher.checkpoint.reader import guarded_loads
 from launcher.checkpoint.resume import check_fits_model
+from launcher.checkpoint.storage import explained_saves, explained_writes
 from launcher.config.schema import RunConfig
 from launcher.core.terminal import is_interactive
 from launcher.hardware.topology import Topology
 from launcher.planning.deepspeed_facts import pretends_cpu_fp16
+from launcher.training.callbacks.model_summary import ShortModelSummary
 from launcher.training.callbacks.progress import ProgressLines, TerminalProgress
 from launcher.training.callbacks.run_checkpoint import (
     RunCheckpoint,
@@ -119,11 +121,13 @@ def _checkpoint_hooks(ctx: RunContext, read_back: ReadBack) -> CheckpointHooks:
 
     def on_written(written: Path, name: Path, step: int | None) -> None:
         read_back(written, name)
-        write_manifest(written, name, step)
+        with explained_writes(name.parent):
+            write_manifest(written, name, step)
 
     resume = ctx.run.resume_from
     return CheckpointHooks(
         on_written,
+        writing=explained_saves,
         reading=functools.partial(guarded_loads, trust=ctx.trust),
         read_consolidated=lambda path: format_of(path).read_consolidated(path),
         check_model=None if resume is None else functools.partial(check_fits_model, resume),
@@ -154,8 +158,10 @@ def _added_callbacks(ctx: RunContext, callbacks: Sequence[pl.Callback], has_bar:
         accept_file_urls(callbacks)
         added.append(RunCheckpoint(config.checkpoint, ctx.run.checkpoints))
     has_summary = any(isinstance(each, ModelSummary) for each in callbacks)
-    if config.trainer.enable_model_summary is not False and not config.trainer.barebones and not has_summary:
-        added.append(RichModelSummary())
+    # A restart trains the same model.
+    wants_summary = config.trainer.enable_model_summary is not False and ctx.topology.restart_count == 0
+    if wants_summary and not config.trainer.barebones and not has_summary:
+        added.append(ShortModelSummary(console))
     if _wants_bar(config) and ctx.topology.rank == 0 and not has_bar:
         added.append(TerminalProgress(console) if is_interactive(console) else ProgressLines(console))
     return added

@@ -209,7 +209,9 @@ class WizardConfig:
         errors = all_problems(self.values()) or find_split_problems(vars(self))
         if errors:
             raise ConfigError(errors)
-        text = json.dumps(self.values(), indent=1) + "\n" if path.suffix == ".json" else self.to_yaml(comments)
+        # A file without settings would be an error.
+        values = self.values() or {"model": None}
+        text = json.dumps(values, indent=1) + "\n" if path.suffix == ".json" else self.to_yaml(comments)
         try:
             # Replaces the target of a link, not the link.
             write_file(path.resolve(), text)

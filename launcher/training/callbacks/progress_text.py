@@ -146,7 +146,7 @@ def wrap_metrics(metrics: Mapping[str, float], width: int, lines: int) -> list[s
     items = [_item(name, value, width) for name, value in metrics.items()]
     for shown in range(len(items), -1, -1):
         more = [f"and {len(items) - shown} more"] if shown < len(items) else []
-        wrapped = _wrap([*items[:shown], *more], width)
+        wrapped = wrap_items([*items[:shown], *more], width)
         if len(wrapped) <= lines:
             return wrapped
     return []
@@ -158,14 +158,15 @@ def _item(name: str, value: float, width: int) -> str:
     return f"{name if len(name) <= room else name[: max(room - 1, 0)] + '…'} {text}"
 
 
-def _wrap(items: Sequence[str], width: int) -> list[str]:
+def wrap_items(items: Sequence[str], width: int) -> list[str]:
+    """Lines of items, two spaces between them, not longer than `width` unless an item is."""
     lines: list[str] = []
     for item in items:
         if lines and len(lines[-1]) + 2 + len(item) <= width:
             lines[-1] += f"  {item}"
         else:
             lines.append(item)
-    return [line.rstrip()[:width] for line in lines]
+    return [line.rstrip() for line in lines]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ from launcher.jobs.ending import Ending, EndingReader, combine_with_job
 STARTED = {"kind": "run_started", "rank": 0}
 PLANNED = {"kind": "planned", "rank": 0, "plan": {}}
 SAVED = {"kind": "checkpoint", "rank": 0, "step": 40, "epoch": 0}
-NEXT = "--resume auto goes on from step 40"
+NEXT = "--resume auto continues it"
+THEN = "then --resume auto"
 
 
 def end(*events: dict[str, Any]) -> Ending:
@@ -41,52 +42,56 @@ ENDINGS: list[tuple[list[dict[str, Any]], str, str, str, str]] = [
     ([event("finished", step=50, reason="nothing_to_train", message="all 2 epochs are done already")],
      "done", "nothing_to_train", "all 2 epochs are done already", ""),
     ([event("interrupted", signal=2, step=42, checkpoint="c", reason="ctrl_c")], "stopped", "ctrl_c",
-     "stopped by Ctrl-C after step 42; saved a checkpoint", NEXT),
+     "stopped by Ctrl-C at step 42; checkpoint saved", NEXT),
     ([event("interrupted", signal=2, step=42, checkpoint=None)], "stopped", "ctrl_c",
-     "stopped by Ctrl-C after step 42; without a checkpoint", NEXT),
+     "stopped by Ctrl-C at step 42; no checkpoint saved", NEXT),
     ([event("interrupted", signal=15, step=42, checkpoint="c", reason="sigterm")], "stopped", "sigterm",
-     "stopped by SIGTERM after step 42; saved a checkpoint", NEXT),
+     "stopped by SIGTERM at step 42; checkpoint saved", NEXT),
     ([event("interrupted", signal=1, step=42, checkpoint="c")], "stopped", "signal",
-     "stopped by SIGHUP after step 42; saved a checkpoint", NEXT),
+     "stopped by SIGHUP at step 42; checkpoint saved", NEXT),
+    ([event("interrupted", signal=2, step=42, checkpoint=None), event("interrupted", signal=2, step=42, second=True)],
+     "stopped", "ctrl_c", "ended at once by a second Ctrl-C at step 42; no checkpoint saved", NEXT),
+    ([event("failed", error="OSError", reason="disk_full", folder="/x", checkpoint=None)], "failed", "disk_full",
+     "rank 0 on n1: no space left on /x", "free disk space; then run it again"),
     ([event("failed", 1, error="ValueError: no", reason="exception")], "failed", "exception",
-     "rank 1 on n1: ValueError: no", f"fix the error; {NEXT}"),
+     "rank 1 on n1: ValueError: no", f"fix it; {THEN}"),
     ([event("failed", 0, error="ValueError: no"), event("failed", 1, error="Connection reset by peer")],
-     "failed", "exception", "rank 0 on n1: ValueError: no", f"fix the error; {NEXT}"),
+     "failed", "exception", "rank 0 on n1: ValueError: no", f"fix it; {THEN}"),
     ([event("failed", 0, error="Connection reset by peer"),
       event("rank_failed", 1, host="n2", exit_code=1, error="ValueError: no", restart=False, reason="exception")],
-     "failed", "exception", "rank 1 on n2: ValueError: no", f"fix the error; {NEXT}"),
+     "failed", "exception", "rank 1 on n2: ValueError: no", f"fix it; {THEN}"),
     ([event("failed", error="data.path: no such folder", reason="usage")], "failed", "usage",
-     "data.path: no such folder", f"correct the command or the config; {NEXT}"),
+     "data.path: no such folder", f"correct the command or the config; {THEN}"),
     ([event("failed", error="OSError", reason="disk_full", folder="/scratch", needed_bytes=2**31, free_bytes=2**20)],
      "failed", "disk_full", "rank 0 on n1: no space left on /scratch: 2 GiB needed, 1 MiB free",
-     f"free disk space; {NEXT}"),
+     f"free disk space; {THEN}"),
     ([event("failed", error="OSError", reason="quota", folder="/home/me")], "failed", "quota",
-     "rank 0 on n1: the disk quota of /home/me is exceeded", f"free disk space; {NEXT}"),
+     "rank 0 on n1: the disk quota of /home/me is exceeded", f"free disk space; {THEN}"),
     ([event("failed", error="OSError", reason="read_only", folder="/mnt")], "failed", "read_only",
-     "rank 0 on n1: /mnt is read-only", f"choose a folder that can be written; {NEXT}"),
+     "rank 0 on n1: /mnt is read-only", f"choose a folder that can be written; {THEN}"),
     ([event("failed", error="OSError", reason="no_permission")], "failed", "no_permission",
-     "rank 0 on n1: no permission to write the disk of the run", f"choose a folder of yours; {NEXT}"),
+     "rank 0 on n1: no permission to write the disk of the run", f"choose a folder of yours; {THEN}"),
     ([event("out_of_memory", 1, strategy="ddp", next="fsdp")], "failed", "out_of_memory",
      "rank 1 on n1: out of memory with ddp",
-     f"use less memory: strategy fsdp, or a smaller batch; {NEXT}"),
+     f"try strategy fsdp, or a smaller batch; {THEN}"),
     ([event("rank_failed", 2, exit_code=-9, reason="killed", restart=False)], "failed", "killed",
-     "rank 2 on n1 was killed from outside (SIGKILL)", f"look for who or what killed it; {NEXT}"),
+     "rank 2 on n1 was killed from outside (SIGKILL)", f"look for who or what killed it; {THEN}"),
     ([event("rank_failed", 2, exit_code=-9, out_of_memory=True, restart=False)], "failed", "host_memory",
-     "rank 2 on n1 was killed by the kernel: out of host memory", f"use fewer loader workers; {NEXT}"),
+     "rank 2 on n1 was killed by the kernel: out of host memory", f"use fewer loader workers; {THEN}"),
     ([event("rank_failed", 2, exit_code=-11, restart=False)], "failed", "crashed", "rank 2 on n1 crashed (SIGSEGV)",
-     f"see its log: launcher logs it --rank 2; {NEXT}"),
+     f"see: launcher logs it --rank 2; {THEN}"),
     ([event("hang", 3, seconds=300.0, waiting_for=[3], stacks="/s"),
       event("rank_failed", 3, exit_code=-9, hung=True, restart=False, reason="hung")], "failed", "hung",
      "rank 3 on n1 hung: no step for 300 s; the others wait for rank 3",
-     f"see its log: launcher logs it --rank 3; {NEXT}"),
+     f"see: launcher logs it --rank 3; {THEN}"),
     ([event("rank_failed", 0, exit_code=3, restart=False, reason="exit")], "failed", "exit",
-     "rank 0 on n1 ended with exit code 3", f"see its log: launcher logs it --rank 0; {NEXT}"),
+     "rank 0 on n1 ended with exit code 3", f"see: launcher logs it --rank 0; {THEN}"),
     ([event("rank_failed", 4, reason="lost_connection", restart=False)], "failed", "lost_connection",
-     "rank 4 on n1 lost the connection to other ranks or nodes", f"check the nodes and the network; {NEXT}"),
+     "rank 4 on n1 lost the connection to other ranks or nodes", f"check the nodes and the network; {THEN}"),
     ([event("nodes_missing", nodes=[1, 3])], "failed", "nodes_missing", "nodes 1, 3 did not join",
-     f"check these nodes; {NEXT}"),
+     f"check these nodes; {THEN}"),
     ([event("failed", error="x", reason="a_reason_of_a_later_version")], "failed", "a_reason_of_a_later_version",
-     "rank 0 on n1: x", f"fix the error; {NEXT}"),
+     "rank 0 on n1: x", f"fix it; {THEN}"),
 ]  # fmt: skip
 
 
@@ -123,7 +128,7 @@ def test_a_run_that_ended_without_any_event_is_described() -> None:
     assert reader.find_ending("it") is None
     found = reader.describe_unreported()
     assert (found.state, found.reason) == ("ended", "unreported")
-    assert found.text == "its process ended without a report at step 7: killed, or the machine failed"
+    assert found.text == "no report at its end: killed, or the node was lost"
     assert found.advice == "run it again", "there is no checkpoint"
 
 

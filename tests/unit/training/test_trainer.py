@@ -24,6 +24,7 @@ from launcher.core.events import EventLog
 from launcher.core.output import RunOutput
 from launcher.hardware.topology import Topology
 from launcher.process.rank_status import RankStatusWriter
+from launcher.training.callbacks.model_summary import ShortModelSummary
 from launcher.training.callbacks.progress import ProgressLines, TerminalProgress
 from launcher.training.context import RunContext
 from launcher.training.trainer import build_trainer
@@ -87,6 +88,12 @@ def test_rank_zero_has_a_bar_on_a_terminal_and_lines_elsewhere(tmp_path: Path) -
                                                          callbacks.ProgressBar, ProgressLines)]
              for place in (False, True) for rank, env in enumerate([{}, _RANK_ONE])}  # fmt: skip
     assert found == {(False, 0): [ProgressLines], (False, 1): [], (True, 0): [TerminalProgress], (True, 1): []}
+
+
+@pytest.mark.parametrize(("restarts", "expected"), [("0", [ShortModelSummary]), ("1", [])])
+def test_a_restart_does_not_repeat_the_model_summary(tmp_path: Path, restarts: str, expected: list[Any]) -> None:
+    trainer = built(tmp_path, [], env={**_RANK_ONE, "TORCHELASTIC_RESTART_COUNT": restarts})
+    assert [type(each) for each in kept(trainer, callbacks.ModelSummary)] == expected
 
 
 @pytest.mark.parametrize("summary", [callbacks.ModelSummary, callbacks.RichModelSummary])
