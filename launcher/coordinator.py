@@ -187,7 +187,8 @@ class TrainingCoordinator:
             _check_restart(config)
             result = self._fit(config, given)
         except TrainingError as error:
-            raise show_once(with_cause_type(to_python_error(error)), shows_errors) from error.__cause__
+            to_python_error(error)
+            raise show_once(with_cause_type(error), shows_errors) from error.__cause__
         except LauncherError as error:
             raise show_once(to_python_error(error), shows_errors) from error.__cause__
         return {
