@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.cli.commands import COMMANDS
-from launcher.cli.keys import LAUNCH_SYNONYMS, check_positionals, command_keys
+from launcher.cli.keys import LAUNCH_SYNONYMS, check_class_paths, check_positionals, command_keys
 from launcher.cli.main import EPILOG, run
 from launcher.cli.parsers import add_config, new_parser
 from launcher.cli.settings import list_settings
@@ -95,6 +95,8 @@ class ConfigCommand:
         if options.print_config:
             sys.stdout.write(config.to_yaml(os.environ))
             return 0
+        if topology.world_size == 1:
+            check_class_paths(config, keys)
         if not self.starts_ranks:
             return self.execute(config, topology, options)
         from launcher.process.socket_folder import socket_folder

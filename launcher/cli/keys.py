@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from launcher.cli.main import CONFIG_FILES, format_command, is_script
 from launcher.core.command_parser import CommandParser
-from launcher.core.errors import CommandLineError
+from launcher.core.errors import CommandLineError, ConfigError
 from launcher.core.gc_paused import quick_imports
 from slurm.job import list_job_options
 
@@ -31,6 +32,7 @@ LAUNCH_SYNONYMS: Mapping[str, str] = {
     ),
     "local_ranks_filter": "--terminal-ranks",
 }
+_CLASS = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*\.[A-Z]\w*")
 _RANKS_OF_NODE = ("nproc_per_node", "ntasks_per_node", "tasks_per_node", "num_processes", "nproc", "procs", "np")
 _LOGS = "each rank has a log in the run directory; remove it, and read one with `launcher logs RUN`"
 # Names that sbatch, submitit and torchrun have for options of `submit`.
@@ -81,6 +83,21 @@ def _inspect(config: RunConfig) -> ClassFindings:
     return inspect_classes(config)
 
 
+def check_class_paths(config: RunConfig, keys: CommandKeys, *, has_all_modules: bool = True) -> None:
+    """Import the classes if one of them is surely wrong, before ranks start or a job is queued.
+
+    Without `has_all_modules`, a module that is missing here is not wrong: only the nodes may have it.
+
+    Raises:
+        ConfigError: lists every problem of the classes.
+    """
+    from launcher.user_code.source_check import is_surely_wrong
+
+    is_wrong = is_surely_wrong(config, has_all_modules=has_all_modules)
+    if is_wrong and keys.inspect is not None and (problems := keys.inspect(config).problems):
+        raise ConfigError(problems)
+
+
 def check_positionals(name: str, arguments: Sequence[str], overrides: Sequence[str], keys: CommandKeys) -> None:
     """Reject config files, scripts and classes that are given without an option, with the right command.
 
@@ -98,18 +115,29 @@ def check_positionals(name: str, arguments: Sequence[str], overrides: Sequence[s
     found = [str(each.text) for each in split_arguments(overrides) if each.path is None]
     files = [given for given in found if given.endswith(CONFIG_FILES)]
     if files:
-        corrected: list[str] = []
-        for previous, given in itertools.pairwise(["", *arguments]):
-            is_value = previous in ("--config", "-c")
-            corrected += ["--config", given] if given in files and not is_value else [given]
-        command = format_command(name, *corrected)
+        command = format_command(name, *_with_option("--config", files, arguments))
         raise CommandLineError(f"{files[0]} is given without an option; a config file needs --config:\n  {command}")
     for given in found:
-        if is_script(given):
-            flag = "--script" if name == "submit" and "--script" in keys.options else ""
-            if name == "submit" and not flag:
-                break
-            scripted = ("submit", *(part for each in arguments for part in ([flag, each] if each == given else [each])))
-            command = format_command(*(scripted if flag else ("run", *arguments)))
+        if _CLASS.fullmatch(given):
+            command = format_command(name, *_with_option("--model", [given], arguments))
+            raise CommandLineError(f"{given} is given without an option; a model needs --model:\n  {command}")
+        if is_script(given) and (name != "submit" or "--script" in keys.options):
             what = "a module" if given == "-m" else f"the script {given}"
-            raise CommandLineError(f"{what} is not started by `launcher {name}`; write:\n  {command}")
+            command = format_command(*(_submit_script(given, arguments) if name == "submit" else ("run", *arguments)))
+            raise CommandLineError(f"{what} is not started like this; write:\n  {command}")
+
+
+def _with_option(option: str, values: Sequence[str], arguments: Sequence[str]) -> list[str]:
+    """The arguments with an option before each of the values that has none."""
+    corrected: list[str] = []
+    for previous, given in itertools.pairwise(["", *arguments]):
+        has_option = previous in (option, "-c")
+        corrected += [option, given] if given in values and not has_option else [given]
+    return corrected
+
+
+def _submit_script(script: str, arguments: Sequence[str]) -> list[str]:
+    """The arguments of `submit` with the option for a script, whose own arguments follow `--`."""
+    position = list(arguments).index(script)
+    after = arguments[position + 1 :]
+    return ["submit", *arguments[:position], "--script", script, *(["--", *after] if after else [])]

@@ -25,18 +25,22 @@ settings, each of them a key of the config file too:
 
 exit codes:
   0 done   1 training failed   2 usage or config
-  128+N stopped by signal N, after a checkpoint
+  75 preempted on SLURM, saved and queued again
+  128+N ended by signal N: 130 Ctrl-C, 143 SIGTERM (saved);
+        137 SIGKILL, 139 crash (not saved)
 """
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `launcher` without a command."""
     listed = "\n".join(f"  {command.name:12}{command.summary}" for command in COMMANDS.values())
+    scripts = "\n`launcher train.py` and `launcher -m module` are the same as `launcher run ...`."
+    scripts = scripts if _SCRIPTS in COMMANDS else ""
     parser = argparse.ArgumentParser(
         "launcher",
         usage="launcher [COMMAND] [options] [--key value ...]",
         description="Train a PyTorch Lightning model on a laptop, under torchrun or on SLURM,\nfrom one config.\n\n"
-        f"commands:\n{listed}\n\n`launcher COMMAND --help` shows the options of a command.",
+        f"commands:\n{listed}\n\n`launcher COMMAND --help` shows the options of a command.{scripts}",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

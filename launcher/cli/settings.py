@@ -34,5 +34,6 @@ def describe_type(hint: Any) -> str:
         return "|".join(dict.fromkeys(map(describe_type, parts)))
     if typing.get_origin(hint) is Literal:
         return "|".join(map(str, typing.get_args(hint)))
-    kind = typing.get_origin(hint) or hint
-    return {str: "text", bool: "true|false", dict: "mapping"}.get(kind, kind.__name__)
+    kind: type = typing.get_origin(hint) or hint
+    names: dict[type, str] = {str: "text", bool: "true|false", dict: "mapping"}
+    return names.get(kind, kind.__name__)

@@ -161,7 +161,7 @@ def describe_status(status: RunStatus) -> list[str]:
     if status.command:
         lines.append(f"  {status.command}")
     if status.peak_memory is not None:
-        lines.append(f"peak memory of a rank: {format_bytes(status.peak_memory)} ({status.peak_memory_of})")
+        lines.append(f"peak memory of a rank: {format_bytes(status.peak_memory)}, {status.peak_memory_of}")
     return lines
 
 

@@ -82,7 +82,9 @@ def read_overrides(arguments: Sequence[str], command: CommandKeys = NO_COMMAND) 
         path, text = argument.path, argument.text
         if path is None:
             problems.append(Problem(str(text), describe_unknown_option(str(text), argument.value, command)))
-        elif text is None and not _takes_true(path, hints):
+        elif (text is None and not _takes_true(path, hints)) or (
+            text == "" and path in hints and not is_text(hints[path])
+        ):
             problems.append(Problem(path, _describe_missing_value(path, hints)))
         else:
             value = True if text is None else _parse_value(text, hints.get(path))

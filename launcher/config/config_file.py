@@ -56,6 +56,8 @@ def read_plain_file(path: Path) -> Any:
     Raises:
         ConfigError: no such file, unreadable, or invalid (with the line).
     """
+    if path.suffix == ".py":
+        raise ConfigError([Problem(str(path), "is a Python file; give a YAML or JSON file")])
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -188,7 +188,9 @@ def _class_problems(values: Mapping[str, Any]) -> list[Problem]:
 
 def _names_class(path: Any, *, short: bool) -> bool:
     """Whether a value looks like an import path; `short` allows a name without a module, as LightningCLI does."""
-    return isinstance(path, str) and re.fullmatch(rf"[^\W\d]\w*(\.[^\W\d]\w*){'*' if short else '+'}", path) is not None
+    if not isinstance(path, str) or path.endswith(".py"):
+        return False
+    return re.fullmatch(rf"[^\W\d]\w*(\.[^\W\d]\w*){'*' if short else '+'}", path) is not None
 
 
 def _suggest_import_path(path: Any) -> str:

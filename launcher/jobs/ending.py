@@ -41,7 +41,7 @@ class _Cause:
 
 # By the reason of a `failed` or `rank_failed` event; `{error}` is the exception, `{who}` the rank and its host.
 _FAILURES: Mapping[str, _Cause] = {
-    "exception": _Cause("{who}: {error}", "fix the error"),
+    "exception": _Cause("{who}: {error}", "fix it"),
     "usage": _Cause("{error}", "correct the command or the config"),
     "disk_full": _Cause("{who}: no space left on {folder}{space}", "free disk space"),
     "quota": _Cause("{who}: the disk quota of {folder} is exceeded{space}", "free disk space"),
@@ -107,8 +107,8 @@ class EndingReader:
             self._finished = event
         elif kind in ("interrupted", "preempted"):
             # The agent ends the other ranks of a failure with a signal; and a stop may break the others' connections.
-            if self._failed is None:
-                self._interrupted = self._interrupted or event
+            if self._failed is None and (self._interrupted is None or event.get("second") is True):
+                self._interrupted = event
         elif kind in ("failed", "out_of_memory"):
             # The first rank that failed is the cause.
             if self._interrupted is None:
@@ -129,29 +129,41 @@ class EndingReader:
         if self._missing is not None:
             return self._describe_failure(self._missing, "nodes_missing", name)
         if self._failed is not None or (self._by_agent is not None and self._interrupted is None):
-            event = {**(self._failed or {}), **_given(self._by_agent or {})}
+            event = self._find_cause()
             return self._describe_failure(event, _find_reason(event, self._hang), name)
         if self._finished is not None:
             return self._describe_finish(self._finished)
         return None if self._interrupted is None else self._describe_stop(self._interrupted)
 
+    def _find_cause(self) -> Event:
+        """The failure of the first rank: the agent saw all ranks, and a rank may know more about its own failure."""
+        if self._by_agent is None:
+            return self._failed or {}
+        is_same = self._failed is not None and self._failed.get("rank") == self._by_agent.get("rank")
+        return {**(self._failed or {} if is_same else {}), **_given(self._by_agent)}
+
     def describe_unreported(self) -> Ending:
         """The ending of an attempt that wrote none, as after SIGKILL of all its processes."""
-        text = f"its process ended without a report at step {self.step}: killed, or the machine failed"
+        text = "no report at its end: killed, or the node was lost"
         return Ending("ended", "unreported", text, self._advise(""), self._can_resume)
 
     @property
     def _can_resume(self) -> bool:
-        return self.checkpoint_step is not None and not self._is_script
+        # A `checkpoint` event is written before the file, which a full disk may reject; the failure names the newest.
+        failures = [event for event in (self._failed, self._by_agent) if event is not None and "checkpoint" in event]
+        is_lost = bool(failures) and all(event["checkpoint"] is None for event in failures)
+        return self.checkpoint_step is not None and not is_lost and not self._is_script
 
     def _advise(self, first: str) -> str:
         if not first:
-            return f"--resume auto goes on from step {self.checkpoint_step}" if self._can_resume else "run it again"
+            return "--resume auto continues it" if self._can_resume else "run it again"
         return f"{first}; then {'--resume auto' if self._can_resume else 'run it again'}"
 
     def _describe_finish(self, event: Event) -> Ending:
         reason = _text(event.get("reason"))
-        text, advice = _FINISHED.get(reason, ("done after {steps}", ""))
+        # A plain script reports no steps.
+        default = "done" if event.get("step") is None else "done after {steps}"
+        text, advice = _FINISHED.get(reason, (default, ""))
         epochs = event.get("epoch")
         values = {
             "steps": _count(event.get("step"), "step"),
@@ -168,8 +180,10 @@ class EndingReader:
             number if type(number) is int else 0, "signal"
         )
         who = "Ctrl-C" if reason == "ctrl_c" else signal_name(number) if type(number) is int else "a signal"
-        saved = "saved a checkpoint" if event.get("checkpoint") else "without a checkpoint"
-        text = f"stopped by {who} after step {event.get('step')}; {saved}"
+        saved = "checkpoint saved" if event.get("checkpoint") else "no checkpoint saved"
+        text = f"ended at once by a second {who}" if event.get("second") is True else f"stopped by {who}"
+        if event.get("step") is not None:
+            text += f" at step {event['step']}; {saved}"
         return Ending("stopped", reason, text, self._advise(""), self._can_resume)
 
     def _describe_failure(self, event: Event, reason: str, name: str) -> Ending:

@@ -14,6 +14,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from rich.console import Console
 from typing_extensions import override
 
 from launcher.agreement.facts import RankFacts, agree_on
@@ -124,6 +125,7 @@ def _evaluate(ctx: RunContext, command: str) -> Sequence[Mapping[str, float]]:
             metrics = _run(trainer, command, objects, str(loadable))
     if ctx.topology.rank == 0:
         found = [dict(each) for each in metrics]
+        _print_metrics(command, found, ctx.output.console)
         ctx.output.events.write("evaluated", command=command, checkpoint=str(checkpoint), metrics=found)
     return metrics
 
@@ -167,7 +169,19 @@ def _run(trainer: pl.Trainer, command: str, objects: UserObjects, checkpoint: st
     if command == "predict":
         trainer.predict(objects.model, return_predictions=False, **options)
         return []
-    return (trainer.validate if command == "validate" else trainer.test)(objects.model, **options)
+    # Lightning's table, which `verbose` prints, cuts long names.
+    return (trainer.validate if command == "validate" else trainer.test)(objects.model, **options, verbose=False)
+
+
+def _print_metrics(command: str, metrics: Sequence[Mapping[str, float]], console: Console) -> None:
+    """One line for each metric of each loader."""
+    values = {name: f"{value:.6g}" for each in metrics for name, value in each.items()}
+    if not values:
+        return
+    title = f"{command.capitalize()} metric"
+    longest = max(map(len, (title, *values)))
+    for name, value in {title: "value", **values}.items():
+        console.print(f"{name:{longest}}  {value}", highlight=False, markup=False, soft_wrap=True)
 
 
 class PredictionFiles(BasePredictionWriter):

@@ -43,8 +43,10 @@ def import_class(path: str, base: type[Any] | tuple[type[Any], ...], field: str)
     found = getattr(module, name, None)
     if found is None:
         where = getattr(module, "__file__", None) or "a folder without __init__.py"
+        # The file of a library is of no use to the user.
+        place = "" if "site-packages" in where else f" the module is {where}:"
         message = _hidden_folder(module_name.partition(".")[0]) or (
-            f"module {module_name} has no {name}; the module is {where}: {_similar_class(name, module, bases)}"
+            f"module {module_name} has no {name};{place} {_similar_class(name, module, bases)}"
         )
         raise ConfigError([Problem(field, message)])
     if not (inspect.isclass(found) and issubclass(found, bases)):

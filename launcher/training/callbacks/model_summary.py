@@ -55,7 +55,7 @@ def print_modules(columns: Mapping[str, Sequence[str]], console: Console) -> Non
     while len(shown) > 3 and _width(columns, shown) > console.width:
         # One size without the other is of no use.
         shown = [name for name in shown[:-1] if not name.endswith("sizes")]
-    table = Table(box=None, show_header=any(name.endswith("sizes") for name in shown), padding=(0, 0, 0, 2),
+    table = Table(box=None, show_header=len(shown) > 3, padding=(0, 0, 0, 2),
                   header_style="bold", pad_edge=True)  # fmt: skip
     for name in shown:
         table.add_column(name.lower(), justify="right" if name.startswith("Params") else "left", overflow="fold",

@@ -80,5 +80,5 @@ def test_one_run_is_shown_with_all_that_is_known() -> None:
         LONG,
         "next: fix the error; then --resume auto",
         "  launcher fit --resume auto",
-        "peak memory of a rank: 1 GiB (resident memory of the process (RSS))",
+        "peak memory of a rank: 1 GiB, resident memory of the process (RSS)",
     ]

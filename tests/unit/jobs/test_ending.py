@@ -12,7 +12,7 @@ from launcher.jobs.ending import Ending, EndingReader, combine_with_job
 STARTED = {"kind": "run_started", "rank": 0}
 PLANNED = {"kind": "planned", "rank": 0, "plan": {}}
 SAVED = {"kind": "checkpoint", "rank": 0, "step": 40, "epoch": 0}
-NEXT = "--resume auto goes on from step 40"
+NEXT = "--resume auto continues it"
 THEN = "then --resume auto"
 
 
@@ -42,20 +42,24 @@ ENDINGS: list[tuple[list[dict[str, Any]], str, str, str, str]] = [
     ([event("finished", step=50, reason="nothing_to_train", message="all 2 epochs are done already")],
      "done", "nothing_to_train", "all 2 epochs are done already", ""),
     ([event("interrupted", signal=2, step=42, checkpoint="c", reason="ctrl_c")], "stopped", "ctrl_c",
-     "stopped by Ctrl-C after step 42; saved a checkpoint", NEXT),
+     "stopped by Ctrl-C at step 42; checkpoint saved", NEXT),
     ([event("interrupted", signal=2, step=42, checkpoint=None)], "stopped", "ctrl_c",
-     "stopped by Ctrl-C after step 42; without a checkpoint", NEXT),
+     "stopped by Ctrl-C at step 42; no checkpoint saved", NEXT),
     ([event("interrupted", signal=15, step=42, checkpoint="c", reason="sigterm")], "stopped", "sigterm",
-     "stopped by SIGTERM after step 42; saved a checkpoint", NEXT),
+     "stopped by SIGTERM at step 42; checkpoint saved", NEXT),
     ([event("interrupted", signal=1, step=42, checkpoint="c")], "stopped", "signal",
-     "stopped by SIGHUP after step 42; saved a checkpoint", NEXT),
+     "stopped by SIGHUP at step 42; checkpoint saved", NEXT),
+    ([event("interrupted", signal=2, step=42, checkpoint=None), event("interrupted", signal=2, step=42, second=True)],
+     "stopped", "ctrl_c", "ended at once by a second Ctrl-C at step 42; no checkpoint saved", NEXT),
+    ([event("failed", error="OSError", reason="disk_full", folder="/x", checkpoint=None)], "failed", "disk_full",
+     "rank 0 on n1: no space left on /x", "free disk space; then run it again"),
     ([event("failed", 1, error="ValueError: no", reason="exception")], "failed", "exception",
-     "rank 1 on n1: ValueError: no", f"fix the error; {THEN}"),
+     "rank 1 on n1: ValueError: no", f"fix it; {THEN}"),
     ([event("failed", 0, error="ValueError: no"), event("failed", 1, error="Connection reset by peer")],
-     "failed", "exception", "rank 0 on n1: ValueError: no", f"fix the error; {THEN}"),
+     "failed", "exception", "rank 0 on n1: ValueError: no", f"fix it; {THEN}"),
     ([event("failed", 0, error="Connection reset by peer"),
       event("rank_failed", 1, host="n2", exit_code=1, error="ValueError: no", restart=False, reason="exception")],
-     "failed", "exception", "rank 1 on n2: ValueError: no", f"fix the error; {THEN}"),
+     "failed", "exception", "rank 1 on n2: ValueError: no", f"fix it; {THEN}"),
     ([event("failed", error="data.path: no such folder", reason="usage")], "failed", "usage",
      "data.path: no such folder", f"correct the command or the config; {THEN}"),
     ([event("failed", error="OSError", reason="disk_full", folder="/scratch", needed_bytes=2**31, free_bytes=2**20)],
@@ -87,7 +91,7 @@ ENDINGS: list[tuple[list[dict[str, Any]], str, str, str, str]] = [
     ([event("nodes_missing", nodes=[1, 3])], "failed", "nodes_missing", "nodes 1, 3 did not join",
      f"check these nodes; {THEN}"),
     ([event("failed", error="x", reason="a_reason_of_a_later_version")], "failed", "a_reason_of_a_later_version",
-     "rank 0 on n1: x", f"fix the error; {THEN}"),
+     "rank 0 on n1: x", f"fix it; {THEN}"),
 ]  # fmt: skip
 
 
@@ -124,7 +128,7 @@ def test_a_run_that_ended_without_any_event_is_described() -> None:
     assert reader.find_ending("it") is None
     found = reader.describe_unreported()
     assert (found.state, found.reason) == ("ended", "unreported")
-    assert found.text == "its process ended without a report at step 7: killed, or the machine failed"
+    assert found.text == "no report at its end: killed, or the node was lost"
     assert found.advice == "run it again", "there is no checkpoint"
 
 

@@ -46,7 +46,7 @@ def _events(run: Path, *kinds: tuple[str, dict[str, Any]]) -> None:
         log.write(kind, **fields)
 
 
-UNREPORTED = "its process ended without a report at step 0: killed, or the machine failed"
+UNREPORTED = "no report at its end: killed, or the node was lost"
 STARTED = ("run_started", {})
 FINISHED = ("finished", {"step": 9, "metrics": {"loss": 0.5}})
 FAILED = ("failed", {"error": "nan"})
@@ -63,12 +63,12 @@ STOPPED = ("interrupted", {"signal": 15, "step": 5})
         (JobState("COMPLETED", exit_code=0), 1, [STARTED, FINISHED], "done", "done after 9 steps"),
         (JobState("FAILED", exit_code=1), 1, [STARTED, FAILED], "failed", "FAILED, exit code 1: rank 0: nan"),
         (JobState("CANCELLED"), 1, [STARTED, STOPPED], "cancelled",
-         "CANCELLED: the job was cancelled; stopped by SIGTERM after step 5; without a checkpoint"),
+         "CANCELLED: the job was cancelled; stopped by SIGTERM at step 5; no checkpoint saved"),
         (JobState("FAILED", exit_code=2), 2, [STARTED, MISSING], "failed",
          "FAILED, exit code 2: nodes 1, 3 did not join"),
         (JobState("NODE_FAIL"), 1, [STARTED], "failed", "NODE_FAIL: a node of the job failed"),
         (JobState("TIMEOUT", exit_code=143), 1, [STARTED, STOPPED], "failed",
-         "TIMEOUT: SLURM ended the job at its time limit; stopped by SIGTERM after step 5; without a checkpoint"),
+         "TIMEOUT: SLURM ended the job at its time limit; stopped by SIGTERM at step 5; no checkpoint saved"),
         (JobState("PREEMPTED"), 1, [STARTED], "failed", "PREEMPTED: SLURM preempted the job for another one"),
         (JobState("OUT_OF_MEMORY"), 1, [STARTED], "failed",
          "OUT_OF_MEMORY: SLURM killed the job: out of the memory it asked for"),

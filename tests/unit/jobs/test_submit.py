@@ -281,3 +281,24 @@ def test_the_record_has_the_job(cwd: Path, slurm: StandIns) -> None:
     submit(cwd, slurm, *JOB).check()
     record = json.loads((cwd / "runs/it/submissions/1/submission.json").read_text())
     assert (record["cluster"], record["job_id"], record["nodes"]) == ("slurm", "42", 2)
+
+
+def test_a_plain_script_is_submitted_without_a_config(cwd: Path, slurm: StandIns) -> None:
+    (cwd / "train.py").write_text("")
+    given = ("--script", "train.py", *JOB, "--name", "it", "--max-restarts", "1", "--no-snapshot")
+    path = {**slurm.env}
+    dry = run(launcher("submit", *given, "--dry-run", "--", "--lr", "1"), cwd, env=path, timeout=60).check()
+    assert "#SBATCH --nodes=2" in dry.output
+    assert f"launcher run --name it --runs-dir {cwd / 'runs'} --max-restarts 1 train.py --lr 1\n" in dry.output
+    assert sorted(file.name for file in cwd.iterdir()) == ["train.py"]
+    run(launcher("submit", *given, "--", "--lr", "1"), cwd, env=path, timeout=60).check()
+    assert not (cwd / "runs" / "it" / "submissions" / "1" / "config.yaml").exists()
+    again = run(launcher("submit", *given), cwd, env=path, timeout=60).check(2)
+    assert "run 'it' is running already" in again.output
+    for wrong, message in (
+        (("--script", "train.py", "--sweep", "a=1"), "--sweep: given with a script, which has no config"),
+        (("--script", "train.py", "-m", "pkg"), "-m: given with --script"),
+        (("--name", "x", "--", "--lr"), "--: given without --script or -m"),
+        (("--script", "missing.py"), "given 'missing.py', which does not exist"),
+    ):
+        assert message in run(launcher("submit", *wrong), cwd, env=path, timeout=60).check(2).output

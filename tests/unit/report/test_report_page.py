@@ -200,8 +200,8 @@ def test_attempts_are_listed_with_their_ends_and_repeated_steps(run: MadeRun) ->
     assert "1 restart" in page
     # The second attempt was killed.
     assert "ended without a record" in page
-    assert "its process ended without a report at step 30: killed, or the machine failed Next: --resume auto" in page
-    assert f"goes on from step 20. launcher fit --config {run.path}/config.yaml --resume auto" in page
+    assert "no report at its end: killed, or the node was lost Next: --resume auto continues it." in page
+    assert f"launcher fit --config {run.path}/config.yaml --resume auto" in page
     assert "torch 2.13.0 2.99" in page
 
 
@@ -248,7 +248,7 @@ def test_the_last_lines_of_the_rank_that_failed_are_shown(run: MadeRun) -> None:
     )
     run.write_event("failed", rank=1, host="node1", error="ValueError: no")
     page = written(run).text
-    assert "rank 1 on node1: ValueError: no Next: fix the error; then run it again." in page
+    assert "rank 1 on node1: ValueError: no Next: fix it; then run it again." in page
     assert "line 99 bar 3% ValueError: no" in page
     assert "line 50" not in page
     assert "bar 1%" not in page
