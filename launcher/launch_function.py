@@ -87,7 +87,7 @@ def launch(
     if RANK_MARK in os.environ:
         raise UsageError(
             f"this is rank {os.environ[RANK_MARK]} of a function that `launcher.launch` runs; a rank cannot launch "
-            "further ranks: call it outside, with a larger nproc_per_node"
+            "further ranks; remove this call, or give the outer one a larger nproc_per_node"
         )
     modules = [name for name in _SHARED_LIBRARIES if name in sys.modules]
     options = CallOptions(nproc_per_node, max_restarts, backend or "", modules, sys.path, _list_sources())

@@ -130,11 +130,13 @@ class CheckpointHooks:
 
     Attributes:
         on_written: called on rank zero with a complete checkpoint: where it is, its final name, and its step.
+        writing: entered on every rank around the writing of a checkpoint's temporary folder.
         read_consolidated: reads a checkpoint of any world size as the one file that Lightning would have saved.
         check_model: raises if the weights do not fit the model; without weights it reads those of the checkpoint.
     """
 
     on_written: Callable[[Path, Path, int | None], None]
+    writing: Callable[[Path], AbstractContextManager[None]]
     reading: Callable[[Path], AbstractContextManager[None]]
     read_consolidated: Callable[[Path], Mapping[str, Any]]
     check_model: Callable[[LightningModule, Mapping[str, Any] | None], None] | None = None

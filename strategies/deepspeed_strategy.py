@@ -5,6 +5,7 @@ On CPUs it is for debugging and tests: ZeRO's real optimizers over gloo.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -123,7 +124,8 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
         if self._groups is not None and (settings := self._groups.settings()):
             checkpoint[EMPTY_GROUPS] = settings
         remove_hooks([checkpoint, self._module])
-        super().save_checkpoint(checkpoint, fresh, storage_options)
+        with contextlib.nullcontext() if self._hooks is None else self._hooks.writing(fresh):
+            super().save_checkpoint(checkpoint, fresh, storage_options)
         self.barrier()
         if self.is_global_zero:
             if self._hooks is not None:

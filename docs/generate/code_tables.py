@@ -44,7 +44,10 @@ def exit_codes() -> str:
     rows = [(code(str(number)), _MEANINGS[number]) for number in numbers]
     rows += [
         (code(str(REQUEUED)), "On SLURM: the job saved a checkpoint and was queued again."),
-        (code("128 + N"), "Stopped by signal N, after a checkpoint. 130 is Ctrl-C."),
+        (
+            code("128 + N"),
+            "Ended by signal N: 130 is Ctrl-C, 143 SIGTERM, both after a checkpoint; 137 is SIGKILL.",
+        ),
     ]
     return table(["code", "meaning"], rows)
 

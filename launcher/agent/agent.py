@@ -21,7 +21,13 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous import RendezvousHandler
 
-from launcher.agent.failure_report import RankOutcome, find_first_failure, to_shell_exit_code
+from launcher.agent.failure_report import (
+    RankOutcome,
+    find_first_failure,
+    find_stop,
+    name_failure_reason,
+    to_shell_exit_code,
+)
 from launcher.agent.fork_server import StartMethod
 from launcher.agent.hang_detection import HangDetector, describe_hang, find_blocking_ranks
 from launcher.agent.node_exchange import NodeExchange
@@ -33,11 +39,14 @@ from launcher.agent.restart_policy import RestartDecision
 from launcher.agent.restarts import RestartTracker, record_out_of_memory
 from launcher.agent.signals import AgentSignals, AgentStopped
 from launcher.agent.start_request import StartRequest
+from launcher.checkpoint.manifest import remove_partial_checkpoints
+from launcher.core.event_text import name_stop_reason
 from launcher.core.events import FILE_NAME, EventLog
 from launcher.core.wrapping import wrap_for
-from launcher.process.heartbeat import BEFORE_TRAINING
+from launcher.process.heartbeat import NO_STEPS
 from launcher.process.parent_death import STOP_SIGNALS
 from launcher.process.titles import set_title
+from launcher.runs.continuation import describe_command, describe_stop
 
 # Seconds between two checks with one node and with several. The agent notices the end of a rank immediately.
 _MONITOR_INTERVAL = {False: 0.2, True: 1.0}
@@ -164,7 +173,20 @@ class TrainingAgent(LocalElasticAgent):
         expected = {0, *(code for n in (*STOP_SIGNALS, signal.SIGKILL) for code in (128 + n, -n))}
         if not codes <= expected:
             return self._handle_failure(worker_group)
+        self._report_stop(number)
         return self._end_attempt(restart=False)
+
+    def _report_stop(self, number: int) -> None:
+        """Print once for all ranks what a signal has stopped, and write the event unless the ranks have done so."""
+        run = self._run_directory()
+        outcomes = self._attempt.inspector.collect_outcomes(self._attempt.ranks(), {})
+        stop = find_stop(number, outcomes, run, is_second=self.signals.is_second)
+        if stop.saved is None and not any(outcome.is_interrupted for outcome in outcomes):
+            self._write_event(run, outcomes[0].rank, "interrupted", signal=number, step=stop.step, checkpoint=None,
+                              reason=name_stop_reason(number), second=stop.at_once)  # fmt: skip
+        if run is not None and stop.at_once:
+            remove_partial_checkpoints(run / "checkpoints")
+        _print(describe_stop(stop))
 
     def _stop_workers(  # pyright: ignore[reportIncompatibleVariableOverride]
         self, worker_group: WorkerGroup
@@ -252,16 +274,20 @@ class TrainingAgent(LocalElasticAgent):
 
     def _conclude(self, first: RankOutcome, outcomes: Sequence[RankOutcome], decision: RestartDecision) -> RunResult:
         """Report the failure, end the remaining ranks, and let torchelastic restart or stop."""
-        step = max(first.step, BEFORE_TRAINING)
-        self._write_event(self._run_directory(), first.rank, "rank_failed", host=first.host, step=step,
+        step = None if first.step == NO_STEPS else first.step
+        run = self._run_directory()
+        self._write_event(run, first.rank, "rank_failed", host=first.host, step=step,
                     exit_code=first.exit_code, hung=first.hung, out_of_memory=first.out_of_memory,
                     error=None if first.error is None else f"{first.error.kind}: {first.error.message}",
                     log=first.log, last_lines=first.last_lines,
                     others=[asdict(outcome) for outcome in outcomes if outcome.rank != first.rank],
-                    restart=decision.restart, verdict=decision.reason)  # fmt: skip
+                    restart=decision.restart, verdict=decision.reason,
+                    reason=name_failure_reason(first))  # fmt: skip
         if not first.is_interrupted:
             is_own = first.rank in self._attempt.ranks()
             self._request.report_failure(first, outcomes if is_own else [first], decision)
+        if first.error is not None and first.error.storage is not None and (command := describe_command(run)):
+            _print(command)
         if self._request.is_plain and not decision.restart:
             self._signal_ranks(signal.SIGTERM)
             self._attempt.wait_for_all(_EXIT_TIMEOUT)

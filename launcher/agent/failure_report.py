@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from launcher.core.error_display import format_failure
@@ -11,7 +13,10 @@ from launcher.core.errors import OutOfMemoryError
 from launcher.core.event_text import signal_name
 from launcher.process.heartbeat import BEFORE_TRAINING, NO_STEPS
 from launcher.process.rank_status import RankError
+from launcher.runs.continuation import Stop
 
+# Signals that a process causes by its own code; other signals come from outside and may not come again.
+CRASH_SIGNALS = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
 # `multiprocessing` gives this exit code if the fork server died before it could report the real one.
 _FORK_SERVER_DIED = 255
 _MAX_OTHER_RANKS = 8
@@ -82,6 +87,32 @@ def find_first_failure(outcomes: Sequence[RankOutcome]) -> RankOutcome | None:
     )
 
 
+def find_stop(number: int, outcomes: Sequence[RankOutcome], run: Path | None, *, is_second: bool = False) -> Stop:
+    """How signal `number` stopped the ranks of a node; `is_second`: a second signal killed them."""
+    errors = [outcome.error for outcome in outcomes if outcome.error is not None and outcome.error.interrupted]
+    saved = next((Path(error.checkpoint) for error in errors if error.checkpoint is not None), None)
+    steps = [error.step for error in errors] or [outcome.step for outcome in outcomes]
+    return Stop(number, max((0, *steps)), saved, run, at_once=is_second and saved is None)
+
+
+def name_failure_reason(outcome: RankOutcome) -> str:
+    """The `reason` of a `rank_failed` event."""
+    error = outcome.error
+    if outcome.hung:
+        return "hung"
+    if outcome.ran_out_of_memory:
+        return "out_of_memory"
+    if error is not None and outcome.exit_code != 0:
+        if error.storage is not None:
+            return error.storage
+        if error.lost_peer:
+            return "lost_connection"
+        return "usage" if error.explained else "exception"
+    if outcome.exit_code is not None and outcome.exit_code < 0:
+        return "crashed" if -outcome.exit_code in CRASH_SIGNALS else "killed"
+    return "killed" if outcome.exit_code == _FORK_SERVER_DIED else "exit"
+
+
 def to_shell_exit_code(exit_code: int) -> int:
     """The exit code as a shell shows it: 128 + N for a process that signal N ended."""
     return exit_code if exit_code >= 0 else 128 - exit_code
@@ -131,14 +162,9 @@ def format_failure_report(first: RankOutcome, outcomes: Sequence[RankOutcome], d
 
 def describe_failure(first: RankOutcome, outcomes: Sequence[RankOutcome]) -> str:
     """The report for Python code, which ends with the error of the rank that failed first."""
-    others = [f"rank {each.rank} {_describe_call(each)}" for each in outcomes if each.rank != first.rank]
+    others = [f"rank {each.rank} {describe_outcome(each)}" for each in outcomes if each.rank != first.rank]
     details = first.last_lines if first.error is None else first.error.traceback
-    return format_failure(f"rank {first.rank} ({first.host}) failed first: {_describe_call(first)}", others, details)
-
-
-def _describe_call(outcome: RankOutcome) -> str:
-    """As `describe_outcome`; a function need not be a training."""
-    return describe_outcome(outcome).replace(" before training started", "")
+    return format_failure(f"rank {first.rank} ({first.host}) failed first: {describe_outcome(first)}", others, details)
 
 
 def _select_last_lines(outcome: RankOutcome) -> Sequence[str]:

@@ -113,8 +113,13 @@ class ForkServer:
         # They stay set for a server that `multiprocessing` starts again.
         os.environ.update(variables)
         multiprocessing.forkserver.set_forkserver_preload(["launcher.agent.fork_server_main"])
-        with without_working_directory():
-            multiprocessing.forkserver.ensure_running()
+        # Ctrl-C at the terminal reaches the server too, which would print a traceback; the ranks unblock it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            with without_working_directory():
+                multiprocessing.forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def choose_start_method(self, notify: Callable[[str], object]) -> StartMethod:
         """Wait for the imports, in a second server if necessary, and return how ranks start."""

@@ -43,6 +43,8 @@ def become_fork_server() -> None:
     parent_death.fork_server_pid = os.getpid()
     # Leave the terminal's foreground group: Ctrl-C is for the agent, which signals the ranks.
     os.setpgid(0, 0)
+    # A rank that reads from the terminal: the kernel sends this to the whole group, and by default stops it.
+    signal.signal(signal.SIGTTIN, signal.SIG_IGN)
     address = os.environ.pop(REPORT_VARIABLE, "")
     modules = json.loads(os.environ.pop(MODULES_VARIABLE, "[]"))
     # All ranks share these objects' memory; `quick_imports` keeps their garbage collectors from copying it.

@@ -105,7 +105,7 @@ class CallFolder:
             kind = type(result)
             raise UsageError(
                 f"rank {rank} returned a {kind.__module__}.{kind.__qualname__} that cannot be pickled "
-                f"({describe_error(error)}); return plain values, arrays or tensors"
+                f"({describe_error(error)}); make the function return plain values, arrays or tensors instead"
             ) from error
 
     def discard_result(self, rank: int) -> None:
@@ -172,11 +172,18 @@ def make_pickler(file: IO[bytes]) -> pickle.Pickler:
                 if isinstance(obj, torch.nn.Parameter):
                     moved = torch.nn.Parameter(moved, obj.requires_grad)
                 return moved.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
-            if isinstance(obj, BaseException) and type(obj).__reduce__ is BaseException.__reduce__:
+            if _has_own_arguments(obj):
                 return _make_exception, (type(obj), obj.args, vars(obj))
             return super().reducer_override(obj)
 
     return CallPickler(file, protocol=pickle.HIGHEST_PROTOCOL)
+
+
+def _has_own_arguments(value: object) -> bool:
+    """Whether an exception's class has an `__init__`, which need not take the exception's `args`."""
+    kind = type(value)
+    is_exception = isinstance(value, BaseException) and kind.__reduce__ is BaseException.__reduce__
+    return is_exception and isinstance(kind.__init__, types.FunctionType)
 
 
 def _make_exception(kind: type[BaseException], args: tuple[Any, ...], values: dict[str, Any]) -> BaseException:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.agent.function_call import RANK_MARK, CallFolder, CallOptions
+from launcher.process.heartbeat import NO_STEPS
 from launcher.process.rank_status import RankStatusWriter
 
 
@@ -19,6 +20,7 @@ def run_function(arguments: Sequence[str]) -> int:
     status = RankStatusWriter.from_env(os.environ)
     _redirect_output(folder.log(rank))
     status.update(log=folder.log(rank))
+    status.beat(NO_STEPS)
     try:
         _call(folder, rank)
     except KeyboardInterrupt:

@@ -13,6 +13,7 @@ import os
 import re
 import select
 import selectors
+import signal
 import termios
 import threading
 import time
@@ -61,6 +62,7 @@ class RankOutput:
         self._thread: threading.Thread | None = None
         self._reading = threading.Lock()
         self._wake: tuple[int, int] | None = None
+        self._has_terminal = False
         # Whether the last byte on each terminal or file ended a line; by what the descriptor is open on.
         self._at_line_start: dict[tuple[int, int], bool] = {}
 
@@ -82,6 +84,8 @@ class RankOutput:
                     self._streams.append(_Stream(rank, _make_pipe(path), own_log, terminal))
             if log is not None:
                 os.close(log)
+        with contextlib.suppress(OSError):  # stdin is no terminal
+            self._has_terminal = os.tcgetpgrp(0) == os.getpgrp()
         self._wake = os.pipe()
         self._thread = threading.Thread(target=self._copy, name="launcher-output", daemon=True)
         self._thread.start()
@@ -110,6 +114,8 @@ class RankOutput:
         for descriptor in self._wake:
             os.close(descriptor)
         self._streams, self._thread, self._wake = [], None, None
+        if self._has_terminal:
+            _take_terminal_back()
 
     def _open_log(self, rank: int) -> int | None:
         if self._logs is None:
@@ -178,6 +184,15 @@ class RankOutput:
         for stream in self._streams:
             if stream.kept_open is not None and stream.terminal is not None:
                 _copy_size(stream.terminal, stream.kept_open)
+
+
+def _take_terminal_back() -> None:
+    """A rank that has read from the terminal has taken it; the kernel stops a background process that wants it."""
+    before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+    with contextlib.suppress(OSError):
+        if os.tcgetpgrp(0) != os.getpgrp():
+            os.tcsetpgrp(0, os.getpgrp())
+    signal.signal(signal.SIGTTOU, before)
 
 
 def _make_pipe(path: Path) -> int:

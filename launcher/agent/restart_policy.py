@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import signal
 from dataclasses import dataclass
 
-from launcher.agent.failure_report import RankOutcome, describe_outcome
+from launcher.agent.failure_report import CRASH_SIGNALS, RankOutcome, describe_outcome
 from launcher.process.heartbeat import NO_STEPS
 
 _USAGE_ERROR = 2
-# Signals that a process causes by its own code; other signals come from outside and may not come again.
-_CRASH_SIGNALS = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
+# By `StorageError.reason`.
+_STORAGE = {
+    "disk_full": "the disk is full",
+    "quota": "the disk quota is used up",
+    "read_only": "the disk is read-only",
+    "no_permission": "the folder is not writable",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,8 @@ def decide_restart(
         return RestartDecision(False, "no restart: a signal requested the stop")
     if next_strategy is not None:
         return RestartDecision(True, f"restart with strategy {next_strategy}{source}", next_strategy)
+    if failure.error is not None and failure.error.storage is not None:
+        return RestartDecision(False, f"no restart: {_STORAGE[failure.error.storage]}; it would fail again")
     if failure.exit_code == _USAGE_ERROR or (failure.error is not None and failure.error.repeats):
         return RestartDecision(False, "no restart: this error would repeat; change the config or the code")
     if history.max_restarts == 0:
@@ -83,4 +89,4 @@ def _is_repetition(before: RankOutcome, now: RankOutcome) -> bool:
     if before.hung or now.hung:
         return before.hung == now.hung
     code = now.exit_code or 0
-    return before.exit_code == code and (code > 0 or -code in _CRASH_SIGNALS)
+    return before.exit_code == code and (code > 0 or -code in CRASH_SIGNALS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import builtins
 import faulthandler
 import importlib
 import importlib.machinery
@@ -16,7 +17,7 @@ import runpy
 import signal
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, NoReturn
@@ -28,9 +29,12 @@ from launcher.core.events import FILE_NAME, EventLog
 from launcher.process.heartbeat import NO_STEPS
 from launcher.process.rank_status import RankStatusWriter
 from launcher.process.rank_streams import await_copied
+from launcher.process.titles import set_rank_title
 
 # Packages whose versions an attempt records if they are imported.
 _RECORDED_VERSIONS = ("torch", "lightning", "transformers", "accelerate", "deepspeed")
+# The fork server's start and its imports set these; a script may set them before it imports torch.
+_SET_BY_START = ("PYTORCH_NVML_BASED_CUDA_CHECK", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,7 @@ class ScriptTask:
         is_safe_path: whether Python must not add the script's folder to it (PYTHONSAFEPATH).
         run: absolute path of the run directory; None without one.
         role: torchrun's name for the ranks.
+        unset: variables that the start has set and the user has not.
         reports_progress: whether a hang counts, so that the rank reports the collectives that it enters.
     """
 
@@ -54,6 +59,7 @@ class ScriptTask:
     run: str | None = None
     role: str = "default"
     max_restarts: int = 0
+    unset: tuple[str, ...] = ()
     reports_progress: bool = False
 
     def to_json(self) -> str:
@@ -64,7 +70,7 @@ class ScriptTask:
     def from_json(cls, text: str) -> ScriptTask:
         """The inverse."""
         values = json.loads(text)
-        lists = {name: tuple(values[name]) for name in ("arguments", "search_path")}
+        lists = {name: tuple(values[name]) for name in ("arguments", "search_path", "unset")}
         return cls(**{**values, **lists})
 
 
@@ -80,19 +86,26 @@ class _MainProcess(multiprocessing.process.BaseProcess):
         """Nothing to close."""
 
 
+def find_unset_variables(env: Mapping[str, str]) -> tuple[str, ...]:
+    """The variables that the start sets and `env` does not have."""
+    return tuple(name for name in _SET_BY_START if name not in env)
+
+
 def run_script(arguments: Sequence[str]) -> int:
     """Run the task in `arguments[0]` in this rank; returns the exit code."""
     task = ScriptTask.from_json(arguments[0])
     status = RankStatusWriter.from_env(os.environ)
     rank = os.environ["RANK"]
     status.beat(NO_STEPS)
+    set_rank_title(int(rank), int(os.environ["WORLD_SIZE"]), None if task.run is None else Path(task.run).name)
     if task.run is not None:
         status.update(run=task.run, log=str(Path(task.run) / "logs" / f"rank-{rank}.log"))
         if rank == "0":
             _write_start(Path(task.run))
     # torchelastic counts from the launcher's own limit.
     os.environ.update(ROLE_NAME=task.role, TORCHELASTIC_MAX_RESTARTS=str(task.max_restarts))
-    os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
+    for name in task.unset:
+        os.environ.pop(name, None)
     if task.kind == "program":
         _become_program(task)
     _become_main_process(task)
@@ -172,7 +185,7 @@ def _forget_shadowed_modules(folder: str) -> None:
     except OSError:
         return
     loaded = {name.partition(".")[0] for name in sys.modules} - set(sys.stdlib_module_names)
-    for name in (loaded & names) - {"__main__", "launcher", "strategies", "slurm"}:
+    for name in (loaded & names) - {"__main__"}:
         spec = importlib.machinery.PathFinder.find_spec(name, [folder])
         module = sys.modules.get(name)
         if spec is None or spec.loader is None or getattr(module, "__file__", None) == spec.origin:
@@ -204,7 +217,7 @@ def _run_main(task: ScriptTask) -> None:
         vars(runpy)["_run_module_as_main"]("__main__", alter_argv=False)
         return
     path = os.path.abspath(task.target)  # noqa: PTH100 -- as Python does, without resolving links
-    values: dict[str, Any] = {"__file__": path, "__cached__": None, "__builtins__": __builtins__,
+    values: dict[str, Any] = {"__file__": path, "__cached__": None, "__builtins__": builtins,
                               "__loader__": importlib.machinery.SourceFileLoader("__main__", path)}  # fmt: skip
     vars(main).update(values)
     with io.open_code(path) as file:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.agent.failure_report import RankOutcome, describe_outcome, format_failure_report
+from launcher.agent.failure_report import RankOutcome, format_failure_report
 from launcher.agent.preload_modules import list_script_modules
 from launcher.agent.rank_main import RankCommand
 from launcher.agent.rank_output import RankOutput
@@ -25,12 +26,13 @@ from launcher.config.launch_options import LaunchOptions
 from launcher.config.schema import RunConfig
 from launcher.core.atomic_write import write_file
 from launcher.core.errors import RunDirectoryError, TopologyError
+from launcher.core.event_text import signal_name
 from launcher.core.events import FILE_NAME, EventLog
 from launcher.core.secrets import hide_in_arguments
 from launcher.hardware.cpus import count_usable_cpus
 from launcher.hardware.devices import available_kind, device_count
 from launcher.hardware.rank_count import estimate_ranks
-from launcher.runs.lock import DirectoryOwnedError, acquire_lock
+from launcher.runs.lock import DirectoryOwnedError, RunLock, acquire_lock
 from launcher.runs.script_record import FILE_NAME as RECORD
 from launcher.runs.selection import make_directory_error
 from launcher.runs.trust import check_run_folder
@@ -65,15 +67,13 @@ def start_script(start: ScriptStart) -> int:
         RunDirectoryError: the run is running already, belongs to `launcher fit`, or its directory cannot be written.
         TopologyError: there are no GPUs, or the rendezvous failed.
     """
-    with _run_directory(start) as run:
+    with _run_directory(start) as (run, is_owner):
         task = dataclasses.replace(start.task, run=str(run))
         failures: list[tuple[RankOutcome, int]] = []
 
         def report(first: RankOutcome, outcomes: Sequence[RankOutcome], decision: RestartDecision) -> None:
             failures[:] = [(first, len(outcomes))]
-            with contextlib.suppress(OSError):  # a closed terminal
-                sys.stderr.write(describe_script_failure(first, outcomes, decision) + "\n")
-                sys.stderr.flush()
+            _print(describe_script_failure(first, outcomes, decision))
 
         request = StartRequest(
             RankCommand(run_script, (task.to_json(),)),
@@ -90,9 +90,19 @@ def start_script(start: ScriptStart) -> int:
         )
         code = start_ranks(request)
         assert code is not None  # noqa: S101 -- `always_has_agent`
-        if _writes_run(start.options):
-            _write_end(run, code, failures[0][0] if failures else None)
+        failure = failures[0][0] if failures else None
+        if failure is None and code >= _FIRST_SIGNAL_CODE:
+            name = "Ctrl-C" if code - 128 == signal.SIGINT else signal_name(code - 128)
+            _print(f"stopped by {name}; the output of all ranks is in {_relative(str(run / 'logs'))}")
+        if is_owner:
+            _write_end(run, code, failure)
         return code
+
+
+def _print(text: str) -> None:
+    with contextlib.suppress(OSError):  # a closed terminal
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
 
 
 def count_script_ranks(asked: int | str | None) -> int:
@@ -117,16 +127,16 @@ def make_script_variables(ranks: int) -> dict[str, str]:
 
 def describe_script_failure(first: RankOutcome, outcomes: Sequence[RankOutcome], decision: RestartDecision) -> str:
     """The error report; what the terminal has shown already is not repeated."""
-    same = [
-        each for each in outcomes if each.error is None and first.error is None and each.exit_code == first.exit_code
-    ]
-    # Of several ranks that have exited with the same code, the lowest one.
-    first = min(same, key=lambda each: each.rank, default=first)
+    same: list[RankOutcome] = []
+    if first.error is None and (first.exit_code or 0) > 0 and not first.hung:
+        # Of several ranks that have exited with the same code, the lowest one.
+        same = [each for each in outcomes if each.error is None and each.exit_code == first.exit_code]
+        first = min(same, key=lambda each: each.rank)
     first = dataclasses.replace(first, log=None if first.log is None else _relative(first.log))
     if first.error is not None:
         # The log may end with other text; the traceback was not shown.
         first = dataclasses.replace(first, last_lines=first.error.traceback)
-    elif first.rank == 0 and (first.exit_code or 0) > 0 and not first.hung:
+    elif same and first.rank == 0:
         who = f"all {len(same)} ranks" if len(same) == len(outcomes) > 1 else f"rank 0 ({first.host})"
         log = "" if first.log is None else f"; the output is in {first.log}"
         return f"error: {who} exited with code {first.exit_code}{log}\n  {decision.reason}"
@@ -139,8 +149,8 @@ def _relative(path: str) -> str:
     return path
 
 
-def _writes_run(options: LaunchOptions) -> bool:
-    """Whether this node owns the run directory: the one that serves the rendezvous."""
+def _may_own_run(options: LaunchOptions) -> bool:
+    """Whether this node is the one that serves the rendezvous, as far as the options state it."""
     if not options.several_nodes:
         return True
     if options.node_rank is not None:
@@ -151,8 +161,8 @@ def _writes_run(options: LaunchOptions) -> bool:
 
 
 @contextlib.contextmanager
-def _run_directory(start: ScriptStart) -> Iterator[Path]:
-    """Create the directory, and lock it on the node that owns it; yields its absolute path."""
+def _run_directory(start: ScriptStart) -> Iterator[tuple[Path, bool]]:
+    """Create the directory; yields its absolute path, and whether this node owns it: it writes the run's end."""
     path = start.runs_dir.absolute() / start.name
     try:
         check_run_folder(path)
@@ -162,22 +172,29 @@ def _run_directory(start: ScriptStart) -> Iterator[Path]:
             )
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         (path / "logs").mkdir(mode=0o700, exist_ok=True)
-        if not _writes_run(start.options):
-            yield path
-            return
-        lock = acquire_lock(path, os.environ)
-        try:
-            write_file(path / RECORD, json.dumps(_record(start)) + "\n")
-            yield path
-        finally:
+        lock = _lock(path, start) if _may_own_run(start.options) else None
+    except OSError as error:
+        raise make_directory_error(path, error) from error
+    try:
+        yield path, lock is not None
+    finally:
+        if lock is not None:
             lock.release()
+
+
+def _lock(path: Path, start: ScriptStart) -> RunLock | None:
+    """The lock of the run; None if another agent of this run on the same machine holds it."""
+    try:
+        lock = acquire_lock(path, os.environ)
     except DirectoryOwnedError as error:
+        if start.options.several_nodes and start.options.node_rank is None:
+            return None
         raise RunDirectoryError(
             f"run {start.name!r} is running already ({error.owner or 'another process starts it'}); choose another "
             "--name, or stop that process first"
         ) from error
-    except OSError as error:
-        raise make_directory_error(path, error) from error
+    write_file(path / RECORD, json.dumps(_record(start)) + "\n")
+    return lock
 
 
 def _record(start: ScriptStart) -> dict[str, Any]:
@@ -198,8 +215,6 @@ def _write_end(run: Path, code: int, failure: RankOutcome | None) -> None:
         events.write("finished", step=None, metrics={}, checkpoint=None)
     elif failure is None and code >= _FIRST_SIGNAL_CODE:
         events.write("interrupted", signal=code - 128, step=None, checkpoint=None)
-    else:
-        host, text = os.uname().nodename, f"exit code {code}"
-        if failure is not None:
-            host, text = failure.host, f"rank {failure.rank}: {describe_outcome(failure)}"
-        events.write("failed", host=host, error=text)
+    elif failure is None:
+        events.write("failed", host=os.uname().nodename, error=f"exit code {code}")
+    # Otherwise the agent has written `rank_failed`.

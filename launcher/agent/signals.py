@@ -39,6 +39,8 @@ class AgentSignals:
         self._before: dict[int, Any] = {}
         self._since = 0.0
         self.first: int | None = None
+        # Whether a second signal has killed the ranks.
+        self.is_second = False
 
     def __enter__(self) -> AgentSignals:
         # Ignored signals stay ignored: `nohup` ignores SIGHUP, and a shell's background job SIGINT.
@@ -63,6 +65,7 @@ class AgentSignals:
             if not self._forward(to_rank_signal(number)):
                 raise AgentStopped(number)
         elif is_kill_request(self.first, number, now - self._since):
+            self.is_second = True
             self._kill()
 
 

@@ -98,6 +98,7 @@ def _run_agent(server: ForkServer, count: int, request: StartRequest) -> int:
         from launcher.agent.fixed_rendezvous import NodesMissingError
         from launcher.agent.rendezvous import FreshStoreRendezvous, describe_lost_store, make_rendezvous
         from launcher.agent.signals import AgentStopped
+        from launcher.runs.continuation import Stop, describe_stop
 
     options = request.options
     set_title("agent", request.record_directory.name if request.record_directory else None)
@@ -127,6 +128,7 @@ def _run_agent(server: ForkServer, count: int, request: StartRequest) -> int:
             raise LauncherError("another node ended the run; see the error on that node")
         return agent.exit_code
     except AgentStopped as stopped:
+        sys.stderr.write(f"{describe_stop(Stop(stopped.number))}\n")
         return 128 + stopped.number
     except RendezvousClosedError as error:
         raise LauncherError("another node ended the run; see the error on that node") from error

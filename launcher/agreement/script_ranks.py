@@ -71,7 +71,7 @@ def script_rank(world_size: int) -> dict[str, str]:
             process = subprocess.Popen(command, env=env, cwd=folder)
             _started[rank] = process
             threading.Thread(target=_end_after, args=(rank, process), name=f"rank-{rank}", daemon=True).start()
-        atexit.register(end_script_ranks, _GRACE_AT_EXIT)
+        atexit.register(_end_at_exit)
         os.environ.update({**make_rank_variables(0, world_size, port), **mark})
     return dict(os.environ)
 
@@ -87,6 +87,14 @@ def is_script_rank() -> bool:
         for name in (_MARK, *make_rank_variables(0, 1, 0)):
             os.environ.pop(name, None)
     return _MARK in os.environ
+
+
+def _end_at_exit() -> None:
+    """At the end of the script; Ctrl-C meanwhile ends the other ranks at once."""
+    try:
+        end_script_ranks(_GRACE_AT_EXIT)
+    except KeyboardInterrupt:
+        end_script_ranks(0.0, 0.0)
 
 
 def end_script_ranks(grace: float = _GRACE, grace_after_sigterm: float = _GRACE) -> None:

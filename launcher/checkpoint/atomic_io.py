@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from fsspec.implementations.local import LocalFileSystem
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
@@ -18,6 +17,7 @@ from launcher.checkpoint.manifest import publish, remove_checkpoint
 from launcher.checkpoint.read_back import ReadBack, find_unsaveable
 from launcher.checkpoint.reader import Trust, read_file
 from launcher.checkpoint.secrets import hide_hyperparameters
+from launcher.checkpoint.storage import explained_writes, save_to_file
 from launcher.core.errors import TrainingError
 
 
@@ -36,7 +36,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Save to a local path, or to a URL as Lightning does, without hashes.
 
         Raises:
-            OSError: the disk is full or read-only; an earlier checkpoint of that name is kept.
+            StorageError: the disk is full or not writable; an earlier checkpoint of that name is kept.
             TrainingError: names a part of it that cannot be pickled.
         """
         if not _is_local_file_protocol(path):
@@ -45,17 +45,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         target, run = _local(path), self._trust.run
         # Outside the run directory the user's umask applies.
         private = run is None or target.is_relative_to(run.absolute())
-        target.parent.mkdir(mode=0o700 if private else 0o777, parents=True, exist_ok=True)
+        with explained_writes(target.parent):
+            target.parent.mkdir(mode=0o700 if private else 0o777, parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.tmp")
         step = checkpoint.get("global_step")
         # Lightning does not call the callbacks when it saves weights only.
         hide_hyperparameters(checkpoint)
         try:
-            with open(temporary, "wb", opener=_private if private else None) as file:
-                _save(checkpoint, file)
+            _save(checkpoint, temporary, _private if private else None)
             if self._read_back is not None:
                 self._read_back(temporary, target)
-            publish(temporary, target, step if isinstance(step, int) else None, with_manifest=private)
+            with explained_writes(target.parent):
+                publish(temporary, target, step if isinstance(step, int) else None, with_manifest=private)
         except BaseException:  # Ctrl-C too leaves no partly written checkpoint; raised on
             temporary.unlink(missing_ok=True)
             raise
@@ -90,9 +91,9 @@ def _local(path: str | Path) -> Path:
     return Path(LocalFileSystem._strip_protocol(str(path))).absolute()  # pyright: ignore[reportPrivateUsage]
 
 
-def _save(checkpoint: dict[str, Any], file: Any) -> None:
+def _save(checkpoint: dict[str, Any], file: Path, opener: Callable[[str, int], int] | None) -> None:
     try:
-        torch.save(checkpoint, file)
+        save_to_file(checkpoint, file, opener)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         found = find_unsaveable(checkpoint)
         if found is None:

@@ -7,6 +7,7 @@ one, so a manifest also contains the hashes of the checkpoint before.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -67,6 +68,23 @@ def write_manifest(temporary: Path, checkpoint: Path, step: int | None) -> None:
     write_file(manifest_path(checkpoint), json.dumps({"step": step, "versions": versions}) + "\n")
     # In a folder of the user, all users who may read the checkpoint may read its manifest too.
     manifest_path(checkpoint).chmod(stat.S_IMODE(temporary.stat().st_mode) & 0o666)
+
+
+def remove_partial_checkpoints(folder: Path) -> None:
+    """Remove what an interrupted save has left; complete checkpoints have other names."""
+    for pattern in (".*.ckpt.tmp", ".*.ckpt.new"):
+        for path in folder.glob(pattern):
+            with contextlib.suppress(OSError):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def read_step(checkpoint: Path) -> int | None:
+    """The optimizer steps done at a checkpoint, from its manifest; None if not known."""
+    try:
+        step = (_read_manifest(checkpoint) or {}).get("step")
+    except OSError:
+        return None
+    return step if isinstance(step, int) else None
 
 
 def remove_checkpoint(checkpoint: Path) -> None:

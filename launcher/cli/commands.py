@@ -47,9 +47,15 @@ class Command:
         return getattr(loaded, name) if name else loaded
 
 
+_ON_CTRL_C = {
+    "fit": "",  # with the command to start again
+    "plan": "stopped by Ctrl-C; there is no plan",
+}
+
+
 def _training(name: str, summary: str) -> Command:
     entry = f"launcher.cli.config_commands:{name.upper()}"
-    message = "interrupted before the training began; nothing to save"
+    message = _ON_CTRL_C.get(name, "stopped by Ctrl-C; the run and its checkpoints are unchanged")
     return Command(name, summary, entry, takes_settings=True, runs_on_ranks=True, on_interrupt=message)
 
 

@@ -6,11 +6,13 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 from launcher.cli.commands import Command
-from launcher.core.errors import Interrupted, LauncherError, TopologyError, TrainingError
+from launcher.core.errors import Interrupted, LauncherError, StorageError, TopologyError, TrainingError
 from launcher.core.wrapping import wrap_for
 from launcher.process.rank_status import RankStatusWriter
 
@@ -20,14 +22,57 @@ def run_with_error_boundary(command: Command, run: Callable[[], int], *, debug: 
 
     With `debug`, usage errors are shown with their traceback.
     """
+    with _CtrlC() as ctrl_c:
+        try:
+            return _run(command, run, ctrl_c, debug=debug)
+        except KeyboardInterrupt:
+            return _report_interrupt(command)
+        except Exception:
+            # Code that is interrupted may raise any error, such as an import that cannot be repeated.
+            if ctrl_c.is_pressed:
+                return _report_interrupt(command)
+            raise
+
+
+class _CtrlC:
+    """Records the first Ctrl-C, which raises a KeyboardInterrupt as usual, and ignores later ones.
+
+    A training and the launcher's agent replace this handler.
+    """
+
+    def __init__(self) -> None:
+        self.is_pressed = False
+        self._is_installed = False
+
+    def __enter__(self) -> _CtrlC:
+        is_usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if is_usual and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._interrupt)
+            self._is_installed = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_installed and signal.getsignal(signal.SIGINT) == self._interrupt:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _interrupt(self, number: int, frame: object) -> None:
+        if not self.is_pressed:
+            self.is_pressed = True
+            raise KeyboardInterrupt
+
+
+def _run(command: Command, run: Callable[[], int], ctrl_c: _CtrlC, *, debug: bool) -> int:
     try:
         return run()
     except Interrupted as error:
-        RankStatusWriter.from_env(os.environ).record_error(error)
-        print_line(f"stopped after step {error.step}; saved {error.checkpoint}" if error.checkpoint else str(error))
+        status = RankStatusWriter.from_env(os.environ)
+        status.record_error(error)
+        # With an agent, the agent prints it once for all ranks.
+        if not status.has_agent and os.environ.get("RANK", "0") == "0":
+            from launcher.runs.continuation import Stop, describe_stop
+
+            print_line(describe_stop(Stop.of(error)))
         return error.exit_code
-    except KeyboardInterrupt:
-        return _report_interrupt(command)
     except EOFError:
         if command.runs_on_ranks:
             raise
@@ -40,20 +85,40 @@ def run_with_error_boundary(command: Command, run: Callable[[], int], *, debug: 
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except LauncherError as error:
+        if ctrl_c.is_pressed:
+            raise
         # The traceback of a training's error is in the rank's log, and rank zero's is on the terminal.
         if debug and not isinstance(error, TrainingError):
             traceback.print_exc()
         if not command.runs_on_ranks or _is_reporter(error):
             print_line(f"error: {error}")
+            if isinstance(error, StorageError) and error.run is not None:
+                _print_command(Path(error.run))
         if command.runs_on_ranks:
             _report_to_agent(error)
         return error.exit_code
 
 
 def _report_interrupt(command: Command) -> int:
+    status = RankStatusWriter.from_env(os.environ)
+    if command.runs_on_ranks and (status.has_agent or os.environ.get("RANK", "0") != "0"):
+        return 128 + signal.SIGINT
     if command.on_interrupt:
         print_line(command.on_interrupt)
+    elif command.runs_on_ranks:
+        from launcher.runs.continuation import Stop, describe_stop
+
+        print_line(describe_stop(Stop(signal.SIGINT)))
     return 128 + signal.SIGINT
+
+
+def _print_command(run: Path) -> None:
+    """Print the command that continues the run, on a line of its own."""
+    from launcher.runs.continuation import describe_command
+
+    command = describe_command(run)
+    if command is not None:
+        print_line(command)
 
 
 def print_line(text: str) -> None:

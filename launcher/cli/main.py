@@ -25,7 +25,9 @@ settings, each of them a key of the config file too:
 
 exit codes:
   0 done   1 training failed   2 usage or config
-  128+N stopped by signal N, after a checkpoint
+  75 preempted on SLURM, saved and queued again
+  128+N ended by signal N: 130 Ctrl-C, 143 SIGTERM (saved);
+        137 SIGKILL, 139 crash (not saved)
 """
 
 

@@ -8,37 +8,45 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from launcher.cli.parsers import new_parser
 from launcher.cli.torchrun_flags import add_torchrun_flags, read_flags, read_hidden_ranks
 from launcher.config.launch_options import read_launch_options
+from launcher.core.command_parser import CommandParser
 from launcher.core.errors import LaunchError, Problem
 
-_DESCRIPTION = """\
-start the ranks of a PyTorch script that calls init_process_group itself; Lightning is not needed
+if TYPE_CHECKING:
+    from launcher.jobs.submission import ScriptCommand
 
-The script runs as under torchrun: the same environment variables, sys.argv, __main__ and working directory. Output of
-every rank is in runs/NAME/logs/rank-<r>.log; `launcher status`, `logs` and `cancel` know the run by its name."""
+_DESCRIPTION = """\
+start the ranks of a PyTorch script that calls init_process_group itself
+
+The script runs as under torchrun: the same environment variables, sys.argv,
+__main__ and working directory. It needs no Lightning. The output of every rank
+is in runs/NAME/logs/rank-<r>.log; `launcher status`, `launcher logs` and
+`launcher report` know the run by its name."""
 _EPILOG = """\
 examples:
   launcher run --nproc-per-node 8 train.py --lr 1e-3
-  launcher run --nproc-per-node gpu --max-restarts 3 -m my_package.train --config a.yaml
-  launcher run --nnodes 2 --node-rank 0 --rdzv-endpoint node0:29400 --nproc-per-node 8 train.py
+  launcher run --nproc-per-node gpu --max-restarts 3 -m pkg.train --config a.yaml
+  launcher run --nnodes 2 --node-rank 0 --rdzv-endpoint node0:29400 train.py
 
 exit codes:
-  0 done   2 usage   128+N stopped by signal N   otherwise that of the rank that failed first
+  0 done   2 usage   128+N stopped by signal N   otherwise that of the rank that
+  failed first
 """
 _CONFIGS = (".yaml", ".yml", ".json")
 _NAME = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """The parser of the command's options."""
     usage = "launcher run [options] SCRIPT.py|-m MODULE [arguments of the script]"
     parser = new_parser("run", usage=usage, description=_DESCRIPTION, epilog=_EPILOG)
-    # As torchrun: `--nproc 2` is `--nproc-per-node 2`.
+    # As torchrun: `--nnode 1` is `--nnodes 1`.
     parser.allow_abbrev = True
     parser.add_argument("-m", "--module", action="store_true", help="SCRIPT is a module, as in `python -m`")
     parser.add_argument("--name", help="name of the run (default: date and script); an existing one is continued")
@@ -61,10 +69,12 @@ def run(arguments: Sequence[str]) -> int:
     # All ranks are shown unless the user selects some.
     launch = read_launch_options({**flags, "terminal_ranks": flags["terminal_ranks"] or "all"})
     kind = check_script(options.script, is_module=options.module, is_program=options.no_python)
-    from launcher.agent.script_main import ScriptTask
+    from launcher.agent.script_main import ScriptTask, find_unset_variables
     from launcher.agent.script_start import ScriptStart, start_script
     from launcher.process.socket_folder import socket_folder
+    from launcher.process.titles import prepare_titles
 
+    prepare_titles()
     task = ScriptTask(
         kind,
         options.script,
@@ -73,6 +83,7 @@ def run(arguments: Sequence[str]) -> int:
         is_safe_path=bool(os.environ.get("PYTHONSAFEPATH")),
         role=flags["role"] or "default",
         max_restarts=launch.max_restarts,
+        unset=find_unset_variables(os.environ),
         reports_progress=launch.hang_timeout is not None,
     )
     shown = launch.terminal_ranks
@@ -86,6 +97,60 @@ def run(arguments: Sequence[str]) -> int:
     )
     with socket_folder():
         return start_script(start)
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptSubmission:
+    """A script to submit: its run, the ranks on each node, and the command without them."""
+
+    name: str
+    runs_dir: str
+    devices: int | Literal["auto"]
+    command: ScriptCommand
+
+
+def prepare_script_submission(run_options: Sequence[str], script: Sequence[str]) -> ScriptSubmission:
+    """Check options of `launcher run`, and a script or `-m` and a module with arguments, as a job gets them.
+
+    Raises:
+        LaunchError: an option is wrong, or is one that the job sets on its nodes.
+    """
+    from launcher.jobs.submission import ScriptCommand
+
+    options = build_parser().parse_args([*run_options, *script])
+    flags = read_flags(options, {})
+    read_hidden_ranks(flags)
+    launch = read_launch_options({**flags, "terminal_ranks": flags["terminal_ranks"] or "all"})
+    fixed = ("nnodes", "node_rank", "rdzv_endpoint", "rdzv_id", "master_addr", "master_port", "rdzv_backend")
+    problems = [Problem(f"--{name.replace('_', '-')}", "the job sets it on its nodes; use --nodes and leave it out")
+                for name in fixed if flags[name] is not None]  # fmt: skip
+    ranks = launch.nproc_per_node
+    devices: int | Literal["auto"] = ranks if isinstance(ranks, int) else "auto"
+    if isinstance(ranks, str):
+        message = f"given {ranks}; expected a number here, or --gpus-per-node"
+        problems.append(Problem("--nproc-per-node", message))
+    if problems:
+        raise LaunchError(problems)
+    check_script(options.script, is_module=options.module, is_program=options.no_python)
+    kept = remove_options(run_options, ("name", "runs-dir", "log-dir", "nproc-per-node"))
+    name = options.name or make_run_name(options.script, time.localtime())
+    command = ScriptCommand(tuple(kept), tuple(script))
+    return ScriptSubmission(name, options.runs_dir or "runs", devices, command)
+
+
+def remove_options(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The arguments without these options and their values."""
+    spellings = {spelling for name in names for spelling in (f"--{name}", f"--{name.replace('-', '_')}")}
+    kept: list[str] = []
+    skips = False
+    for argument in arguments:
+        if skips:
+            skips = False
+            continue
+        skips = argument in spellings
+        if not skips and argument.partition("=")[0] not in spellings:
+            kept.append(argument)
+    return kept
 
 
 def check_script(

@@ -20,8 +20,10 @@ LauncherError                      exit code 1
   LaunchTimeoutError               exit code 1: a function of `launcher.launch` did not end in time
   TrainingError                    exit code 1: the model's or the data's own code raised
     OutOfMemoryError               the device or the host ran out of memory
+    StorageError                   a disk is full, read-only or not writable
 
-Interrupted                        exit code 128 + signal: stopped by a signal after a checkpoint; no `Exception`
+Interrupted                        exit code 128 + signal: stopped by a signal, after a checkpoint if there was one to
+                                   save; no `Exception`
 """
 
 from __future__ import annotations
@@ -35,9 +37,13 @@ from typing import Any
 
 
 class LauncherError(Exception):
-    """Base class of all errors of the launcher, with the exit code of the process."""
+    """Base class of all errors of the launcher, with the exit code of the process.
+
+    `is_recorded` is true if the run's events contain it already.
+    """
 
     exit_code = 1
+    is_recorded = False
 
 
 class UsageError(LauncherError):
@@ -217,6 +223,37 @@ class OutOfMemoryError(TrainingError):
         self.restarts = restarts
 
 
+class StorageError(TrainingError):
+    """A file could not be written; nothing is wrong with the code, and the run can continue when this is corrected.
+
+    Attributes:
+        reason: `disk_full`, `quota`, `read_only` or `no_permission`.
+        folder: where it was to be written; None if not known.
+        needed_bytes: size of what was to be written; None if not known.
+        free_bytes: free space there; None if not known, and for a quota.
+        checkpoint: the run's last valid checkpoint.
+        run: the run directory, once it is known.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str,
+        folder: str | None = None,
+        needed_bytes: int | None = None,
+        free_bytes: int | None = None,
+        rank: int | None = None,
+    ) -> None:
+        super().__init__(message, rank=rank)
+        self.reason = reason
+        self.folder = folder
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free_bytes
+        self.checkpoint: str | None = None
+        self.run: str | None = None
+
+
 class Interrupted(BaseException):
     """Stopped by a signal at a step boundary, with a checkpoint if one could be written.
 
@@ -226,21 +263,25 @@ class Interrupted(BaseException):
     Attributes:
         checkpoint: path of the saved checkpoint, if there is one.
         step: optimizer steps done.
+        run: the run directory, once it is known.
         users_handler: calls the script's own handler of the signal; None if it has none.
     """
 
     def __init__(self, signal_number: int, *, checkpoint: str | None, step: int) -> None:
-        super().__init__(f"stopped by signal {signal_number} after step {step}")
+        super().__init__(f"stopped by {describe_stop_signal(signal_number)} after step {step}")
         self.signal_number = signal_number
         self.checkpoint = checkpoint
         self.step = step
+        self.run: str | None = None
         self.exit_code = self.code = 128 + signal_number
         self.users_handler: Callable[[], Any] | None = None
 
     def for_script(self) -> Interrupted:
         """The same as a `SystemExit`, which ends a script; not for use inside Lightning, which handles those itself."""
         kind = _InterruptedByCtrlC if self.signal_number == signal.SIGINT else _InterruptedBySignal
-        return kind(self.signal_number, checkpoint=self.checkpoint, step=self.step)
+        error = kind(self.signal_number, checkpoint=self.checkpoint, step=self.step)
+        error.run = self.run
+        return error
 
 
 class _InterruptedBySignal(Interrupted, SystemExit):
@@ -249,6 +290,18 @@ class _InterruptedBySignal(Interrupted, SystemExit):
 
 class _InterruptedByCtrlC(Interrupted, KeyboardInterrupt, SystemExit):
     """A `SystemExit` as well: exit code 130 without a traceback from every rank."""
+
+
+def describe_stop_signal(number: int) -> str:
+    """What a signal that stops a run means to its user: 'Ctrl-C', or its name and who may have sent it."""
+    if number == signal.SIGINT:
+        return "Ctrl-C"
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+    sender = {"SIGHUP": "the terminal was closed", "SIGKILL": "it cannot be handled"}
+    return f"{name} ({sender.get(name, 'for example from a scheduler')})"
 
 
 def first_line(error: BaseException) -> str:

@@ -22,6 +22,8 @@ class EventKind:
 
 _STEP = "optimizer steps done"
 _HOST = "host of the rank"
+_CHECKPOINT = "path of the run's last valid checkpoint; null if none"
+_WHY_FAILED = "`exception`, `usage`, `lost_connection`, `disk_full`, `quota`, `read_only` or `no_permission`"
 
 EVENT_KINDS: Mapping[str, EventKind] = MappingProxyType({
     "run_started": EventKind("An attempt of the run begins: all ranks agree, the plan exists.", {
@@ -103,13 +105,27 @@ EVENT_KINDS: Mapping[str, EventKind] = MappingProxyType({
         "step": _STEP,
         "metrics": "last metrics",
         "checkpoint": "path of the last checkpoint",
+        "epoch": "epochs done",
+        "reason": "`max_epochs`, `max_steps`, `max_time`, `early_stopping`, `should_stop`, or `nothing_to_train` for a "
+                  "resumed run that was complete; null otherwise",
+        "message": "a sentence about the reason; null if none is needed",
     }),
     "interrupted": EventKind("A signal stopped the run.", {
         "signal": "number of the signal",
         "step": _STEP,
         "checkpoint": "path of the checkpoint written; null if none",
+        "reason": "`ctrl_c`, `sigterm` or `signal`",
+        "second": "whether a second signal ended it at once",
     }),
-    "failed": EventKind("The attempt ended with an error.", {"host": _HOST, "error": "text of the error"}),
+    "failed": EventKind("The attempt ended with an error.", {
+        "host": _HOST,
+        "error": "text of the error",
+        "reason": _WHY_FAILED,
+        "checkpoint": _CHECKPOINT,
+        "folder": "of a disk that cannot be written: the folder",
+        "needed_bytes": "size of what could not be written; null if not known",
+        "free_bytes": "free space there; null if not known",
+    }),
     "out_of_memory": EventKind("A rank ran out of memory.", {
         "host": _HOST,
         "strategy": "strategy of the attempt",
@@ -117,6 +133,7 @@ EVENT_KINDS: Mapping[str, EventKind] = MappingProxyType({
         "expected_bytes": "peak that the plan expected",
         "allocated_bytes": "peak that was allocated; null on a CPU",
         "go_on": "whether the config asks for a restart with the next strategy (`on_oom: next`)",
+        "checkpoint": _CHECKPOINT,
     }),
     "rank_failed": EventKind("The agent reports the first rank that failed, and its decision.", {
         "host": _HOST,
@@ -130,6 +147,7 @@ EVENT_KINDS: Mapping[str, EventKind] = MappingProxyType({
         "others": "state of the other ranks",
         "restart": "whether the agent restarts the ranks",
         "verdict": "reason of the decision",
+        "reason": "as in `failed`, or `killed` by a signal from outside, `crashed`, `out_of_memory`, `hung`, `exit`",
     }),
     "hang": EventKind("No rank finished a step for `--hang-timeout` seconds.", {
         "seconds": "seconds without progress",

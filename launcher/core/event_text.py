@@ -27,6 +27,8 @@ def describe_event(event: Mapping[str, Any], kind: str) -> str:
     if kind in ("failed", "rank_failed"):
         why = "hung, " if event.get("hung") else "out of memory, " if event.get("out_of_memory") else ""
         text = _text(event.get("error")) or why + _exit(event.get("exit_code"))
+    elif kind == "finished" and event.get("step") is None:
+        text = "finished"
     elif kind in _TEXTS:
         text = _TEXTS[kind].format_map(defaultdict(lambda: None, event))
     elif kind == "notice":
@@ -34,7 +36,10 @@ def describe_event(event: Mapping[str, Any], kind: str) -> str:
     elif kind in ("interrupted", "preempted"):
         saved = event.get("checkpoint")
         end = "saved a checkpoint" if saved else "without a checkpoint"
-        text = f"stopped by {signal_name(event.get('signal'))} after step {event.get('step')}; {end}"
+        number = event.get("signal")
+        text = f"stopped by {'Ctrl-C' if number == signal.SIGINT else signal_name(number)}"
+        if event.get("step") is not None:
+            text += f" after step {event['step']}; {end}"
     elif kind == "strategy_changed":
         before = " and ".join(map(str, event.get("ran_out") or ()))
         text = f"{before} ran out of memory in this run; it continues with {event.get('strategy')}"
@@ -84,6 +89,11 @@ def signal_name(number: Any) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def name_stop_reason(number: int) -> str:
+    """The `reason` of an `interrupted` event."""
+    return {signal.SIGINT: "ctrl_c", signal.SIGTERM: "sigterm"}.get(signal.Signals(number), "signal")
 
 
 def _text(value: Any) -> str:

@@ -107,8 +107,8 @@ class EndingReader:
             self._finished = event
         elif kind in ("interrupted", "preempted"):
             # The agent ends the other ranks of a failure with a signal; and a stop may break the others' connections.
-            if self._failed is None:
-                self._interrupted = self._interrupted or event
+            if self._failed is None and (self._interrupted is None or event.get("second") is True):
+                self._interrupted = event
         elif kind in ("failed", "out_of_memory"):
             # The first rank that failed is the cause.
             if self._interrupted is None:
@@ -149,7 +149,10 @@ class EndingReader:
 
     @property
     def _can_resume(self) -> bool:
-        return self.checkpoint_step is not None and not self._is_script
+        # A `checkpoint` event is written before the file, which a full disk may reject; the failure names the newest.
+        failures = [event for event in (self._failed, self._by_agent) if event is not None and "checkpoint" in event]
+        is_lost = bool(failures) and all(event["checkpoint"] is None for event in failures)
+        return self.checkpoint_step is not None and not is_lost and not self._is_script
 
     def _advise(self, first: str) -> str:
         if not first:
@@ -158,7 +161,9 @@ class EndingReader:
 
     def _describe_finish(self, event: Event) -> Ending:
         reason = _text(event.get("reason"))
-        text, advice = _FINISHED.get(reason, ("done after {steps}", ""))
+        # A plain script reports no steps.
+        default = "done" if event.get("step") is None else "done after {steps}"
+        text, advice = _FINISHED.get(reason, (default, ""))
         epochs = event.get("epoch")
         values = {
             "steps": _count(event.get("step"), "step"),
@@ -176,7 +181,9 @@ class EndingReader:
         )
         who = "Ctrl-C" if reason == "ctrl_c" else signal_name(number) if type(number) is int else "a signal"
         saved = "checkpoint saved" if event.get("checkpoint") else "no checkpoint saved"
-        text = f"stopped by {who} at step {event.get('step')}; {saved}"
+        text = f"ended at once by a second {who}" if event.get("second") is True else f"stopped by {who}"
+        if event.get("step") is not None:
+            text += f" at step {event['step']}; {saved}"
         return Ending("stopped", reason, text, self._advise(""), self._can_resume)
 
     def _describe_failure(self, event: Event, reason: str, name: str) -> Ending:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.core.atomic_write import write_file
-from launcher.core.errors import Interrupted, OutOfMemoryError, TrainingError, UsageError
+from launcher.core.errors import Interrupted, OutOfMemoryError, StorageError, TrainingError, UsageError
 from launcher.core.secrets import scrub
 from launcher.process.heartbeat import BEFORE_TRAINING, HeartbeatWriter
 
@@ -35,7 +35,7 @@ _LOST_PEER = ("connection closed by peer", "connection reset by peer", "broken p
               "cannot reach the store of the ranks", "watchdog caught collective", "wait timeout",
               "timed out after waiting")  # fmt: skip
 # Errors that a restart cannot fix.
-_REPEATING = (UsageError, ImportError, SyntaxError)
+_REPEATING = (UsageError, StorageError, ImportError, SyntaxError)
 
 
 def _shorten(lines: Sequence[str]) -> tuple[str, ...]:
@@ -59,6 +59,8 @@ class RankError:
         explained: whether the message is complete, so that no traceback is needed.
         interrupted: whether a signal caused it.
         next_strategy: the strategy to restart with after running out of memory (`on_oom: next`).
+        checkpoint: what a rank that a signal stopped has saved.
+        storage: why a file could not be written, as `StorageError.reason`.
     """
 
     kind: str
@@ -72,12 +74,15 @@ class RankError:
     explained: bool = False
     interrupted: bool = False
     next_strategy: str | None = None
+    checkpoint: str | None = None
+    storage: str | None = None
 
     @classmethod
     def from_exception(cls, error: BaseException, now: float, step: int) -> RankError:
-        """Describe an exception; a `TrainingError` by its cause, except `OutOfMemoryError`."""
+        """Describe an exception; a `TrainingError` by its cause, except one that explains it."""
         no_memory = error if isinstance(error, OutOfMemoryError) else None
-        cause = error.__cause__ if isinstance(error, TrainingError) and not no_memory and error.__cause__ else error
+        is_explained = isinstance(error, UsageError | OutOfMemoryError | StorageError)
+        cause = error.__cause__ if isinstance(error, TrainingError) and not is_explained and error.__cause__ else error
         frames = [(f.filename, f.lineno, f.name) for f in traceback.extract_tb(cause.__traceback__)]
         text = str(cause)
         lines = "".join(traceback.format_exception(cause)).rstrip().splitlines()
@@ -87,11 +92,13 @@ class RankError:
             traceback=_shorten(lines),
             signature=hashlib.sha256(repr((type(cause).__name__, frames)).encode()).hexdigest()[:16],
             time=now,
-            step=step,
+            step=cause.step if isinstance(cause, Interrupted) else step,
             lost_peer=any(part in text.lower() for part in _LOST_PEER),
             repeats=isinstance(cause, _REPEATING),
-            explained=isinstance(cause, UsageError | OutOfMemoryError),
+            explained=isinstance(cause, UsageError | OutOfMemoryError | StorageError),
             interrupted=isinstance(cause, Interrupted),
+            checkpoint=cause.checkpoint if isinstance(cause, Interrupted | StorageError) else None,
+            storage=cause.reason if isinstance(cause, StorageError) else None,
             next_strategy=no_memory.next_strategy if no_memory and no_memory.restarts else None,
         )
 

@@ -119,7 +119,7 @@ def _to_svg(plot: Plot, width: float, kind: str) -> str:
     left = 0.62 if plot.is_small else _LEFT if width == _WIDTH else 0.85
     plot.figure.subplots_adjust(left=left / width, right=1 - _RIGHT / width)
     for axes in plot.axes:
-        axes.yaxis.set_label_coords(-(left - 0.12) / (width - left - _RIGHT), 0.5)
+        axes.yaxis.set_label_coords(-(left - 0.2) / (width - left - _RIGHT), 0.5)
         if width != _WIDTH and isinstance(axes.xaxis.get_major_locator(), MaxNLocator):
             axes.xaxis.get_major_locator().set_params(nbins=4)
     prefix, buffer = plot.name + ("-narrow" if kind == "narrow" else ""), io.StringIO()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Literal
 
 from launcher.report.metric_pairs import split_stage
-from launcher.report.records import AttemptRecord, History
+from launcher.report.records import AttemptRecord, History, MetricsRecord, Step
 from launcher.report.series import Line, make_line
 
 # Where a metric's values come from: a logging interval, a validation, an epoch, the end, `validate` or `test`.
@@ -98,12 +98,12 @@ def _choose_source(changes: Sequence[int]) -> Source:
 
 def _merge(attempt: AttemptRecord) -> Iterator[tuple[int, Mapping[str, float]]]:
     """The attempt's metrics in the order in which they were logged, each with the index of its source."""
-    parts: list[Iterable[tuple[int, int, Mapping[str, float]]]] = [
-        ((s.step, 0, s.metrics) for s in attempt.steps),
-        ((v.step, 1, v.metrics) for v in attempt.validations),
-        ((e.step, 2, e.metrics) for e in attempt.epochs),
-    ]
+    parts = (_tag(attempt.steps, 0), _tag(attempt.validations, 1), _tag(attempt.epochs, 2))
     return ((source, metrics) for _, source, metrics in heapq.merge(*parts, key=itemgetter(0, 1)))
+
+
+def _tag(records: Sequence[Step | MetricsRecord], source: int) -> Iterator[tuple[int, int, Mapping[str, float]]]:
+    return ((record.step, source, record.metrics) for record in records)
 
 
 def find_loss(metrics: Mapping[str, Metric]) -> str | None:

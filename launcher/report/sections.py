@@ -201,7 +201,7 @@ def _attempts_section(run: Run) -> Section | None:
         "count": len(attempts),
         "most": MOST_ATTEMPTS,
         "seconds": attempts[-1].last_event - attempts[0].started,
-        "table": Table("All attempts", head, rows, (2, 3, 5), (1, 4), terms=_ATTEMPT_TERMS),
+        "table": Table("All attempts", head, rows, (2, 3, 5), (0, 1, 4), terms=_ATTEMPT_TERMS),
         "events": Table("Events", ("time", "reported by", "step", "event"), events, (2,), (0, 1), kind="log"),
         "shown_events": len(events),
         "all_events": len(lines),

@@ -25,6 +25,7 @@ from launcher.report.records import History
 from launcher.report.units import format_plural
 from launcher.runs.job_output import find_job_output
 from launcher.runs.lock import read_owner
+from launcher.runs.script_record import is_script_run
 from launcher.runs.sweep_record import read_members
 
 MEMORY_PARTS = ("parameters", "gradients", "optimizer_states", "activations", "temporaries", "buffers")
@@ -156,8 +157,10 @@ def read_run(path: Path) -> Run:
     problems: list[str] = []
     progress = RunProgress()
     history = _read_history(path, progress, problems)
-    config = _read_mapping(path / "config.yaml", problems)
-    if not history.plan:
+    # A plain script has neither a config nor a plan.
+    is_script = is_script_run(path)
+    config = {} if is_script else _read_mapping(path / "config.yaml", problems)
+    if not history.plan and not is_script:
         history = dataclasses.replace(history, plan=_read_mapping(path / "plan.json", problems))
     status = read_run_status(path, progress=progress)
     if history.attempts and history.outcome == "unknown" and read_owner(path)[1] != "ended":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from launcher.core.events import FILE_NAME as EVENTS
 from launcher.core.events import read_events
 from launcher.core.secrets import redact
 from launcher.runs.oom_record import FILE_NAME as OOM_RECORD
+from launcher.runs.submission_record import read_records
 from launcher.runs.sweep_record import MEMBERS
 from launcher.runs.trust import check_run_folder, find_run_folder_problem
 
@@ -67,10 +69,8 @@ def find_run(config: RunConfig, *, restart_of: str | None = None, is_requeued: b
         own = explicit is not None and (
             explicit.is_relative_to(path) or find_last_checkpoint(path / "checkpoints") is None
         )
-        if exists and not (own or restart_of is not None or config.resume == "auto"):
-            raise RunDirectoryError(
-                f"run {path.name!r} exists already at {path}; choose another --name, or resume it with --resume auto"
-            )
+        if exists and not (own or restart_of is not None or config.resume == "auto" or has_nothing_to_lose(path)):
+            raise _name_taken(path)
         # On a restart the run's own checkpoints are newer than the checkpoint that the launch started from.
         folder = path / "checkpoints" if exists and (restart_of is not None or explicit is None) else None
         chosen, notices = choose_checkpoint(folder, LAST_CHECKPOINT, explicit)
@@ -81,6 +81,40 @@ def find_run(config: RunConfig, *, restart_of: str | None = None, is_requeued: b
     except OSError as error:
         raise make_directory_error(path, error) from error
     return RunPlace(path, exists, chosen, notices)
+
+
+def has_nothing_to_lose(run: Path) -> bool:
+    """Whether a run may start again under its name: it ended before its first step, or was a trial of Lightning's.
+
+    Its logs and events are kept.
+    """
+    if find_last_checkpoint(run / "checkpoints") is not None or read_records(run):
+        return False
+    return not _last_trained_step(run) or _is_trial(run)
+
+
+def _is_trial(run: Path) -> bool:
+    """Whether the run used `fast_dev_run`, which saves nothing."""
+    try:
+        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+        return bool(config["trainer"]["fast_dev_run"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return False
+
+
+def _name_taken(path: Path) -> RunDirectoryError:
+    steps = _last_trained_step(path)
+    if find_last_checkpoint(path / "checkpoints") is None and not read_records(path):
+        return RunDirectoryError(
+            f"run {path.name!r} exists already at {path}: it trained to step {steps} and has no checkpoint to resume "
+            f"from; choose another --name, or delete it with: rm -r {shlex.quote(str(path))}"
+        )
+    return RunDirectoryError(
+        f"run {path.name!r} exists already at {path}"
+        + (f" and has trained to step {steps}" if steps else "")
+        + "; resume it with --resume auto (in a script: name=..., resume_from_checkpoint='auto'), choose another "
+        f"--name, or delete it with: rm -r {shlex.quote(str(path))}"
+    )
 
 
 def make_directory_error(path: Path, error: OSError) -> RunDirectoryError:
@@ -155,7 +189,7 @@ def _fresh_path(runs: Path, config: RunConfig) -> Path:
 def _check_missing_checkpoint(run: Path, may_start_again: bool) -> tuple[str, ...]:
     """Notices about a run to resume without a checkpoint; a ResumeError if it may not start again at step 0."""
     steps = _last_trained_step(run)
-    if not steps:
+    if not steps or _is_trial(run):
         return ()
     if may_start_again:
         return (f"the run trained to step {steps} before without saving a checkpoint: it starts again at step 0",)

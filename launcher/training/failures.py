@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Callable, Iterator
 
-from launcher.core.errors import Interrupted, LauncherError, PlanError, TrainingError
+from launcher.checkpoint.manifest import read_step
+from launcher.checkpoint.storage import explain_any_os_error
+from launcher.core.errors import Interrupted, LauncherError, PlanError, StorageError, TrainingError, UsageError
+from launcher.core.event_text import name_stop_reason
 from launcher.core.secrets import find_secrets, scrub
 from launcher.planning.oom import device_peak, is_out_of_memory, out_of_memory
+from launcher.process.rank_status import RankError
+from launcher.runs.continuation import Stop, describe_stop, shorten
 from launcher.runs.oom_record import OomRecord, add_oom_record
+from launcher.runs.selection import find_last_checkpoint
 from launcher.training.context import RunContext
+from launcher.training.stop.signals import write_line
 from strategies.choice import StrategyError
+
+_STORAGE_ADVICE = {
+    "disk_full": "free space, or set another runs_dir",
+    "quota": "free space, or set another runs_dir",
+    "read_only": "make the disk writable, or set another runs_dir",
+    "no_permission": "correct the folder's permissions, or set another runs_dir",
+}
 
 
 @contextlib.contextmanager
@@ -28,14 +43,49 @@ def error_boundary(ctx: RunContext, explain: Callable[[RunContext, Exception], E
         raise failure from error
 
 
+@contextlib.contextmanager
+def record_ending(ctx: RunContext) -> Iterator[None]:
+    """Write the event of an error or of Ctrl-C that ends the attempt, unless `record_failure` has written it.
+
+    Raises:
+        Interrupted: for a KeyboardInterrupt, which no training has handled.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        interruption = Interrupted(signal.SIGINT, checkpoint=None, step=0)
+        interruption.run = str(ctx.run.path)
+        record_interruption(ctx, interruption)
+        if ctx.stays_open and ctx.topology.rank == 0:
+            write_line(describe_stop(Stop(signal.SIGINT)))
+        raise interruption from None
+    except Exception as error:
+        if not getattr(error, "is_recorded", False):
+            _write_failed(ctx, error)
+        raise
+
+
 def record_failure(ctx: RunContext, error: Exception) -> Exception:
     """Write an error to the run's events; see `explain_error`."""
     is_explained = isinstance(error, LauncherError | StrategyError)
     if not is_explained and is_out_of_memory(error):
-        return _record_out_of_memory(ctx, error)
+        failure = _record_out_of_memory(ctx, error)
+    else:
+        failure = explain_error(ctx, error)
+        _write_failed(ctx, failure if isinstance(failure, StorageError) else error)
+    if isinstance(failure, LauncherError):
+        failure.is_recorded = True
+    return failure
+
+
+def _write_failed(ctx: RunContext, error: Exception) -> None:
+    """Write the event of an error, with what `status` needs to explain it."""
+    is_explained = isinstance(error, LauncherError | StrategyError)
+    storage = error if isinstance(error, StorageError) else StorageError("", reason=_name_reason(error))
     text = str(error) if is_explained else _describe(ctx, error)
-    ctx.output.events.write("failed", host=ctx.topology.host, error=text)
-    return explain_error(ctx, error)
+    ctx.output.events.write("failed", host=ctx.topology.host, error=text, reason=storage.reason,
+                            checkpoint=_find_checkpoint(ctx), folder=storage.folder,
+                            needed_bytes=storage.needed_bytes, free_bytes=storage.free_bytes)  # fmt: skip
 
 
 def explain_error(ctx: RunContext, error: Exception) -> Exception:
@@ -46,20 +96,58 @@ def explain_error(ctx: RunContext, error: Exception) -> Exception:
     if isinstance(error, StrategyError):
         # Only the optimizer, which Lightning creates late, could show this obstacle.
         return PlanError(str(error))
+    if isinstance(error, StorageError):
+        return _with_checkpoint(ctx, error)
     if isinstance(error, LauncherError):
         return error
     # Any exception of the user's code. It is reported at once: W&B may take time to end, and until then other ranks
     # of the run may end this one.
-    ctx.status.record_error(error)
+    storage = explain_any_os_error(error, ctx.run.path)
+    ctx.status.record_error(error if storage is None else storage)
     ctx.status.write_traceback(error, is_raised=ctx.stays_open)
+    if storage is not None:
+        return _with_checkpoint(ctx, storage)
     rank, host = ctx.topology.rank, ctx.topology.host
     return TrainingError(f"rank {rank} ({host}): {_describe(ctx, error)}", rank=rank)
 
 
-def record_interruption(ctx: RunContext, interruption: Interrupted) -> None:
-    """Write to the run's events that a signal stopped it."""
-    ctx.output.events.write("interrupted", signal=interruption.signal_number, step=interruption.step,
-                            checkpoint=interruption.checkpoint)  # fmt: skip
+def _with_checkpoint(ctx: RunContext, error: StorageError) -> StorageError:
+    """The error with the run's newest checkpoint, and what to do."""
+    newest = find_last_checkpoint(ctx.run.checkpoints)
+    if newest is None:
+        kept = "no checkpoint was saved before"
+    else:
+        step = read_step(newest)
+        kept = f"the last valid checkpoint is {shorten(newest)}" + ("" if step is None else f" (step {step})")
+    explained = StorageError(
+        f"{error}; {kept}; {_STORAGE_ADVICE[error.reason]}, then run again",
+        reason=error.reason,
+        folder=error.folder,
+        needed_bytes=error.needed_bytes,
+        free_bytes=error.free_bytes,
+        rank=ctx.topology.rank,
+    )
+    explained.checkpoint = None if newest is None else str(newest)
+    explained.run = str(ctx.run.path)
+    return explained
+
+
+def record_interruption(ctx: RunContext, interruption: Interrupted, *, is_second: bool = False) -> None:
+    """Write to the run's events that a signal stopped it; a second one ends it at once."""
+    number = interruption.signal_number
+    ctx.output.events.write("interrupted", signal=number, step=interruption.step, checkpoint=interruption.checkpoint,
+                            reason=name_stop_reason(number), second=is_second)  # fmt: skip
+
+
+def _name_reason(error: Exception) -> str:
+    if isinstance(error, UsageError | StrategyError):
+        return "usage"
+    return "lost_connection" if RankError.from_exception(error, 0.0, 0).lost_peer else "exception"
+
+
+def _find_checkpoint(ctx: RunContext) -> str | None:
+    newest = find_last_checkpoint(ctx.run.checkpoints)
+    return None if newest is None else str(newest)
 
 
 def _describe(ctx: RunContext, error: Exception) -> str:
@@ -72,7 +160,8 @@ def _record_out_of_memory(ctx: RunContext, error: Exception) -> Exception:
                             allocated_bytes=device_peak(plan.device_kind), on_oom=ctx.config.on_oom)  # fmt: skip
     ctx.output.events.write("out_of_memory", host=topology.host, strategy=plan.strategy.name,
                             next=failure.next_strategy, expected_bytes=failure.expected_bytes,
-                            allocated_bytes=failure.allocated_bytes, go_on=failure.restarts)  # fmt: skip
+                            allocated_bytes=failure.allocated_bytes, go_on=failure.restarts,
+                            checkpoint=_find_checkpoint(ctx))  # fmt: skip
     add_oom_record(ctx.run.path, OomRecord.of(ctx.config.to_dict(), plan.to_dict()))
     ctx.status.write_traceback(error, is_raised=ctx.stays_open)
     return failure

@@ -27,6 +27,7 @@ from launcher.process.titles import set_rank_title
 from launcher.runs.directory import RunDirectory
 from launcher.training.context import RunContext
 from launcher.training.decision import decide_together, gather_facts
+from launcher.training.failures import record_ending
 from launcher.training.result import FitResult
 from launcher.training.script_end import ends_script
 from launcher.training.session import rank_session
@@ -82,7 +83,7 @@ def fit(
             close_kept_open()
             group = GroupSettings(plan.strategy.backend, ctx.attempt, config.process_group_timeout,
                                   run.log_file(topology.rank).parent, stays_open)  # fmt: skip
-            with process_group(store, topology, group):
+            with record_ending(ctx), process_group(store, topology, group):
                 from launcher.training.run import train
 
                 return train(ctx)
@@ -126,4 +127,4 @@ def announce(ctx: RunContext) -> None:
     print_plan(plan, console)
     if run.resume_from is not None:
         events.write("resumed", checkpoint=str(run.resume_from))
-        console.print(f"resuming from {run.resume_from}", highlight=False, markup=False)
+        console.print(f"resuming from {run.resume_from}", highlight=False, markup=False, soft_wrap=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import sys
 from collections.abc import Mapping
@@ -10,8 +12,9 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from launcher.checkpoint.manifest import remove_partial_checkpoints
 from launcher.checkpoint.resume import explain_other_model, scaler_problem
-from launcher.core.errors import Interrupted
+from launcher.core.errors import Interrupted, describe_stop_signal
 from launcher.core.secrets import find_secrets, redact
 from launcher.hardware.topology import Topology
 from launcher.loggers.selection import choose_loggers, list_own_loggers, wants_no_logger
@@ -19,6 +22,7 @@ from launcher.loggers.wandb_config import build_wandb_config
 from launcher.loggers.wandb_run import QueuedWandbLogger
 from launcher.planning.changes import PlanChanges
 from launcher.planning.fit_plan import check_model
+from launcher.runs.continuation import Stop, describe_stop
 from launcher.runs.selection import find_last_checkpoint
 from launcher.training.callbacks.events import EventWriter
 from launcher.training.callbacks.memory import MeasuredMemory
@@ -27,6 +31,7 @@ from launcher.training.callbacks.run_callbacks import RunParts, run_callbacks
 from launcher.training.callbacks.run_checkpoint import find_best_checkpoint
 from launcher.training.context import RunContext
 from launcher.training.data.order import DataOrder, DataSplit
+from launcher.training.end_reason import EndReason, find_end_reason
 from launcher.training.failures import error_boundary, record_failure, record_interruption
 from launcher.training.loops.fit_loop import use_resumable_loops
 from launcher.training.quiet_lightning import quiet_lightning
@@ -34,7 +39,8 @@ from launcher.training.result import FitResult
 from launcher.training.resume.convert import loadable_checkpoint
 from launcher.training.script_end import announce_end_of_training
 from launcher.training.stop.agreement import StopAgreement
-from launcher.training.stop.signals import SignalListener
+from launcher.training.stop.progress import StopProgress
+from launcher.training.stop.signals import SignalListener, write_line
 from launcher.training.trainer import build_trainer
 from launcher.training.wandb_session import wandb_session
 from launcher.user_code.objects import UserObjects, make_user_objects
@@ -59,13 +65,14 @@ def train(ctx: RunContext) -> FitResult:
     with _signal_listener(ctx, stop) as listener, wandb_session(ctx, values) as wandb_logger:
         try:
             with error_boundary(ctx, record_failure), quiet_lightning(), announced:
-                trainer = _fit(ctx, stop, listener, wandb_logger)
+                trainer, end = _fit(ctx, stop, listener, wandb_logger)
         except Interrupted as interruption:
+            interruption.run = str(ctx.run.path)
             if ctx.stays_open:
                 interruption.users_handler = listener.users_handler
                 # The script then ends without a traceback.
-                saved = f"; saved {interruption.checkpoint}" if interruption.checkpoint else ""
-                _print_on_rank_zero(f"{interruption}{saved}", ctx.topology)
+                stopped = dataclasses.replace(Stop.of(interruption), script=_arguments_to_continue(ctx))
+                _print_on_rank_zero(describe_stop(stopped), ctx.topology)
             record_interruption(ctx, interruption)
             raise
         finally:
@@ -73,19 +80,21 @@ def train(ctx: RunContext) -> FitResult:
     result = _result(ctx, trainer)
     if ctx.topology.rank == 0:
         ctx.output.events.write("finished", step=result.steps, metrics=dict(result.metrics),
-                                checkpoint=result.checkpoint)  # fmt: skip
+                                checkpoint=result.checkpoint, epoch=trainer.current_epoch, reason=end.name,
+                                message=end.message)  # fmt: skip
     if ctx.stays_open and listener.first is not None:
         # The signal came when the training had ended: the script must stop before it starts another training.
         saved = None if result.checkpoint is None else str(result.checkpoint)
         interruption = Interrupted(listener.first, checkpoint=saved, step=result.steps)
         interruption.users_handler = listener.users_handler
+        interruption.run = str(ctx.run.path)
         raise interruption
     return result
 
 
 def _fit(
     ctx: RunContext, stop: StopAgreement, listener: SignalListener, wandb_logger: QueuedWandbLogger | None
-) -> pl.Trainer:
+) -> tuple[pl.Trainer, EndReason]:
     """Create the objects and train; exceptions of the user's code are not changed."""
     pl.seed_everything(ctx.config.seed, workers=True, verbose=False)
     measured = MeasuredMemory(ctx.plan.device_kind)
@@ -103,19 +112,37 @@ def _fit(
     with loadable_checkpoint(ctx) as loadable, explain_other_model(ctx.run.resume_from, objects.model, trainer):
         path = None if loadable is None else str(loadable)
         trainer.fit(objects.model, datamodule=objects.data, ckpt_path=path, weights_only=True)
-    if ctx.run.resume_from is not None and not events.batches:
-        step = trainer.global_step
-        ctx.output.notice(f"nothing was left to train after step {step}: raise trainer.max_epochs or trainer.max_steps")
-    return trainer
+    end = find_end_reason(trainer, trained_batches=events.batches, resumed=ctx.run.resume_from is not None)
+    if end.name == "nothing_to_train" and end.message is not None:
+        ctx.output.notice(end.message)
+    return trainer, end
 
 
 def _signal_listener(ctx: RunContext, stop: StopAgreement) -> SignalListener:
+    progress = StopProgress(saves=ctx.config.trainer.enable_checkpointing is not False)
+
     def on_request(number: int) -> None:
-        text = f"signal {number}: saving at the next step boundary; Ctrl-C again ends at once"
+        text = f"{describe_stop_signal(number)}: {progress.describe_stop()}; Ctrl-C again ends at once"
         _print_on_rank_zero(text, ctx.topology)
 
+    def on_second(number: int) -> None:
+        record_interruption(ctx, Interrupted(number, checkpoint=None, step=progress.step), is_second=True)
+        remove_partial_checkpoints(ctx.run.checkpoints)
+        if ctx.topology.rank == 0 and not ctx.status.has_agent:
+            arguments = _arguments_to_continue(ctx) if ctx.stays_open else None
+            write_line(describe_stop(Stop(number, progress.step, None, ctx.run.path, at_once=True, script=arguments)))
+
     has_scheduler = "SLURM_JOB_ID" in os.environ
-    return SignalListener(stop, on_request, has_agent=ctx.status.has_agent, has_scheduler=has_scheduler)
+    return SignalListener(stop, on_request, on_second, progress=progress, has_agent=ctx.status.has_agent,
+                          has_scheduler=has_scheduler)  # fmt: skip
+
+
+def _arguments_to_continue(ctx: RunContext) -> str:
+    """The arguments with which a script continues the run."""
+    name = json.dumps(ctx.run.name)
+    if ctx.given is None:
+        return f'name={name} and resume="auto" in the config'
+    return f'train(..., name={name}, resume_from_checkpoint="auto")'
 
 
 def _user_objects(ctx: RunContext) -> UserObjects:

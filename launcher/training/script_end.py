@@ -128,8 +128,11 @@ def leave_together() -> Iterator[None]:
     _current.clear()
     try:
         yield
-    except Interrupted:
-        raise  # at the same step on every rank
+    except Interrupted as error:
+        if error.step == 0:
+            # Before the training the ranks are not at the same place; others may wait for this one.
+            end_script_ranks(_GRACE_AT_CTRL_C)
+        raise
     except Exception as error:
         if not _current:
             if isinstance(error, UsageError):

@@ -22,6 +22,7 @@ from launcher.checkpoint.manifest import write_manifest
 from launcher.checkpoint.read_back import ReadBack
 from launcher.checkpoint.reader import guarded_loads
 from launcher.checkpoint.resume import check_fits_model
+from launcher.checkpoint.storage import explained_saves, explained_writes
 from launcher.config.schema import RunConfig
 from launcher.core.terminal import is_interactive
 from launcher.hardware.topology import Topology
@@ -120,11 +121,13 @@ def _checkpoint_hooks(ctx: RunContext, read_back: ReadBack) -> CheckpointHooks:
 
     def on_written(written: Path, name: Path, step: int | None) -> None:
         read_back(written, name)
-        write_manifest(written, name, step)
+        with explained_writes(name.parent):
+            write_manifest(written, name, step)
 
     resume = ctx.run.resume_from
     return CheckpointHooks(
         on_written,
+        writing=explained_saves,
         reading=functools.partial(guarded_loads, trust=ctx.trust),
         read_consolidated=lambda path: format_of(path).read_consolidated(path),
         check_model=None if resume is None else functools.partial(check_fits_model, resume),

@@ -72,7 +72,7 @@ class TerminalPrompter:
 
 
 def _wrap(text: str, indent: int = 2) -> str:
-    """Break a text between words: questionary cuts lines that are longer than the terminal."""
+    """Break a text at spaces: questionary cuts lines that are longer than the terminal."""
     # The mark before the text, and space for the cursor.
     width = max(20, shutil.get_terminal_size().columns - 6)
     return textwrap.fill(text, width, subsequent_indent=" " * indent, break_on_hyphens=False)

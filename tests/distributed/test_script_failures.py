@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.core.errors import describe_stop_signal
 from tests.distributed.test_coordinator_run import HEAD, found_in, script
 from tests.support.processes import run_warm
 from tests.support.runs import events_of, toy_env
@@ -153,7 +154,7 @@ def test_a_signal_ends_a_script_that_continues_after_errors(
     assert [path.name for path in (tmp_path / "runs").iterdir() if path.is_dir()] == ["first"]
     assert (tmp_path / "runs" / "first" / "checkpoints" / "last.ckpt").is_file()
     assert "Traceback" not in output
-    assert output.count(f"stopped by signal {int(number)} after step 3; saved ") == 1
+    assert output.count(f"stopped by {describe_stop_signal(number)} after step 3; saved ") == 1
     assert output.count("cleaned") == own
 
 

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from launcher.core.errors import describe_stop_signal
+from launcher.core.event_text import name_stop_reason
 from tests.support import warm
 from tests.support.processes import Finished, launcher, run, run_warm, session_processes
 from tests.support.runs import PERSISTENT, TOY, events_of, toy_env
@@ -59,7 +61,10 @@ def test_a_signal_to_the_agent_only_saves_on_all_ranks_at_the_same_step(
     assert len({event["step"] for event in interrupted}) == 1
     (memory,) = events_of(directory, "memory")
     assert (sorted(memory["ranks"]), memory["step"]) == ([0, 1], interrupted[0]["step"])
-    assert f"stopped after step {interrupted[0]['step']}; saved" in output
+    stopped = f"stopped by {describe_stop_signal(number)} after step {interrupted[0]['step']}; saved runs/it/"
+    assert output.count(stopped) == 1, "once for all ranks"
+    assert "--name it --resume auto" in output
+    assert {(event["reason"], event["second"]) for event in interrupted} == {(name_stop_reason(number), False)}
     assert (directory / "checkpoints" / "last.ckpt").exists()
     assert "failed first" not in output
 

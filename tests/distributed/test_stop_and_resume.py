@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.core.errors import describe_stop_signal
 from tests.support.processes import launcher, run_warm, torchrun
 from tests.support.runs import REPOSITORY, TOY, events_of, read_trace, toy_env, train_on
 
@@ -58,7 +59,7 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
     # The rank with the signal stops in that step; if the other is one step ahead, both finish that step.
     next_border = step + 1 + (step % 8 == 7)
     assert stopped_at in ((next_border,) if ranks == 1 else (next_border, next_border + 1))
-    assert f"stopped after step {stopped_at}; saved" in stopped
+    assert stopped.count(f"stopped by {describe_stop_signal(number)} after step {stopped_at}; saved") == 1
     for log in (parts / "runs" / "it" / "logs").iterdir():
         assert "Traceback" not in log.read_text()
     _train(parts, tmp_path / "trace", ranks, *own, "--resume", "auto")
@@ -113,7 +114,13 @@ def test_ctrl_c_at_the_terminal_of_torchrun_leaves_a_checkpoint(tmp_path: Path) 
     assert len({event["step"] for event in events_of(directory, "interrupted")}) == 1, finished.output
     assert (directory / "checkpoints" / "last.ckpt").exists()
     assert "saving at the next step boundary" in finished.output
-    assert f"stopped after step {events_of(directory, 'interrupted')[0]['step']}; saved" in finished.output
+    step = events_of(directory, "interrupted")[0]["step"]
+    assert finished.output.count(f"stopped by Ctrl-C after step {step}; saved") == 1
+    assert (
+        "\ntorchrun --nproc-per-node 2 " in finished.output
+        or "torch.distributed.run --nproc-per-node 2 " in finished.output
+    )
+    assert "--name it --resume auto\n" in finished.output
     assert not events_of(directory, "failed")
 
 

@@ -53,7 +53,7 @@ class _MeasuredProgress(pl.Callback):
         self._now = now
         self._meter = SpeedMeter(now)
         self._seen_step = 0
-        self._length = TrainingLength()
+        self._epoch = self._batches_done = 0
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -73,7 +73,8 @@ class _MeasuredProgress(pl.Callback):
         steps = trainer.global_step - self._seen_step
         self._seen_step = trainer.global_step
         self._meter.batch_ends(steps)
-        self._length = read_length(trainer, batch_idx + 1)
+        # At the end of an epoch the Trainer has the number of the next one already.
+        self._epoch, self._batches_done = trainer.current_epoch, batch_idx + 1
         return steps
 
     @override
@@ -88,9 +89,13 @@ class _MeasuredProgress(pl.Callback):
         self._meter.pause()
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
 
-    def speed_texts(self) -> tuple[str, str, str]:
+    def length(self, trainer: pl.Trainer) -> TrainingLength:
+        """The limits of the training, after the last batch."""
+        return read_length(trainer, self._epoch, self._batches_done)
+
+    def speed_texts(self, length: TrainingLength) -> tuple[str, str, str]:
         """Recent speed, mean speed and time left; empty while unknown."""
-        recent, mean, left = self._meter.recent(), self._meter.mean(), self._meter.seconds_left(self._length)
+        recent, mean, left = self._meter.recent(), self._meter.mean(), self._meter.seconds_left(length)
         return (
             "" if recent is None else format_speed(recent),
             "" if recent is None or mean is None else format_mean(recent, mean),
@@ -98,13 +103,13 @@ class _MeasuredProgress(pl.Callback):
         )
 
 
-def read_length(trainer: pl.Trainer, batches_done: int) -> TrainingLength:
-    """The limits of a training, after `batches_done` batches of the current epoch."""
+def read_length(trainer: pl.Trainer, epoch: int, batches_done: int) -> TrainingLength:
+    """The limits of a training, after `batches_done` batches of an epoch."""
     step, batches = trainer.global_step, trainer.num_training_batches
     total = None if trainer.max_steps < 0 else trainer.max_steps
     batches_left = None
     if trainer.max_epochs is not None and trainer.max_epochs >= 0 and math.isfinite(batches):
-        batches_left = max((trainer.max_epochs - trainer.current_epoch) * int(batches) - batches_done, 0)
+        batches_left = max((trainer.max_epochs - epoch) * int(batches) - batches_done, 0)
         # Several optimizers, or another number of batches in a step later, make another number of steps.
         if trainer.lightning_module.automatic_optimization and not _changes_accumulation(trainer):
             steps = trainer.max_epochs * math.ceil(batches / trainer.accumulate_grad_batches)
@@ -148,8 +153,9 @@ class ProgressLines(_MeasuredProgress):
         steps, step = self.batch_ended(trainer, batch_idx), trainer.global_step
         if not steps or step % logging_interval(trainer):
             return
-        of = "" if self._length.steps is None else f"/{self._length.steps}"
-        speed, mean, left = self.speed_texts()
+        length = self.length(trainer)
+        of = "" if length.steps is None else f"/{length.steps}"
+        speed, mean, left = self.speed_texts(length)
         # Those of the last validation have their own line.
         logged = {name: value for name, value in trainer.logged_metrics.items() if name not in self._validated}
         metrics = _shown_metrics(trainer.progress_bar_metrics, logged)
@@ -222,7 +228,7 @@ class TerminalProgress(_MeasuredProgress, RichProgressBar):
         now = self._now()
         if self.is_enabled and not trainer.sanity_checking and now - self._read_at >= _READ_INTERVAL:
             self._read_at = now
-            self.speed = self.speed_texts()
+            self.speed = self.speed_texts(self.length(trainer))
             self.metrics, _ = order_metrics(as_numbers(trainer.progress_bar_metrics), self._logged)
 
     @override
@@ -235,7 +241,7 @@ class _Screen(CustomProgress):
 
     def __init__(self, bar: TerminalProgress, console: Console) -> None:
         # Before the base class, which draws the first screen.
-        self._bar, self._size = bar, console
+        self._bar, self._size, self._is_ended = bar, console, False
         super().__init__(console=console, refresh_per_second=_REDRAWS_PER_SECOND)
 
     @override
@@ -243,6 +249,11 @@ class _Screen(CustomProgress):
         super().start()
         # A rank that is killed cannot show the cursor again.
         self.console.show_cursor(True)
+
+    @override
+    def stop(self) -> None:
+        self._is_ended = True
+        super().stop()
 
     @override
     def get_renderables(self) -> Iterator[RenderableType]:
@@ -253,6 +264,9 @@ class _Screen(CustomProgress):
         lines = min(max(self._size.height // _SHARE_OF_SCREEN, 1), _MOST_LINES)
         yield from (Text(line, no_wrap=True, overflow="crop") for line in
                     wrap_metrics(self._bar.metrics, self._size.width, lines))  # fmt: skip
+        if not self._is_ended:
+            # The cursor is on a line of its own: there the agent writes if this process is killed.
+            yield Text()
 
 
 class _BarLine:

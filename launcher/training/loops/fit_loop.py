@@ -71,6 +71,8 @@ class FitLoop(_FitLoop):
         self._loader_states: Mapping[str, Any] = {}
         # The epochs in which the loaders of the checkpointed run were created last.
         self._reload_epochs: Mapping[str, Any] = {}
+        # The user's `max_epochs`, if the checkpoint has more epochs.
+        self.lowered_max_epochs: int | None = None
 
     @property
     @override
@@ -143,10 +145,16 @@ class FitLoop(_FitLoop):
         self._saved, self._position = saved, rewind_position(saved)
         self._set_counters(self._position)
         self.restarting = self._position.in_epoch
+        self._accept_lower_limit()
         if self._combined_loader is not None and self._data_fetcher is not None:
             # `configure_optimizers` has created the loaders already, to count their batches.
             self._load_combined_loader_states()
             iter(self._data_fetcher)
+
+    def _accept_lower_limit(self) -> None:
+        """A run that has more epochs than requested is complete; Lightning's restore would raise an error."""
+        if self.max_epochs not in (None, -1) and self.trainer.current_epoch > self.max_epochs:
+            self.lowered_max_epochs, self.max_epochs = self.max_epochs, self.trainer.current_epoch
 
     def _set_counters(self, position: Position) -> None:
         begun = position.epoch + (position.in_epoch or position.stage == "epoch_end")

@@ -36,11 +36,13 @@ class GracefulStop(pl.Callback):
 
     @override
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._listener.progress.trainer = trainer
         # Lightning sets its handlers between on_fit_start and this.
         self._listener.install()
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._listener.progress.trainer = trainer
         self._listener.install()
         self._step = trainer.global_step
         # With manual optimization a module may step without Lightning, which then counts no step.

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.training.stop.agreement import StopAgreement
+from launcher.training.stop.progress import StopProgress
 
 # From a person, a scheduler that warns or ends the job, or a closed terminal: all mean "save and stop".
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -33,6 +34,8 @@ class SignalListener:
     Args:
         agreement: gets the signals.
         on_request: called with the first signal.
+        on_second: called with the second signal, before the process ends.
+        progress: what the training is doing; `GracefulStop` updates it.
         has_agent: whether the launcher's agent forwards signals as SIGTERM, and ends its ranks itself when needed.
         has_scheduler: whether SIGHUP, SIGUSR1 or SIGUSR2 may be a scheduler's warning; otherwise a script's handlers
             for them are kept.
@@ -42,12 +45,16 @@ class SignalListener:
         self,
         agreement: StopAgreement,
         on_request: Callable[[int], None],
+        on_second: Callable[[int], None] | None = None,
         *,
+        progress: StopProgress | None = None,
         has_agent: bool = False,
         has_scheduler: bool = False,
     ) -> None:
         self._agreement = agreement
         self._on_request = on_request
+        self._on_second = on_second or _print_second
+        self.progress = StopProgress() if progress is None else progress
         self._has_agent = has_agent
         self._takes_all = has_agent or has_scheduler
         self._reader, self._writer = socket.socketpair()
@@ -127,13 +134,23 @@ class SignalListener:
                 self._agreement.request(number)
             self._on_request(number)
         elif now - self._since > _SECOND_AFTER and self._ends_at_once(number):
-            what = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"\nsecond {what}: ending at once\n".encode())
+            self._on_second(number)
             os._exit(128 + number)
 
     def _ends_at_once(self, number: int) -> bool:
         """A scheduler sends SIGTERM after its warning (USR1, USR2), which must not interrupt the save."""
         return number == signal.SIGINT or (number == signal.SIGTERM == self.first and not self._has_agent)
+
+
+def write_line(text: str) -> None:
+    """Write to the terminal, without `sys.stderr`'s lock, which the main thread may have."""
+    with suppress(OSError):
+        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"\n{text}\n".encode())
+
+
+def _print_second(number: int) -> None:
+    what = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+    write_line(f"second {what}: ending at once")
 
 
 def _is_users(handler: Any) -> bool:

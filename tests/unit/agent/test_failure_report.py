@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -9,10 +10,12 @@ from launcher.agent.failure_report import (
     RankOutcome,
     describe_outcome,
     find_first_failure,
+    find_stop,
     format_failure_report,
+    name_failure_reason,
     to_shell_exit_code,
 )
-from launcher.core.errors import ConfigError, Interrupted, OutOfMemoryError, Problem, TrainingError
+from launcher.core.errors import ConfigError, Interrupted, OutOfMemoryError, Problem, StorageError, TrainingError
 from launcher.process.rank_status import RankError
 
 OUTCOME = RankOutcome(rank=0, host="a", exit_code=None, time=0.0, step=7)
@@ -24,6 +27,13 @@ def make_error(*, message: str = "bad", time: float = 1.0, **fields: bool) -> Ra
 
 def make_outcome(rank: int, code: int | None, time: float = 1.0, **fields: object) -> RankOutcome:
     return dataclasses.replace(OUTCOME, rank=rank, exit_code=code, time=time, **fields)  # type: ignore[arg-type]
+
+
+def _describe(exception: BaseException) -> RankError:
+    try:
+        raise exception
+    except BaseException as caught:  # noqa: BLE001 -- any exception is described
+        return RankError.from_exception(caught, 5.0, 3)
 
 
 def test_the_earliest_failure_is_first() -> None:
@@ -128,16 +138,44 @@ def test_exit_codes_are_converted_to_a_shells() -> None:
     assert (to_shell_exit_code(3), to_shell_exit_code(-9)) == (3, 137)
 
 
+def test_a_full_disk_keeps_its_message_and_reason() -> None:
+    raised = StorageError("no space left on /d", reason="disk_full")
+    raised.__cause__ = OSError(28, "No space left on device")
+    described = _describe(raised)
+    assert (described.message, described.storage) == ("no space left on /d", "disk_full")
+    assert (described.explained, described.repeats) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reason"),
+    [
+        (make_outcome(1, -9), "killed"),
+        (make_outcome(1, -11), "crashed"),
+        (make_outcome(1, 255), "killed"),
+        (make_outcome(1, 3), "exit"),
+        (make_outcome(1, -9, out_of_memory=True), "out_of_memory"),
+        (make_outcome(1, None, hung=True), "hung"),
+        (make_outcome(1, 1, error=make_error()), "exception"),
+        (make_outcome(1, 2, error=make_error(explained=True)), "usage"),
+        (make_outcome(1, 1, error=make_error(lost_peer=True)), "lost_connection"),
+        (make_outcome(1, 1, error=_describe(StorageError("x", reason="quota"))), "quota"),
+    ],
+)
+def test_a_failure_has_a_reason_in_one_word(outcome: RankOutcome, reason: str) -> None:
+    assert name_failure_reason(outcome) == reason
+
+
+def test_a_stop_of_all_ranks_has_the_checkpoint_that_one_has_saved() -> None:
+    saved = _describe(Interrupted(2, checkpoint="/r/last.ckpt", step=9))
+    stop = find_stop(2, [make_outcome(0, 130, error=saved), make_outcome(1, 130)], Path("/r"))
+    assert (stop.signal_number, stop.step, stop.saved, stop.run) == (2, 9, Path("/r/last.ckpt"), Path("/r"))
+    killed = find_stop(2, [make_outcome(0, -9), make_outcome(1, -9)], None, is_second=True)
+    assert (killed.step, killed.saved, killed.at_once) == (7, None, True)
+
+
 def test_outcomes_can_be_stored_as_json() -> None:
     outcome = make_outcome(1, 1, error=make_error(), last_lines=("a", "b"))
     assert RankOutcome.from_dict(json.loads(json.dumps(dataclasses.asdict(outcome)))) == outcome
-
-
-def _describe(exception: BaseException) -> RankError:
-    try:
-        raise exception
-    except BaseException as caught:  # noqa: BLE001 -- any exception is described
-        return RankError.from_exception(caught, 5.0, 3)
 
 
 def test_an_error_is_described_by_its_cause() -> None:

@@ -6,6 +6,8 @@ import pytest
 
 from launcher.agent.failure_report import RankOutcome
 from launcher.agent.restart_policy import RestartHistory, decide_restart
+from launcher.core.errors import StorageError
+from launcher.process.rank_status import RankError
 from tests.unit.agent.test_failure_report import OUTCOME, make_error, make_outcome
 
 
@@ -47,6 +49,19 @@ def test_an_error_that_would_repeat_causes_no_restart(failure: RankOutcome) -> N
     restart, reason = _decide(failure)
     assert not restart
     assert "would repeat" in reason
+
+
+@pytest.mark.parametrize(
+    ("reason", "text"),
+    [("disk_full", "the disk is full"), ("quota", "quota"), ("read_only", "read-only"), ("no_permission", "writable")],
+)
+def test_a_disk_that_cannot_be_written_causes_no_restart(reason: str, text: str) -> None:
+    raised = StorageError("no space left", reason=reason)
+    failure = make_outcome(0, 1, error=RankError.from_exception(raised, 1.0, 7))
+    restart, verdict = _decide(failure)
+    assert not restart
+    assert verdict.startswith("no restart: ")
+    assert text in verdict
 
 
 def test_an_interrupted_rank_does_not_restart() -> None:

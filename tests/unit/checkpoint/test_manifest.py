@@ -22,7 +22,7 @@ from launcher.checkpoint.manifest import (
     remove_checkpoint,
     write_manifest,
 )
-from launcher.core.errors import ResumeError
+from launcher.core.errors import ResumeError, StorageError
 from launcher.runs.selection import find_run
 from tests.support.run_directories import config, fill, make_run, small_disk
 
@@ -186,7 +186,7 @@ def test_full_disk_keeps_the_older_checkpoint(tmp_path: Path) -> None:
         path, io = tmp_path / "disk" / "last.ckpt", AtomicCheckpointIO()
         io.save_checkpoint({"w": torch.ones(4), "global_step": 1}, path)
         fill(tmp_path / "disk")
-        with pytest.raises((OSError, RuntimeError)):
+        with pytest.raises(StorageError, match=r"no space left on .*: 392 KiB needed, 0 B free"):
             io.save_checkpoint({"w": torch.ones(100_000), "global_step": 2}, path)
         assert find_problem(path) is None
         assert io.load_checkpoint(path)["global_step"] == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -69,8 +71,12 @@ def _raise(error: BaseException) -> Callable[[], int]:
         (UsageError("wrong"), 2, "error: wrong\n"),
         (QueueError("full"), 1, "error: full\n"),
         (TrainingError("nan"), 1, "error: nan\n"),
-        (Interrupted(15, checkpoint="last.ckpt", step=3), 143, "stopped after step 3; saved last.ckpt\n"),
-        (Interrupted(2, checkpoint=None, step=3), 130, "stopped by signal 2 after step 3\n"),
+        (
+            Interrupted(15, checkpoint="last.ckpt", step=3),
+            143,
+            "stopped by SIGTERM (for example from a scheduler) after step 3; saved last.ckpt\n",
+        ),
+        (Interrupted(2, checkpoint=None, step=3), 130, "stopped by Ctrl-C after step 3; nothing was saved\n"),
         (KeyboardInterrupt(), 130, "left\n"),
     ],
 )
@@ -80,6 +86,19 @@ def test_an_error_becomes_text_and_an_exit_code(
     command = Command("x", "", "", runs_on_ranks=runs_on_ranks, on_interrupt="left")
     assert run_with_error_boundary(command, _raise(error), debug=False) == code
     assert capsys.readouterr().err == text
+
+
+def test_any_error_after_ctrl_c_counts_as_the_interrupt(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted_import() -> int:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        raise ImportError("cannot load module more than once per process")
+
+    before = signal.getsignal(signal.SIGINT)
+    for raised in (interrupted_import, _raise(KeyboardInterrupt())):
+        assert run_with_error_boundary(Command("x", "", "", on_interrupt="left"), raised, debug=False) == 130
+        assert capsys.readouterr().err == "left\n"
+    assert signal.getsignal(signal.SIGINT) == before
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def begun() -> Iterator[dict[str, Any]]:
         ("interrupted", {"step": 9, "signal": 15, "checkpoint": "c"}, "interrupted",
          "stopped by SIGTERM after step 9; saved a checkpoint"),
         ("interrupted", {"step": 9, "signal": 2, "checkpoint": None}, "interrupted",
-         "stopped by SIGINT after step 9; without a checkpoint"),
+         "stopped by Ctrl-C after step 9; without a checkpoint"),
         ("failed", {"host": "n1", "error": "ValueError: no"}, "failed", "rank 0 (n1): ValueError: no"),
         ("out_of_memory", {"host": "n1", "strategy": "ddp"}, "failed", "rank 0 (n1): out of memory with ddp"),
         ("step", {"step": 9, "metrics": {}}, "unknown", ""),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from launcher.config.schema import TrainerOptions
 from launcher.core.errors import ResumeError, RunDirectoryError
 from launcher.core.events import EventLog
 from launcher.runs.directory import open_run_directory
@@ -116,6 +117,39 @@ def test_an_existing_name_is_rejected(runs: Path) -> None:
     make_run(runs)
     with pytest.raises(RunDirectoryError, match="run 'first' exists already"):
         find_run(config(runs))
+
+
+@pytest.mark.parametrize("events", [(), ("run_started", "planned", "failed"), ("training_started", "failed")])
+def test_a_run_that_ended_before_its_first_step_does_not_keep_its_name(runs: Path, events: tuple[str, ...]) -> None:
+    path = make_run(runs, checkpoint=None)
+    for kind in events:
+        EventLog(path / "events.jsonl", 0).write(kind, step=0)
+    before = everything(runs)
+    place = find_run(config(runs, seed=8))
+    assert (place.path, place.exists, place.resume_from) == (path, True, None)
+    assert everything(runs) == before
+    again = ended(open_run_directory(config(runs, seed=8)))
+    assert again.path == path
+    assert len(list(path.glob("config-until-*.yaml"))) == 1, "the config of the first attempt is kept"
+
+
+def test_a_trial_of_lightnings_does_not_keep_its_name(runs: Path) -> None:
+    options = {"trainer": TrainerOptions(fast_dev_run=True)}
+    path = make_run(runs, checkpoint=None, **options)
+    EventLog(path / "events.jsonl", 0).write("first_step", step=1)
+    assert find_run(config(runs)).path == path
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "advice"), [("last.ckpt", "resume it with --resume auto"), (None, "has no checkpoint to resume")]
+)
+def test_a_run_that_has_trained_keeps_its_name(runs: Path, checkpoint: str | None, advice: str) -> None:
+    path = make_run(runs, checkpoint=checkpoint)
+    EventLog(path / "events.jsonl", 0).write("first_step", step=1)
+    with pytest.raises(RunDirectoryError, match="run 'first' exists already") as caught:
+        find_run(config(runs))
+    for part in (advice, "trained to step 1", "choose another --name", f"rm -r {path}"):
+        assert part in str(caught.value)
 
 
 def test_the_checkpoint_of_another_run_starts_a_new_run(runs: Path) -> None:

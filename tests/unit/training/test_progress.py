@@ -139,7 +139,7 @@ class LengthAt(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx == 2 and trainer.current_epoch == 0:
-            self.found = read_length(trainer, batch_idx + 1)
+            self.found = read_length(trainer, 0, batch_idx + 1)
             trainer.should_stop = True
 
 

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from launcher.core.errors import Interrupted, LauncherError
+from launcher.core.errors import Interrupted, LauncherError, describe_stop_signal
 from launcher.training.script_end import ends_script
 
 
@@ -30,7 +30,7 @@ def test_script_that_handles_failures_ends_on_a_signal(number: int) -> None:
     assert (error.checkpoint, error.step, str(error)) == (
         "last.ckpt",
         7,
-        f"stopped by signal {int(number)} after step 7",
+        f"stopped by {describe_stop_signal(number)} after step 7",
     )
     assert error.__suppress_context__
 
