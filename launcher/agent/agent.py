@@ -265,6 +265,9 @@ class TrainingAgent(LocalElasticAgent):
         if not first.is_interrupted:
             is_own = first.rank in self._attempt.ranks()
             _print(format_failure_report(first, outcomes if is_own else [first], decision.reason))
+        elif not decision.restart and self.signals.first is None:
+            # A rank received the signal, not the agent.
+            self._report_stop((first.exit_code or 0) - 128)
         if first.error is not None and first.error.storage is not None and (command := describe_command(run)):
             _print(command)
         self._kill_ranks()
