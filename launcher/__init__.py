@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from launcher.config.loading import load_config as load_config
     from launcher.config.schema import RunConfig as RunConfig
     from launcher.coordinator import TrainingCoordinator as TrainingCoordinator
+    from launcher.launch_function import launch as launch
     from launcher.loggers.wandb_config import build_wandb_config as build_wandb_config
     from launcher.loggers.wandb_config import detect_model_type as detect_model_type
     from launcher.monitoring.amp_callback import AmpWandbCallback as AmpWandbCallback
@@ -67,6 +68,7 @@ _LAZY = {
     "WizardConfig": "launcher.wizard.answers",
     "compute_effective_precision": "strategies.precision",
     "fit": "launcher.training.fit",
+    "launch": "launcher.launch_function",
     "load_config": "launcher.config.loading",
 }
 
@@ -83,6 +85,7 @@ __all__ = [
     "compute_effective_precision",
     "detect_model_type",
     "fit",
+    "launch",
     "load_config",
 ]
 

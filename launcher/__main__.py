@@ -8,9 +8,11 @@ def main() -> int:
     try:
         # Inside: Ctrl-C may come during the imports.
         from launcher.process.standard_streams import open_missing_streams
+        from launcher.process.titles import claim_process
 
         # Before anything is opened, which would get the number of a closed one.
         open_missing_streams()
+        claim_process()
         from launcher.cli.main import run
     except KeyboardInterrupt:
         return 130

@@ -8,17 +8,27 @@ import os
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, Unpack, cast
 
 from launcher.agent.external_ranks import read_external_rank
 from launcher.agreement.script_ranks import in_notebook, is_script_rank, script_rank
-from launcher.config.schema import RunConfig, TrainerOptions, WandbOptions
+from launcher.config.coordinator_arguments import (
+    CoordinatorSettings,
+    check_settings,
+    to_group,
+    with_trainer_options,
+)
+from launcher.config.schema import CheckpointOptions, RunConfig, TrainerOptions, WandbOptions, WatchOptions
 from launcher.config.trainer_variables import with_variables
-from launcher.core.errors import ConfigError, MissingLibraryError, Problem, TrainingError, with_cause_type
+from launcher.core.error_display import show_once
+from launcher.core.errors import CallError, LauncherError, MissingLibraryError, Problem, TrainingError, with_cause_type
+from launcher.core.python_terms import to_python_error
 from launcher.hardware.topology import Topology
+from launcher.process.rank_status import RankStatusWriter
 from launcher.process.standard_streams import open_missing_streams
 from launcher.training.fit import fit
 from launcher.training.result import FitResult
+from launcher.training.script_end import leave_together, shows_errors
 from strategies.deepspeed_config import BESIDE_DEEPSPEED
 from strategies.precision import AUTO, normalize_precision
 from strategies.registry import find_requested
@@ -26,7 +36,7 @@ from strategies.registry import find_requested
 if TYPE_CHECKING:
     from launcher.user_code.objects import UserObjects
 
-_DEFAULT_CLIP = 1.0
+_DEFAULTS = RunConfig()
 
 
 class TrainingCoordinator:
@@ -46,8 +56,7 @@ class TrainingCoordinator:
         use_gpu: use a GPU if there is one; False trains on the CPU.
         precision: any spelling, or 'auto'. A rank that cannot compute in it stops the run, unless `use_amp=True` in
             `train` makes it a request.
-        gradient_clip_val: largest norm of the gradients; None does not clip. The default does not apply to a model
-            with manual optimization.
+        gradient_clip_val: largest norm of the gradients; None does not clip.
         strategy: see `RunConfig`.
         devices: ranks on each node; None, -1 and 'auto' use all GPUs, or one process on a CPU.
         num_nodes: number of nodes.
@@ -56,19 +65,22 @@ class TrainingCoordinator:
         callbacks: Lightning's callbacks of every training, one or several.
         loggers: Lightning's loggers in addition to W&B, one or several.
         plugins: one or several of a precision plugin, which then decides the precision, a CheckpointIO, a LayerSync.
-        wandb: settings of W&B.
+        wandb: settings of W&B, as `WandbOptions` or a dict.
         on_precision_change: see `RunConfig`.
+        settings: further keys of the config, with its meanings and defaults: see `CoordinatorSettings`. The other keys
+            are arguments of `train`, belong to the model, or are used by `launcher submit` only.
 
     Raises:
         PrecisionError: `precision` is not valid.
+        CallError: lists every argument that does not exist, with what to do.
     """
 
     def __init__(
         self,
         output_dir: str | os.PathLike[str] = "runs",
         use_gpu: bool = True,
-        precision: str | int = "16",
-        gradient_clip_val: float | None = _DEFAULT_CLIP,
+        precision: str | int = AUTO,
+        gradient_clip_val: float | None = None,
         strategy: str = "auto",
         devices: int | str | None = None,
         num_nodes: int = 1,
@@ -77,9 +89,11 @@ class TrainingCoordinator:
         callbacks: Any = (),
         loggers: Any = (),
         plugins: Any = (),
-        wandb: WandbOptions | None = None,
+        wandb: WandbOptions | Mapping[str, Any] | None = None,
         on_precision_change: Literal["notice", "error"] = "notice",
+        **settings: Unpack[CoordinatorSettings],
     ) -> None:
+        check_settings(settings)
         self.precision = precision
         if isinstance(precision, str) and precision.strip().lower() == AUTO:
             precision = AUTO
@@ -89,6 +103,11 @@ class TrainingCoordinator:
         self.gradient_clip_val, self.devices, self.num_nodes = gradient_clip_val, devices, num_nodes
         self.notebook_processes, self.wandb, self.on_precision_change = notebook_processes, wandb, on_precision_change
         self.callbacks, self.loggers, self.plugins = callbacks, loggers, plugins
+        # The others have the config's defaults.
+        given = {name: settings.get(name, getattr(_DEFAULTS, name)) for name in CoordinatorSettings.__annotations__}
+        vars(self).update(given)
+        given["checkpoint"] = to_group(CheckpointOptions, given["checkpoint"], "checkpoint")
+        given["watch"] = to_group(WatchOptions, given["watch"], "watch")
         self._callbacks, self._loggers, self._plugins = _all_of(callbacks), _all_of(loggers), _all_of(plugins)
         self._config = RunConfig(
             runs_dir=os.fspath(output_dir),
@@ -100,7 +119,8 @@ class TrainingCoordinator:
             precision=precision,
             on_precision_change=on_precision_change,
             trainer=TrainerOptions(gradient_clip_val=gradient_clip_val, max_epochs=1),
-            wandb=wandb or WandbOptions(),
+            wandb=to_group(WandbOptions, wandb, "wandb"),
+            **given,
         )
 
     def train(
@@ -110,7 +130,7 @@ class TrainingCoordinator:
         val_dataloaders: Any = None,
         *,
         datamodule: Any = None,
-        max_epochs: int = 1,
+        max_epochs: int | None = None,
         use_amp: bool | None = None,
         resume_from_checkpoint: str | os.PathLike[str] | None = None,
         seed: int = 42,
@@ -124,7 +144,8 @@ class TrainingCoordinator:
             train_dataloaders: one or several loaders, or a LightningDataModule. None uses the model's own.
             val_dataloaders: loaders of the validation.
             datamodule: a LightningDataModule, instead of the loaders.
-            max_epochs: number of epochs.
+            max_epochs: number of epochs. None is one epoch, or no limit where `max_steps` or `max_time` is given; a
+                config without a limit trains for 1000 epochs, as Lightning does.
             use_amp: True requests mixed precision, False disables it, None leaves `precision` unchanged.
             resume_from_checkpoint: a checkpoint to resume from.
             seed: of every random generator and of the order of the data.
@@ -138,21 +159,19 @@ class TrainingCoordinator:
 
         Raises:
             MissingLibraryError: Lightning is not installed.
-            ConfigError: lists every argument that is not valid.
+            CallError: lists every argument that is not valid.
             UsageError, Interrupted: see `launcher.training.fit.fit`.
             TrainingError: the model's or the data's code raised. It is also an instance of that exception's class. The
                 ranks of a script raise it together, and can begin another training.
         """
         open_missing_streams()
         given = self._given(model, train_dataloaders, val_dataloaders, datamodule)
-        clip = self._config.trainer.gradient_clip_val
-        if clip == _DEFAULT_CLIP and not given.model.automatic_optimization:
-            # Lightning refuses to clip for manual optimization, and the default need not be the user's choice.
-            clip = None
         profiler = trainer_options.get("profiler")
         if profiler is not None and not isinstance(profiler, str):
             given = dataclasses.replace(given, profiler=trainer_options.pop("profiler"))
-        options = {"gradient_clip_val": clip, "max_epochs": max_epochs}
+        options: dict[str, Any] = {"gradient_clip_val": self._config.trainer.gradient_clip_val}
+        if max_epochs is not None or not _has_limit(trainer_options):
+            options["max_epochs"] = 1 if max_epochs is None else max_epochs
         requested = dataclasses.replace(
             self._config,
             name=name,
@@ -162,12 +181,15 @@ class TrainingCoordinator:
             # For readers of the run's config; the object itself is trained.
             model={"class_path": given.traits()["model"]},
         )
-        requested, options = with_variables(requested, options, TrainingCoordinator()._config, os.environ)
-        config = _checked(requested, {**options, **trainer_options})
         try:
+            requested, options = with_variables(requested, options, TrainingCoordinator()._config, os.environ)
+            config = with_trainer_options(requested, {**options, **trainer_options})
+            _check_restart(config)
             result = self._fit(config, given)
         except TrainingError as error:
-            raise with_cause_type(error) from error.__cause__
+            raise show_once(with_cause_type(to_python_error(error)), shows_errors) from error.__cause__
+        except LauncherError as error:
+            raise to_python_error(error) from error.__cause__
         return {
             "trainer": result.trainer,
             "model": model,
@@ -209,7 +231,7 @@ class TrainingCoordinator:
             text = f"given without train_dataloaders, so the {owner}'s loaders are used; give both or none"
             problems.append(Problem("val_dataloaders", text))
         if problems:
-            raise ConfigError(problems)
+            raise CallError(problems)
         data = datamodule if train is None else Loaders(train, validation)
         precision, others = sort_plugins(self._plugins)
         module = cast("pl.LightningModule", model)
@@ -237,8 +259,6 @@ class TrainingCoordinator:
         return _fit_in_forks(config, given, count)
 
     def _fit_script(self, config: RunConfig, given: UserObjects, count: int) -> FitResult:
-        from launcher.training.script_end import leave_together
-
         # Every rank continues with the script, which may begin another training.
         with leave_together():
             return fit(config, env=script_rank(count), given=given)
@@ -264,6 +284,21 @@ def _fit_in_forks(config: RunConfig, given: UserObjects, count: int) -> FitResul
         return read_result(config, given, count, folder)
 
 
+def _has_limit(options: Mapping[str, Any]) -> bool:
+    """Whether these options of Lightning's Trainer end a training without `max_epochs`."""
+    return options.get("max_steps", -1) != -1 or options.get("max_time") is not None
+
+
+def _check_restart(config: RunConfig) -> None:
+    """Check that something restarts this process where the arguments request it."""
+    if config.on_oom == "next" and not RankStatusWriter.from_env(os.environ).has_agent:
+        text = (
+            "given 'next', but no agent restarts this script; start it with `launcher run`, or catch OutOfMemoryError "
+            "and train with strategy=error.next_strategy"
+        )
+        raise CallError([Problem("on_oom", text)])
+
+
 def _all_of(given: Any) -> tuple[Any, ...]:
     """As a tuple: Lightning also accepts one object in place of a list."""
     if given is None:
@@ -276,39 +311,3 @@ def _devices(given: int | str | None) -> Any:
     if given in (None, -1, "-1"):
         return AUTO
     return int(given) if isinstance(given, str) and given.isdecimal() else given
-
-
-# Arguments of Lightning's Trainer that hold objects, and the coordinator's names for them.
-_OBJECTS = {"callbacks": "callbacks", "logger": "loggers", "plugins": "plugins"}
-# Arguments of a Trainer, or of its `fit`, that `train` does not accept: what to do instead.
-_ELSEWHERE = {
-    **{name: f"give it to TrainingCoordinator, as {name}"
-       for name in ("devices", "num_nodes", "precision", "strategy", "output_dir", "loggers", "wandb")},
-    "accelerator": "give use_gpu to TrainingCoordinator: False trains on the CPU",
-    "default_root_dir": "give output_dir to TrainingCoordinator: each training has a folder there",
-    "ckpt_path": "give it as resume_from_checkpoint",
-}  # fmt: skip
-
-
-def _checked(config: RunConfig, trainer: Mapping[str, Any]) -> RunConfig:
-    """The config with these options of Lightning's Trainer; a ConfigError has every setting that is not valid."""
-    from launcher.config.validation import find_problems
-
-    trainer = dict(trainer)
-    if trainer.get("logger", False) is None:
-        trainer.pop("logger")  # None is the default in a config file
-    elif trainer.get("logger") is False:
-        trainer["logger"] = []
-        config = dataclasses.replace(config, wandb=dataclasses.replace(config.wandb, mode="disabled"))
-    objects = [name for name in _OBJECTS if trainer.get(name) and trainer[name] is not True]
-    elsewhere = [name for name in _ELSEWHERE if name in trainer]
-    plain = {name: value for name, value in trainer.items() if name not in (*objects, *elsewhere)}
-    # Defaults need no check, and the check of every field takes time.
-    defaults = RunConfig().to_dict()
-    given = {name: value for name, value in config.to_dict().items() if value != defaults[name]}
-    problems = find_problems({**given, "trainer": plain})
-    problems += [Problem(f"trainer.{n}", f"give {_OBJECTS[n]} to TrainingCoordinator, as objects") for n in objects]
-    problems += [Problem(name, _ELSEWHERE[name]) for name in elsewhere]
-    if problems:
-        raise ConfigError(problems)
-    return dataclasses.replace(config, trainer=TrainerOptions(**plain))

@@ -15,7 +15,7 @@ _TEXT_OPTIONS: Mapping[str, tuple[str, str]] = {
     "qos": (_NAMES, "a quality of service"),
     "reservation": (_NAMES, "a reservation's name"),
     "constraint": (r"[A-Za-z0-9_.,:@=*&|!()\[\]+-]+", "node features, as in a100|h100"),
-    "mem": (r"\d+[KMGTkmgt]?[Bb]?", "memory of each node, as in 64G; 0 is all of it"),
+    "mem": (r"\d+[KMGTkmgt]?[Bb]?", "memory of each node, as in 64G; a number without a unit is in MB; 0 is all of it"),
     "exclude": (r"[A-Za-z0-9_.,\[\]-]+", "nodes to exclude, as in n[01-03]"),
     "nodelist": (r"[A-Za-z0-9_.,\[\]-]+", "nodes to use, as in n[01-03]"),
     "dependency": (r"[A-Za-z0-9_,:?+]+", "jobs to wait for, as in afterok:123"),

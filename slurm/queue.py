@@ -17,8 +17,8 @@ _TIMEOUT = 60.0
 # Larger than any MaxArraySize.
 _MAX_INDEX = 10**9
 # States of jobs that will not run again.
-ENDED = frozenset({"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "REVOKED",
-                   "TIMEOUT"})  # fmt: skip
+ENDED = frozenset({"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
+                   "PREEMPTED", "REVOKED", "TIMEOUT"})  # fmt: skip
 UNKNOWN = "UNKNOWN"
 
 

@@ -33,7 +33,8 @@ class FitRequest:
     Attributes:
         run: path of the run's directory, on a disk that the nodes share.
         folder: path of this submission's folder in it.
-        command: of the launcher's `fit`; the node adds how to start ranks.
+        command: of the launcher's `fit` or `run`; the node adds how to start ranks.
+        script: what follows after that, a plain script with its arguments; empty for `fit`.
         cwd: working directory of the ranks.
         signal: name of the warning, without SIG.
         resume_from: checkpoint to start from; None for a fresh start or to resume the run itself.
@@ -53,6 +54,7 @@ class FitRequest:
     fruitless_limit: int = 3
     interface: str | None = None
     join_timeout: float = 600.0
+    script: tuple[str, ...] = ()
 
 
 class FitTask:
@@ -124,13 +126,18 @@ class FitTask:
         step = self._find_progress(task)
         if step is None:
             return None
-        _print(f"stopped and saved at step {step}; the job is queued again")
+        _print(f"stopped{'' if _script_of(request) else f' and saved at step {step}'}; the job is queued again")
         _remove_incomplete_pickle()
         self._requeued = True
         return DelayedSubmission(FitTask(request))
 
     def _find_progress(self, task: SlurmTask) -> int | None:
-        """The saved step; None, with a message, if too many attempts in a row have saved nothing new."""
+        """The saved step; None, with a message, if too many attempts in a row have saved nothing new.
+
+        The progress of a plain script is not known: every attempt counts as a step.
+        """
+        if _script_of(self._request):
+            return len(read_attempts(Path(self._request.folder)))
         step = read_saved_step(Path(self._request.run))
         count = count_fruitless(read_attempts(Path(self._request.folder)), task.job_id, step)
         if count < self._request.fruitless_limit:
@@ -181,14 +188,16 @@ def make_agent_command(
 ) -> tuple[list[str], dict[str, str]]:
     """The arguments and the environment of a node's agent; `endpoint` is None with one node."""
     arguments = [*request.command, "--nproc-per-node", str(request.ranks_per_node)]
-    has_checkpoint = any((Path(request.run) / "checkpoints").glob("*.manifest"))
-    # The run's own checkpoints are newer than the one that it started from.
-    resume = "auto" if has_checkpoint or request.resume_from is None else request.resume_from
-    arguments += ["--resume", resume]
+    script = _script_of(request)
+    if not script:
+        has_checkpoint = any((Path(request.run) / "checkpoints").glob("*.manifest"))
+        # The run's own checkpoints are newer than the one that it started from.
+        resume = "auto" if has_checkpoint or request.resume_from is None else request.resume_from
+        arguments += ["--resume", resume]
     # With these variables, libraries would take the agent and its ranks for srun's tasks.
     variables = {name: value for name, value in env.items() if name not in TASK_VARIABLES}
     if endpoint is None:
-        return arguments, variables
+        return [*arguments, *script], variables
     arguments += ["--nnodes", str(request.nodes), "--node-rank", str(task.node)]
     arguments += ["--rdzv-conf", f"join_timeout={request.join_timeout:g}"]
     arguments += ["--rdzv-endpoint", f"{endpoint.host}:{endpoint.port}"]
@@ -197,7 +206,12 @@ def make_agent_command(
         variables |= dict.fromkeys(INTERFACE_VARIABLES, request.interface)
     elif endpoint.interface is not None:
         variables = {**dict.fromkeys(INTERFACE_VARIABLES, endpoint.interface), **variables}
-    return arguments, variables
+    return [*arguments, *script], variables
+
+
+def _script_of(request: FitRequest) -> tuple[str, ...]:
+    # An earlier version has pickled requests without it.
+    return getattr(request, "script", ())
 
 
 @contextmanager

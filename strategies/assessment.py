@@ -9,13 +9,16 @@ from strategies.machine import MachineModel
 from strategies.memory import MemoryEstimate, estimate_memory
 from strategies.model_states import ZeroSettings
 from strategies.precision import Precision
-from strategies.step_time import StepTime
+from strategies.step_time import STEP_FLOOR, StepTime
 from strategies.step_trace import ModelProfile, at_batch_size
 from strategies.units import format_bytes, format_duration
 from strategies.zero import ZERO_3
 
 # A later candidate must be estimated this much faster than a simpler one: smaller differences are below the error.
 MARGIN = 0.1
+# Candidates that differ by less are equally fast: then the one with more room is chosen, if it needs noticeably less.
+TIE = 0.02
+_NOTICEABLE = 0.05  # of the device's memory
 _MOST_RANKS = 1 << 17
 
 
@@ -30,6 +33,7 @@ class Assessment:
         eligible: whether these ranks can run it at all.
         fits: whether its memory is within the limit.
         reason: why it was or was not chosen.
+        ranks: how many ranks work on a step.
     """
 
     name: str
@@ -40,24 +44,90 @@ class Assessment:
     eligible: bool
     fits: bool
     reason: str
+    ranks: int = 1
+
+    @property
+    def samples(self) -> int:
+        """Samples of an optimizer step."""
+        return self.micro_batch_size * self.accumulate * self.ranks
+
+    @property
+    def seconds_per_sample(self) -> float:
+        """Estimated seconds for each sample of a step: comparable also if a step has other samples."""
+        return self.step.seconds / self.samples
+
+    @property
+    def can_train(self) -> bool:
+        """Whether these ranks can run it, and it fits."""
+        return self.eligible and self.fits
 
 
-def explain_pick(pick: Assessment, able: Sequence[Assessment], machine: MachineModel) -> str:
-    """The reason for the pick among the candidates that these ranks can run and that fit."""
+def choose_simplest(able: Sequence[Assessment], machine: MachineModel) -> Assessment | None:
+    """The fastest; a later one only if it is faster by the margin. On a CPU the first: ZeRO there is for debugging."""
+    if not able:
+        return None
+    best = able[0]
+    for other in able[1:] if machine.device_kind != "cpu" else ():
+        if other.seconds_per_sample < best.seconds_per_sample * (1 - MARGIN):
+            best = other
+    return best
+
+
+def choose_fastest(able: Sequence[Assessment], machine: MachineModel) -> Assessment | None:
+    """The simplest of the fastest, or one that is as fast and needs noticeably less memory of the device."""
+    simplest = choose_simplest(able, machine)
+    if simplest is None or machine.device_kind == "cpu":
+        return simplest
+    most = simplest.memory.total - _NOTICEABLE * machine.memory_bytes
+    roomier = [
+        a
+        for a in able
+        if is_tie(a, simplest)
+        and a.memory.total <= most
+        # Memory that moves to the host or to NVMe is not saved.
+        and (a.memory.host, a.memory.nvme) <= (simplest.memory.host, simplest.memory.nvme)
+    ]
+    return min(roomier, key=lambda a: a.memory.total, default=simplest)
+
+
+def describe_speed(assessed: Assessment) -> str:
+    """'8.63 ms a sample'; at least the share of a sample in the shortest step that Lightning can run."""
+    if assessed.step.seconds < STEP_FLOOR:
+        return f"less than {format_duration(STEP_FLOOR / assessed.samples)} a sample"
+    return f"{format_duration(assessed.seconds_per_sample)} a sample"
+
+
+def explain_pick(pick: Assessment, assessed: Sequence[Assessment], machine: MachineModel) -> str:
+    """The reason for the pick among all candidates."""
     needs = f"needs {format_bytes(pick.memory.total)} of {format_bytes(machine.memory_bytes)}"
+    able = [a for a in assessed if a.can_train]
     if len(able) == 1:
-        return f"{needs}; nothing else fits"
+        if any(a.eligible for a in assessed if a is not pick):
+            return f"{needs}; nothing else fits"
+        return needs if machine.world_size == 1 else f"{needs}; no other strategy can run here"
     if machine.device_kind == "cpu":
         return f"{needs}; the simplest that fits: on a CPU ZeRO is for debugging"
-    rivals = [a for a in able if a is not pick]
-    nearest = min(rivals, key=lambda a: a.step.seconds)
-    if nearest.step.seconds < pick.step.seconds:
+    simplest = choose_simplest(able, machine)
+    if simplest is not None and simplest is not pick:
+        saved = format_bytes(simplest.memory.total - pick.memory.total)
+        return f"{needs}; as fast as {simplest.name} ({_WITHIN}), and needs {saved} less"
+    nearest = min((a for a in able if a is not pick), key=lambda a: a.seconds_per_sample)
+    if is_tie(nearest, pick):
+        return f"{needs}; {nearest.name} is as fast ({_WITHIN}), but does not need noticeably less memory"
+    if nearest.seconds_per_sample < pick.seconds_per_sample:
         return (
             f"{needs}; {nearest.name} is estimated less than {MARGIN:.0%} faster, less than the error of the estimate; "
             "the simpler one is chosen"
         )
-    own, other = format_duration(pick.step.seconds), format_duration(nearest.step.seconds)
-    return f"{needs}; estimated {own} a step, {nearest.name} {other}"
+    return f"{needs}; estimated {describe_speed(pick)}, {nearest.name} {describe_speed(nearest)}"
+
+
+def is_tie(one: Assessment, other: Assessment) -> bool:
+    """Whether two candidates are about equally fast."""
+    return abs(one.seconds_per_sample - other.seconds_per_sample) <= TIE * other.seconds_per_sample
+
+
+_WITHIN = f"within {TIE:.0%}"
 
 
 def find_shortage(memory: MemoryEstimate, machine: MachineModel, limit: int) -> str | None:
@@ -78,12 +148,16 @@ def with_reason(assessed: Assessment, pick: Assessment | None, machine: MachineM
     if assessed.reason:
         return assessed
     if pick is not None and assessed.name == pick.name:
-        reason = "taken"
+        reason = "chosen"
     elif not assessed.fits:
         reason = f"does not fit: {find_shortage(assessed.memory, machine, limit)}"
+    elif pick is not None and machine.device_kind != "cpu" and is_tie(assessed, pick):
+        reason = f"fits; as fast as {pick.name} ({_WITHIN})"
+        if assessed.memory.total > pick.memory.total:
+            reason += f", but needs {format_bytes(assessed.memory.total - pick.memory.total)} more"
     else:
-        reason = f"fits; estimated {format_duration(assessed.step.seconds)} a step"
-        if pick is not None and assessed.step.seconds >= pick.step.seconds:
+        reason = f"fits; estimated {describe_speed(assessed)}"
+        if pick is not None and assessed.seconds_per_sample >= pick.seconds_per_sample:
             reason += f", not faster than {pick.name}"
     return replace(assessed, reason=reason)
 

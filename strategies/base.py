@@ -170,7 +170,8 @@ class StrategyEntry(ABC):
     Attributes:
         name: what `strategy:` in a config takes; Lightning's name where Lightning has one.
         summary: one line, for `--help` and `launcher init`.
-        order: position in lists. Of two candidates of about the same speed the lower one is chosen.
+        order: position in lists. Of two candidates of about the same speed the lower one is chosen, unless they are
+            equally fast and the other one needs less memory.
         is_candidate: whether `strategy: auto` compares it.
         is_sharded: whether a rank holds only a part of the weights or states, so that its module is incomplete.
         needs_deepspeed: whether DeepSpeed must be installed and able to run on every rank.
@@ -234,7 +235,7 @@ class StrategyEntry(ABC):
         return [
             Moment("forward", states.gradients, step.trace.forward, 0),
             Moment("backward", states.gradients, step.trace.backward, 0),
-            Moment("step", states.gradients, step.trace.step + step.trace.inputs, 0),
+            Moment("step", states.gradients, step.trace.inputs, 0, step.trace.step),
         ]
 
     @abstractmethod

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
 
-from strategies.assessment import MARGIN, Assessment, describe_alternatives, explain_pick, find_shortage, with_reason
+from strategies.assessment import (
+    Assessment,
+    choose_fastest,
+    describe_alternatives,
+    explain_pick,
+    find_shortage,
+    with_reason,
+)
 from strategies.base import StrategyEntry, TrainingStep
 from strategies.batch import BatchSplit
 from strategies.machine import MachineModel
@@ -48,12 +55,20 @@ class Comparison:
         """The assessment of that name."""
         return next((a for a in self.assessments if a.name == name), None)
 
+    def with_reasons(self, reasons: Mapping[str, str]) -> Comparison:
+        """The comparison with other reasons for the candidates of these names."""
+        return replace(
+            self, assessments=tuple(replace(a, reason=reasons.get(a.name, a.reason)) for a in self.assessments)
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, with totals added for readers."""
         values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         for entry, assessed in zip(values["assessments"], self.assessments, strict=True):
             entry["memory"]["total"] = assessed.memory.total
             entry["step"]["seconds"] = assessed.step.seconds
+            entry["step"]["seconds_per_sample"] = assessed.seconds_per_sample
+            entry["samples"] = assessed.samples
         return values
 
 
@@ -92,13 +107,12 @@ def compare_strategies(
         _assess(candidate, run, _obstacle(candidate, run) or options.obstacles.get(candidate.name))
         for candidate in list_candidates()
     ]
-    able = [a for a in first if a.eligible and a.fits]
-    pick = _fastest(able, machine)
+    pick = choose_fastest([a for a in first if a.can_train], machine)
     assessed = tuple(with_reason(a, pick, machine, limit) for a in first)
     if pick is None:
         why = describe_alternatives(first, profile, machine, precision, limit, options.settings)
     else:
-        why = explain_pick(pick, able, machine)
+        why = explain_pick(pick, first, machine)
     return Comparison(
         assessed,
         None if pick is None else pick.name,
@@ -115,8 +129,7 @@ def compare_strategies(
 def next_after(name: str, assessed: Sequence[Assessment], machine: MachineModel) -> str | None:
     """The fastest candidate that needs less than `name`, which ran out of memory; None if `name` was not assessed."""
     own = next((a for a in assessed if a.name == name), None)
-    smaller = [a for a in assessed if own and a.eligible and a.fits and a.memory.total < own.memory.total]
-    after = _fastest(smaller, machine)
+    after = choose_fastest([a for a in assessed if own and a.can_train and a.memory.total < own.memory.total], machine)
     return None if after is None else after.name
 
 
@@ -161,7 +174,9 @@ def _assess(candidate: StrategyEntry, run: _Run, obstacle: str | None) -> Assess
     types = candidate.state_types(run.precision)
     step = TrainingStep(model, trace, machine.world_size, types, split.accumulate, run.settings)
     time, micro = step_time(candidate, step, machine), trace.batch_size
-    return Assessment(candidate.name, memory, time, micro, split.accumulate, obstacle is None, fits, obstacle or "")
+    return Assessment(
+        candidate.name, memory, time, micro, split.accumulate, obstacle is None, fits, obstacle or "", ranks
+    )
 
 
 def _obstacle(candidate: StrategyEntry, run: _Run) -> str | None:
@@ -169,16 +184,3 @@ def _obstacle(candidate: StrategyEntry, run: _Run) -> str | None:
     if run.machine.device_kind == "mps" and candidate.needs_process_group:
         return "Apple's GPU has no process group backend"
     return candidate.obstacle(run.profile, run.machine, run.precision)
-
-
-def _fastest(able: Sequence[Assessment], machine: MachineModel) -> Assessment | None:
-    """The fastest; a later one only if it is faster by the margin. On a CPU the first: ZeRO there is for debugging."""
-    if not able:
-        return None
-    best = able[0]
-    if machine.device_kind == "cpu":
-        return best
-    for other in able[1:]:
-        if other.step.seconds < best.step.seconds * (1 - MARGIN):
-            best = other
-    return best

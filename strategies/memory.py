@@ -26,12 +26,13 @@ class MemoryEstimate:
     Attributes:
         parameters: weights and the module's buffers.
         optimizer_states: the optimizer's, and ZeRO's fp32 master copy.
-        activations: allocated by the step: saved for backward, the batch, temporaries of ops and optimizer.
+        activations: allocated by forward and backward: saved for backward, the batch, temporaries of ops.
         buffers: of the strategy: DeepSpeed's buckets and gathered parameters; on a CPU also those of the process.
         host: bytes in host memory for each rank (offload).
         nvme: bytes on NVMe for each rank (offload).
         phase: 'forward', 'backward' or 'step'.
         method: how activations were found: 'traced' on fake tensors, 'probed' by a real step, or an analytic 'bound'.
+        temporaries: allocated and freed by the optimizer's step.
     """
 
     parameters: int
@@ -43,11 +44,13 @@ class MemoryEstimate:
     nvme: int
     phase: str
     method: Method
+    temporaries: int = 0
 
     @property
     def total(self) -> int:
         """Bytes on the device."""
-        return self.parameters + self.gradients + self.optimizer_states + self.activations + self.buffers
+        allocated = self.activations + self.buffers + self.temporaries
+        return self.parameters + self.gradients + self.optimizer_states + allocated
 
 
 def estimate_memory(
@@ -83,4 +86,5 @@ def estimate_memory(
         states.nvme,
         most.phase,
         method,
+        most.temporaries,
     )

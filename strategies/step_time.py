@@ -18,6 +18,9 @@ from strategies.machine import CollectiveTraffic, MachineModel
 _EFFICIENCY = 0.45
 # Share of a link's peak that large collectives reach.
 _LINK_EFFICIENCY = 0.7
+# A step of Lightning's loop takes at least so long: 0.32 ms with a model of two parameters on a CPU. Shorter estimates
+# only mean that the loop decides.
+STEP_FLOOR = 0.3e-3
 _LATENCY_IN_NODE = 10e-6
 _LATENCY_ACROSS = 30e-6
 

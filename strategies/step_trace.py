@@ -30,18 +30,20 @@ class Moment:
 
     Attributes:
         phase: 'forward', 'backward' or 'step'.
-        activations: with the batch and temporaries of ops and optimizer.
+        activations: saved for backward, the batch and temporaries of ops.
+        temporaries: of the optimizer's step: copies for the gradients' norm, flat gradients, the update itself.
     """
 
     phase: str
     gradients: int
     activations: int
     buffers: int
+    temporaries: int = 0
 
     @property
     def total(self) -> int:
         """Bytes together."""
-        return self.gradients + self.activations + self.buffers
+        return self.gradients + self.activations + self.buffers + self.temporaries
 
 
 @dataclass(frozen=True, slots=True)

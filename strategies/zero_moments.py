@@ -114,7 +114,7 @@ class ZeroStep:
                 # In stage 1 the accumulated gradients are reduced, and freed as the rank's part is created.
                 left = max(0, before - reduced) if self.stage == 1 else before
                 kept = kept if self.stage == 3 else left + self._kept_gradients(reduced)
-                yield Moment("backward", kept, now.live + norm, buffers)
+                yield Moment("backward", kept, now.live, buffers, norm)
                 filled, size, oversized = [], 0, 0
             if then is not None:
                 filled.append((now.parameter, incoming))
@@ -166,7 +166,7 @@ class ZeroStep:
                 yield Moment("backward", left + kept, end, buckets + self._reduction_copies(content))
                 reduced += size
                 kept = self._kept_gradients(reduced)
-                yield Moment("backward", left + kept, end + norm, buckets)
+                yield Moment("backward", left + kept, end, buckets, norm)
                 # A gradient larger than a bucket is freed when the rank has its copy.
                 left -= size if size > self._bucket else 0
                 filled, size = [], 0
@@ -204,13 +204,13 @@ class ZeroStep:
             return
         gradients = self.states.gradients
         owned, norm = self._norm()
-        yield Moment("step", owned, self.step.trace.inputs + norm, buffers)
+        yield Moment("step", owned, self.step.trace.inputs, buffers, norm)
         parts = owned_parts(self.step.model, self.stage, self.step.world_size)
         for number, owned in enumerate(parts):
             part = min(owned, self.step.settings.sub_group_size) if self.stage == 3 else owned
             narrow = 0 if self._width == FP32 else part * self._width
             flat = part * FP32
-            yield Moment("step", gradients, self.step.trace.inputs + narrow + flat, buffers)
+            yield Moment("step", gradients, self.step.trace.inputs, buffers, narrow + flat)
             kept = 0 if number == len(parts) - 1 and self.stage < 3 else gradients
             temporary = part * self.step.model.optimizer.temporary_bytes_per_element
-            yield Moment("step", kept, self.step.trace.inputs + flat + temporary, buffers)
+            yield Moment("step", kept, self.step.trace.inputs, buffers, flat + temporary)

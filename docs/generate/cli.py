@@ -11,6 +11,7 @@ from unittest import mock
 
 from docs.generate.markdown import code, table
 from launcher.cli.main import run
+from launcher.cli.settings import TITLE as SETTINGS_TITLE
 
 _COMMAND = re.compile(r"^  (\w+) +(\S.*)$", re.MULTILINE)
 
@@ -38,9 +39,9 @@ def find_parser(command: str | None = None) -> argparse.ArgumentParser:
     return found[0]
 
 
-def _section(command: str, text: str, shown: set[str]) -> str:
+def _section(command: str, summary: str, shown: set[str]) -> str:
     parser = find_parser(command)
-    parts = [f"## `{command}`\n", f"{text[:1].upper()}{text[1:]}.\n"]
+    parts = [f"## `{command}`\n", f"{summary[:1].upper()}{summary[1:]}.\n"]
     more = (parser.description or "").partition("\n")[2].strip() or ""
     if more:
         parts.append(f"{more}\n")
@@ -53,10 +54,11 @@ def _section(command: str, text: str, shown: set[str]) -> str:
             parts.append(
                 table(["option" if actions[0].option_strings else "argument", "meaning"], map(_option, actions))
             )
-    # Several commands share one text.
-    if parser.epilog and parser.epilog not in shown:
-        shown.add(parser.epilog)
-        parts.append(f"```text\n{parser.epilog.strip()}\n```\n")
+    # Several commands share one text; the settings have a page of their own.
+    text = (parser.epilog or "").partition(SETTINGS_TITLE)[0].strip()
+    if text and text not in shown:
+        shown.add(text)
+        parts.append(f"```text\n{text}\n```\n")
     return "\n".join(parts)
 
 

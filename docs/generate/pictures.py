@@ -3,7 +3,8 @@
     python -m launcher fit --nproc-per-node 2 --precision 16-mixed --trainer.max_steps 60 --name picture
     python -m docs.generate.pictures runs/picture
 
-writes plan.svg and report.png to docs/images; needs Chromium and the test dependencies.
+writes plan.svg and report.png to docs/images; needs Chromium and the test dependencies. Without a run it writes only
+plan.svg.
 """
 
 from __future__ import annotations
@@ -34,7 +35,14 @@ _WIDTH, _HEIGHT = 1000, 1500
 
 
 def main() -> None:
-    """Draw both pictures."""
+    """Draw the plan, and the report of a run that is given."""
+    draw_plan()
+    if sys.argv[1:]:
+        draw_report(sys.argv[1])
+
+
+def draw_plan() -> None:
+    """Draw plan.svg."""
     console = Console(record=True, width=128, file=StringIO())
     arguments = ["--gpus", "8", "--gpu", "h100"]
     machine = read_options(find_parser("plan").parse_args(arguments))
@@ -44,9 +52,13 @@ def main() -> None:
     drawn = console.export_svg(title=f"launcher plan {' '.join(arguments)}")
     # No font is loaded from elsewhere; the reader's own monospace font is used.
     (IMAGES / "plan.svg").write_text(re.sub(r"@font-face \{.*?\}\s*", "", drawn, flags=re.DOTALL))
+
+
+def draw_report(run: str) -> None:
+    """Draw report.png."""
     with tempfile.TemporaryDirectory() as folder:
         page_file = Path(folder) / "report.html"
-        write_report([read_run(find_run_directory(sys.argv[1], Path("runs")))], page_file)
+        write_report([read_run(find_run_directory(run, Path("runs")))], page_file)
         with browser(Path(folder) / "profile") as page:
             page.open(page_file)
             page.show_as("light", width=_WIDTH)

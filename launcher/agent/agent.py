@@ -6,13 +6,9 @@ its start of an attempt and its monitoring step.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +17,21 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous import RendezvousHandler
 
-from launcher.agent.failure_report import (
-    RankOutcome,
-    find_first_failure,
-    find_stop,
-    format_failure_report,
-    name_failure_reason,
-    to_shell_exit_code,
-)
+from launcher.agent.agent_report import AgentReport, print_text
+from launcher.agent.failure_report import RankOutcome, find_first_failure, to_shell_exit_code
 from launcher.agent.fork_server import StartMethod
 from launcher.agent.hang_detection import HangDetector, describe_hang, find_blocking_ranks
 from launcher.agent.node_exchange import NodeExchange
 from launcher.agent.rank_inspector import RankInspector, RankProcess
-from launcher.agent.rank_main import RankCommand, RankTask, run_rank
+from launcher.agent.rank_main import RankTask, run_rank
 from launcher.agent.rank_processes import AttemptProcesses
 from launcher.agent.rendezvous import describe_lost_store
 from launcher.agent.restart_policy import RestartDecision
 from launcher.agent.restarts import RestartTracker, record_out_of_memory
 from launcher.agent.signals import AgentSignals, AgentStopped
-from launcher.checkpoint.manifest import remove_partial_checkpoints
-from launcher.config.launch_options import LaunchOptions
-from launcher.core.event_text import name_stop_reason
-from launcher.core.events import FILE_NAME, EventLog
+from launcher.agent.start_request import StartRequest
 from launcher.process.parent_death import STOP_SIGNALS
-from launcher.runs.continuation import describe_command, describe_stop
+from launcher.process.titles import set_title
 
 # Seconds between two checks with one node and with several. The agent notices the end of a rank immediately.
 _MONITOR_INTERVAL = {False: 0.2, True: 1.0}
@@ -53,6 +40,8 @@ _CAUSE_TIMEOUT = 3.0
 # Seconds until the other ranks must have ended: after a failure without a restart, and after the first rank has saved.
 _EXIT_TIMEOUT = 10.0
 _SAVE_TIMEOUT = 120.0
+# Seconds to wait for the other ranks if one has called `sys.exit` with an error code.
+_SAME_EXIT_TIMEOUT = 0.5
 _STACKS_TIMEOUT = 0.3
 # A rank checks once a second whether its flight record was requested.
 _FLIGHT_RECORD_TIMEOUT = 5.0
@@ -67,6 +56,7 @@ class TrainingAgent(LocalElasticAgent):
 
     Args:
         count: ranks on this node.
+        request: what the ranks run, and the options.
         choose_start_method: returns how processes are started; called after the rendezvous.
         folder: private folder for the ranks' reports; the caller removes it.
     """
@@ -75,8 +65,7 @@ class TrainingAgent(LocalElasticAgent):
         self,
         rendezvous: RendezvousHandler,
         count: int,
-        command: RankCommand,
-        options: LaunchOptions,
+        request: StartRequest,
         choose_start_method: Callable[[], StartMethod],
         folder: Path,
     ) -> None:
@@ -91,10 +80,12 @@ class TrainingAgent(LocalElasticAgent):
         super().__init__(spec, DefaultLogsSpecs(log_dir=str(folder)), "forkserver", shutdown_timeout=60)
         self._choose_start_method = choose_start_method
         self._rendezvous_handler = rendezvous
-        self._command = command
-        self._options = options
+        self._request = request
+        self._options = options = request.options
+        self._output = request.output
         self._folder = folder
         self._attempts = 0
+        self._is_run_shown = False
         self._restarts = RestartTracker(options.max_restarts, options.restart_window)
         self._current: AttemptProcesses | None = None
         self._hangs = HangDetector(options.hang_timeout)
@@ -120,8 +111,10 @@ class TrainingAgent(LocalElasticAgent):
             self._start_method = self._choose_start_method()
         self._attempts += 1
         self._hangs = HangDetector(self._options.hang_timeout)
-        worker_group.spec.args = (RankTask(self._command, str(folder)),)
+        worker_group.spec.args = (RankTask(self._request.command, str(folder)),)
         inspector = RankInspector(folder)
+        if self._output is not None:
+            self._output.start_attempt(folder, [worker.global_rank for worker in worker_group.workers])
         started = super()._start_workers(worker_group)  # pyright: ignore[reportCallIssue]
         # torchelastic's public interface has the process ids, but no sentinels and no exit codes.
         processes = vars(self._pcontext)["_pc"].processes
@@ -135,13 +128,20 @@ class TrainingAgent(LocalElasticAgent):
         self._attempt.wait_for_next_exit(_MONITOR_INTERVAL[self._options.several_nodes])
         ranks = self._attempt.ranks()
         codes = [process.exit_code for process in ranks.values()]
-        if not any(codes) and None not in codes:
+        has_saved = self.signals.first is not None and self._request.is_plain
+        if not any(codes) and None not in codes and not has_saved:
             return RunResult(WorkerState.SUCCEEDED, return_values=dict.fromkeys(ranks))
         if self.signals.first is not None:
             return self._monitor_stopping(worker_group, ranks)
         if any(codes):
             return self._handle_failure(worker_group)
+        self._show_run()
         return self._check_for_hang(worker_group, ranks) or RunResult(WorkerState.HEALTHY)
+
+    def _show_run(self) -> None:
+        if not self._is_run_shown and (run := self._run_directory()) is not None:
+            self._is_run_shown = True
+            set_title("agent", run.name)
 
     def _monitor_stopping(self, worker_group: WorkerGroup, ranks: dict[int, RankProcess]) -> RunResult:
         """After a signal: wait until the ranks have saved and ended."""
@@ -162,16 +162,9 @@ class TrainingAgent(LocalElasticAgent):
         return self._end_attempt(restart=False)
 
     def _report_stop(self, number: int) -> None:
-        """Print once for all ranks what a signal has stopped, and write the event unless the ranks have done so."""
-        run = self._run_directory()
         outcomes = self._attempt.inspector.collect_outcomes(self._attempt.ranks(), {})
-        stop = find_stop(number, outcomes, run, is_second=self.signals.is_second)
-        if stop.saved is None and not any(outcome.is_interrupted for outcome in outcomes):
-            self._write_event(run, outcomes[0].rank, "interrupted", signal=number, step=stop.step, checkpoint=None,
-                              reason=name_stop_reason(number), second=stop.at_once)  # fmt: skip
-        if run is not None and stop.at_once:
-            remove_partial_checkpoints(run / "checkpoints")
-        _print(describe_stop(stop))
+        is_second, is_plain = self.signals.is_second, self._request.is_plain
+        self._report.report_stop(number, outcomes, is_second=is_second, is_plain=is_plain)
 
     def _stop_workers(  # pyright: ignore[reportIncompatibleVariableOverride]
         self, worker_group: WorkerGroup
@@ -188,6 +181,10 @@ class TrainingAgent(LocalElasticAgent):
         """After a rank has failed: find the first failure, report it, and restart or stop."""
         attempt = self._attempt
         attempt.wait_for_cause(_CAUSE_TIMEOUT)
+        if self._request.is_plain and attempt.has_exited_by_itself():
+            # The others often do the same, as with a usage error.
+            attempt.wait_for_all(_SAME_EXIT_TIMEOUT)
+        self._drain_output()
         ranks = attempt.ranks()
         states = attempt.inspector.collect_states(ranks, _STACKS_TIMEOUT)
         outcomes = self._exchange_outcomes(worker_group, attempt.inspector.collect_outcomes(ranks, states))
@@ -196,9 +193,9 @@ class TrainingAgent(LocalElasticAgent):
         decision = self._decide(first)
         if first.is_consequence and self._options.several_nodes and not self._exchange(worker_group).is_reachable():
             decision = RestartDecision(False, describe_lost_store(self._options))
-        if not decision.restart:
+        if not decision.restart and not self._request.is_plain:
             # Rank zero may have to finish the W&B run, and each rank its own report.
-            attempt.wait_for_all(_EXIT_TIMEOUT)
+            attempt.wait_for_all(self._request.exit_timeout)
             own = attempt.inspector.collect_outcomes(attempt.ranks(), states)
             outcomes = self._exchange_outcomes(worker_group, own)
             first = find_first_failure(outcomes) or first
@@ -212,6 +209,7 @@ class TrainingAgent(LocalElasticAgent):
             return None
         states = inspector.collect_states(ranks, 10 * _STACKS_TIMEOUT)
         states = inspector.add_flight_records(states, _FLIGHT_RECORD_TIMEOUT)
+        self._drain_output()
         all_states = states
         if self._options.several_nodes:
             all_states = self._exchange(worker_group).exchange_states(states, _HANG_EXCHANGE_TIMEOUT)
@@ -228,8 +226,8 @@ class TrainingAgent(LocalElasticAgent):
         stacks = None if run is None else run / f"hang-{time.strftime('%Y%m%d-%H%M%S')}"
         if stacks is not None:
             inspector.save_stacks(states, stacks)
-        self._write_event(run, first.rank, "hang", seconds=silence, waiting_for=sorted(blocking), stacks=stacks)
-        _print(describe_hang(silence, sorted(blocking), stacks))
+        self._report.write_event(first.rank, "hang", seconds=silence, waiting_for=sorted(blocking), stacks=stacks)
+        print_text(describe_hang(silence, sorted(blocking), stacks))
         return self._conclude(first, outcomes, self._decide(first))
 
     def _exchange_outcomes(self, worker_group: WorkerGroup, own: list[RankOutcome]) -> list[RankOutcome]:
@@ -254,22 +252,17 @@ class TrainingAgent(LocalElasticAgent):
 
     def _conclude(self, first: RankOutcome, outcomes: Sequence[RankOutcome], decision: RestartDecision) -> RunResult:
         """Report the failure, end the remaining ranks, and let torchelastic restart or stop."""
-        run = self._run_directory()
-        self._write_event(run, first.rank, "rank_failed", host=first.host, step=first.step,
-                    exit_code=first.exit_code, hung=first.hung, out_of_memory=first.out_of_memory,
-                    error=None if first.error is None else f"{first.error.kind}: {first.error.message}",
-                    log=first.log, last_lines=first.last_lines,
-                    others=[asdict(outcome) for outcome in outcomes if outcome.rank != first.rank],
-                    restart=decision.restart, verdict=decision.reason,
-                    reason=name_failure_reason(first))  # fmt: skip
+        self._report.record_failure(first, outcomes, decision)
         if not first.is_interrupted:
             is_own = first.rank in self._attempt.ranks()
-            _print(format_failure_report(first, outcomes if is_own else [first], decision.reason))
+            self._request.report_failure(first, outcomes if is_own else [first], decision)
         elif not decision.restart and self.signals.first is None:
             # A rank received the signal, not the agent.
             self._report_stop((first.exit_code or 0) - 128)
-        if first.error is not None and first.error.storage is not None and (command := describe_command(run)):
-            _print(command)
+        self._report.print_command(first)
+        if self._request.is_plain and not decision.restart:
+            self._signal_ranks(signal.SIGTERM)
+            self._attempt.wait_for_all(_EXIT_TIMEOUT)
         self._kill_ranks()
         self._attempt.wait_for_all(_EXIT_TIMEOUT)
         self._record_out_of_memory(first)
@@ -289,7 +282,7 @@ class TrainingAgent(LocalElasticAgent):
     def _record_out_of_memory(self, first: RankOutcome) -> None:
         notice = record_out_of_memory(first, self._run_directory())
         if notice is not None:
-            _print(notice)
+            print_text(notice)
 
     @property
     def _attempt(self) -> AttemptProcesses:
@@ -297,22 +290,19 @@ class TrainingAgent(LocalElasticAgent):
             raise RuntimeError("no attempt was started")
         return self._current
 
+    @property
+    def _report(self) -> AgentReport:
+        return AgentReport(self._run_directory())
+
     def _run_directory(self) -> Path | None:
         return self._attempt.inspector.find_run_directory(self._attempt.ranks())
+
+    def _drain_output(self) -> None:
+        if self._output is not None:
+            self._output.drain()
 
     def _signal_ranks(self, number: int) -> bool:
         return self._current is not None and self._current.send(number)
 
     def _kill_ranks(self) -> None:
         self._signal_ranks(signal.SIGKILL)
-
-    def _write_event(self, run: Path | None, rank: int, kind: str, **fields: Any) -> None:
-        if run is not None:
-            EventLog(run / FILE_NAME, rank).write(kind, **json.loads(json.dumps(fields, default=str)))
-
-
-def _print(text: str) -> None:
-    """Write to the terminal; a closed terminal must not end the agent before its ranks."""
-    with contextlib.suppress(OSError):
-        sys.stderr.write(text + "\n")
-        sys.stderr.flush()

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.core.error_display import format_failure
 from launcher.core.errors import OutOfMemoryError
 from launcher.core.event_text import name_stop_reason, signal_name
-from launcher.process.heartbeat import BEFORE_TRAINING
+from launcher.process.heartbeat import BEFORE_TRAINING, NO_STEPS
 from launcher.process.rank_status import RankError
 from launcher.runs.continuation import Stop
 
@@ -122,6 +123,8 @@ def to_shell_exit_code(exit_code: int) -> int:
 def describe_outcome(outcome: RankOutcome) -> str:
     """One line about how a rank ended or what it is doing."""
     at = f" at step {outcome.step}" if outcome.step >= 0 else " before training started"
+    if outcome.step == NO_STEPS:
+        at = ""
     if outcome.hung:
         return f"hung{at}" + (f": it was {outcome.doing}" if outcome.doing else "")
     if outcome.exit_code is None:
@@ -157,6 +160,13 @@ def format_failure_report(first: RankOutcome, outcomes: Sequence[RankOutcome], d
         lines.append(f"  and {len(others) - _MAX_OTHER_RANKS} more ranks")
     lines.append(f"  {decision}")
     return "\n".join(lines)
+
+
+def describe_failure(first: RankOutcome, outcomes: Sequence[RankOutcome]) -> str:
+    """The report for Python code, which ends with the error of the rank that failed first."""
+    others = [f"rank {each.rank} {describe_outcome(each)}" for each in outcomes if each.rank != first.rank]
+    details = first.last_lines if first.error is None else first.error.traceback
+    return format_failure(f"rank {first.rank} ({first.host}) failed first: {describe_outcome(first)}", others, details)
 
 
 def _select_last_lines(outcome: RankOutcome) -> Sequence[str]:

@@ -86,6 +86,7 @@ class ForkServer:
         self._listener: socket.socket | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._modules: list[str] = []
+        self._other_server: dict[str, Any] | None = None
 
     def start(self, modules: Sequence[str]) -> None:
         """Start the fork server and return at once.
@@ -94,6 +95,11 @@ class ForkServer:
             modules: what to import: the libraries, `USER_MODULES`, the packages that the user's files import.
         """
         self._modules = list(modules)
+        if self._other_server is None:
+            # The caller's own processes may use a fork server too: keep it.
+            state = _server_of_multiprocessing()
+            self._other_server = vars(state).copy()
+            state.__init__()
         self._folder = tempfile.TemporaryDirectory(
             prefix="launcher-", dir=socket_folder_in_use(), ignore_cleanup_errors=True
         )
@@ -145,20 +151,23 @@ class ForkServer:
         return None
 
     def end(self) -> None:
-        """End the server; `multiprocessing` starts another one when it needs it."""
-        self.close()
-        server: Any = vars(multiprocessing.forkserver)["_forkserver"]
-        pid = server._forkserver_pid
-        if pid is not None:
-            # Threads of a package would keep the server running.
-            os.kill(pid, signal.SIGKILL)
-            server._stop()
-
-    def close(self) -> None:
-        """Remove the files; the server ends with this process."""
+        """End the server and remove its files; `multiprocessing` uses the server that it had before."""
         for name in (MODULES_VARIABLE, REPORT_VARIABLE):
             os.environ.pop(name, None)
         if self._listener is not None:
             self._listener.close()
         if self._folder is not None:
             self._folder.cleanup()
+        if self._other_server is None:
+            return
+        server = _server_of_multiprocessing()
+        if server._forkserver_pid is not None:
+            # Threads of a package would keep the server running.
+            os.kill(server._forkserver_pid, signal.SIGKILL)
+            server._stop()
+        vars(server).update(self._other_server)
+        self._other_server = None
+
+
+def _server_of_multiprocessing() -> Any:
+    return vars(multiprocessing.forkserver)["_forkserver"]

@@ -20,6 +20,7 @@ from typing import Any
 from launcher.core.gc_paused import quick_imports
 from launcher.core.own_modules import forget_safe_path
 from launcher.process import parent_death
+from launcher.process.titles import claim_process, set_title
 
 MODULES_VARIABLE = "LAUNCHER_PRELOAD"
 REPORT_VARIABLE = "LAUNCHER_PRELOAD_REPORT"
@@ -35,11 +36,15 @@ RANK_VARIABLES = frozenset({
 def become_fork_server() -> None:
     """End with the agent, ignore the terminal's signals, import the modules, and report the result."""
     signal.pthread_sigmask(signal.SIG_BLOCK, parent_death.FOR_RANKS)
+    claim_process()
+    set_title("fork server")
     parent_death.die_with_parent()
     forget_safe_path()
     parent_death.fork_server_pid = os.getpid()
     # Leave the terminal's foreground group: Ctrl-C is for the agent, which signals the ranks.
     os.setpgid(0, 0)
+    # A rank that reads from the terminal: the kernel sends this to the whole group, and by default stops it.
+    signal.signal(signal.SIGTTIN, signal.SIG_IGN)
     address = os.environ.pop(REPORT_VARIABLE, "")
     modules = json.loads(os.environ.pop(MODULES_VARIABLE, "[]"))
     # All ranks share these objects' memory; `quick_imports` keeps their garbage collectors from copying it.

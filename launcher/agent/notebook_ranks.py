@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from launcher.agent.failure_report import describe_outcome, find_first_failure
+from launcher.agent.failure_report import describe_failure, find_first_failure
 from launcher.agent.rank_inspector import RankInspector
 from launcher.agent.rank_main import set_rank_zero
 from launcher.agent.rank_processes import AttemptProcesses
@@ -23,6 +23,7 @@ from launcher.agreement.script_ranks import find_free_port, make_rank_variables
 from launcher.core.errors import Interrupted, LauncherError, TrainingError, UsageError
 from launcher.process import parent_death
 from launcher.process.rank_status import FOLDER_VARIABLE
+from launcher.process.titles import claim_process, set_rank_title
 from launcher.runs.selection import LAST_CHECKPOINT
 
 # Seconds that the other ranks have to end after one has failed, and after SIGTERM.
@@ -86,7 +87,8 @@ def _wait(attempt: AttemptProcesses) -> None:
 
 
 def _raise_failure(attempt: AttemptProcesses) -> None:
-    first = find_first_failure(attempt.inspector.collect_outcomes(attempt.ranks(), {}))
+    outcomes = attempt.inspector.collect_outcomes(attempt.ranks(), {})
+    first = find_first_failure(outcomes)
     if first is None:
         return
     error = first.error
@@ -97,13 +99,14 @@ def _raise_failure(attempt: AttemptProcesses) -> None:
         raise Interrupted(signal.SIGINT, checkpoint=checkpoint, step=error.step).for_script()
     if error is not None and error.explained:
         raise UsageError(error.message) if error.repeats else TrainingError(error.message)
-    details = first.last_lines if error is None else error.traceback
-    text = "\n".join([f"rank {first.rank} ({first.host}): {describe_outcome(first)}", *details])
-    raise TrainingError(text, rank=first.rank)
+    report = describe_failure(first, outcomes)
+    raise TrainingError(report, rank=first.rank, report=report)
 
 
 def _run_rank(train: Callable[[int], None], rank: int, count: int, port: int, folder: Path) -> None:
     parent_death.die_with_parent()
+    claim_process()
+    set_rank_title(rank, count)
     os.environ.update({**make_rank_variables(rank, count, port), FOLDER_VARIABLE: str(folder)})
     _use_one_thread()
     _detach_from_notebook()

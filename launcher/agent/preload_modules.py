@@ -13,12 +13,13 @@ import os
 import site
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
 from launcher.agent.fork_server_process import USER_MODULES
+from launcher.agent.script_main import ScriptTask
 from launcher.config.schema import RunConfig
 from strategies.registry import find_requested
 
@@ -30,6 +31,10 @@ _LIBRARIES: tuple[str, ...] = ("torch", "torch.distributed", "lightning.pytorch"
               "launcher.checkpoint.resume",
               "launcher.training.run", "launcher.cli.summary", "docstring_parser",
               "torch.distributed.algorithms.ddp_comm_hooks.default_hooks")  # fmt: skip
+# What each rank of a script needs before the script runs, and what torch imports at the first DDP model or optimizer.
+_SCRIPT_MAIN: tuple[str, ...] = ("launcher.agent.rank_main", "launcher.agent.script_main")
+_SCRIPT_LIBRARIES: tuple[str, ...] = ("torch", "torch.distributed", "torch.distributed.rendezvous", "torch.optim",
+                                      "torch.nn.parallel", "torch.utils.data", "torch._dynamo")  # fmt: skip
 # More files than users write: their folder contains a library, which each rank imports itself.
 _MAX_FILES = 300
 _CODE_RUNNERS = frozenset({"exec", "eval", "compile", "__import__", "setattr", "delattr"})
@@ -47,6 +52,24 @@ def list_preload_modules(config: RunConfig, env: Mapping[str, str]) -> list[str]
         libraries += strategy.libraries
     settings = [config.model, config.data, dataclasses.asdict(config.trainer)]
     return [*libraries, USER_MODULES, *find_installed_imports(_class_paths(settings))]
+
+
+def list_script_modules(task: ScriptTask, chosen: Sequence[str] | None) -> list[str]:
+    """Modules for the ranks of a script: those that the user chose, or torch and what the script's head imports."""
+    if chosen is not None:
+        return [*_SCRIPT_MAIN, USER_MODULES, *chosen]
+    if task.kind == "program":
+        return [*_SCRIPT_MAIN, USER_MODULES]
+    before = list(sys.path)
+    first = Path.cwd() if task.kind == "module" else Path(task.target).resolve().parent
+    # The script's own modules come first, as in the rank.
+    sys.path[:] = [str(first), *task.search_path]
+    try:
+        reader = _ImportReader()
+        reader.read_main(task.target if task.kind == "module" else Path(task.target))
+    finally:
+        sys.path[:] = before
+    return [*_SCRIPT_MAIN, *_SCRIPT_LIBRARIES, USER_MODULES, *dict.fromkeys(reader.found)]
 
 
 def _class_paths(value: Any) -> Iterator[str]:
@@ -105,6 +128,26 @@ class _ImportReader:
         if name and search_path is not None and submodule not in self._seen and _find(submodule, search_path):
             self.read(submodule)
         return False
+
+    def read_main(self, script: str | Path) -> None:
+        """Read a script, or the module that `-m` runs: it is parsed even if it is installed, and never imported."""
+        if isinstance(script, Path):
+            file = script / "__main__.py" if script.is_dir() else script
+            self._read_file("__main__", ModuleSpec("__main__", None, origin=str(file)))
+            return
+        search_path: list[str] | None = None
+        parts = script.split(".")
+        for end in range(1, len(parts) + 1):
+            name = ".".join(parts[:end])
+            spec = _find(name, search_path)
+            if spec is None:
+                return
+            locations = spec.submodule_search_locations
+            search_path = None if locations is None else list(locations)
+            self._seen.add(name)
+            self._read_file(name, spec)
+        if search_path is not None and (main := _find(f"{script}.__main__", search_path)) is not None:
+            self._read_file(f"{script}.__main__", main)
 
     def _add(self, module: str, name: str) -> None:
         if not self._stopped and module.partition(".")[0] not in sys.stdlib_module_names:

@@ -18,6 +18,8 @@ from typing import Any
 
 from launcher.process import parent_death
 from launcher.process.rank_status import FOLDER_VARIABLE, RankStatusWriter, stacks_path
+from launcher.process.rank_streams import open_rank_streams
+from launcher.process.titles import claim_process, set_rank_title
 
 # Makes a rank write its stacks. A real-time signal, because the user, NCCL or the scheduler may use USR1 and USR2.
 STACKS_SIGNAL = signal.SIGRTMAX - 2
@@ -43,9 +45,12 @@ def run_rank(task: RankTask) -> None:
     """Run one rank and exit with its exit code; never returns."""
     _attach_to_agent()
     os.environ[FOLDER_VARIABLE] = task.folder
+    open_rank_streams(Path(task.folder), int(os.environ["RANK"]))
     set_rank_zero(os.environ)
     # Otherwise loader workers would use a new fork server in each rank and import all libraries in every epoch.
     multiprocessing.set_start_method(None, force=True)
+    claim_process()
+    set_rank_title(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     report = RankStatusWriter.from_env(os.environ)
     _prepare_stacks(Path(task.folder), report)
     code = 1
@@ -53,11 +58,19 @@ def run_rank(task: RankTask) -> None:
         code = task.command.main(task.command.arguments)
     except SystemExit as error:
         # The user's code may call `sys.exit`.
-        code = error.code if isinstance(error.code, int) else 1 if error.code else 0
+        code = read_exit_code(error)
     except BaseException as error:  # noqa: BLE001 -- the outermost frame of the process: reports the error, then exits
         report.record_error(error)
         report.write_traceback(error)
     _exit_process(code)
+
+
+def read_exit_code(error: SystemExit) -> int:
+    """The exit code of `sys.exit`; writes its message to stderr, as Python does."""
+    if error.code is None or isinstance(error.code, int):
+        return int(error.code or 0)
+    sys.stderr.write(f"{error.code}\n")
+    return 1
 
 
 def _attach_to_agent() -> None:

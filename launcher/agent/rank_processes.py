@@ -56,6 +56,11 @@ class AttemptProcesses:
             # A rank reports its exception before it ends, so look again even if no process has ended.
             self.wait_for_next_exit(min(deadline - time.monotonic(), 0.1))
 
+    def has_exited_by_itself(self) -> bool:
+        """Whether a rank has ended with an error code, without an exception or a signal."""
+        codes = {rank: process.exit_code or 0 for rank, process in self.ranks().items()}
+        return any(code > 0 and self.inspector.read_status(rank).error is None for rank, code in codes.items())
+
     def send(self, number: int) -> bool:
         """Send a signal to all running ranks; False if there are none. For signal handlers: reads no process state."""
         running = [process.pid for rank, process in self._processes.items() if rank not in self._ended]

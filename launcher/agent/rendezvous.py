@@ -16,6 +16,7 @@ from datetime import timedelta
 from torch.distributed import PrefixStore, Store, TCPStore
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousParameters, registry
 from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo
+from torch.distributed.elastic.rendezvous.utils import _matches_machine_hostname
 
 from launcher.agent.fixed_rendezvous import FixedRendezvous, NumberedNode
 from launcher.config.launch_options import LaunchOptions
@@ -143,8 +144,46 @@ class OneStoreRendezvous(RendezvousHandler):
         return self._inner.shutdown()
 
 
+class FreshStoreRendezvous(OneStoreRendezvous):
+    """A rendezvous that gives the ranks of each attempt an empty store, as torchrun does.
+
+    `init_process_group` writes the same keys in every attempt, and does not wait for keys that an earlier one has left.
+    The first attempt uses the store of the rendezvous: a port that the user has given is the MASTER_PORT of the ranks.
+    """
+
+    def __init__(self, inner: RendezvousHandler, options: LaunchOptions) -> None:
+        super().__init__(inner, options)
+        self._server: TCPStore | None = None
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        """Wait for the other nodes; the node of rank 0 then serves a store."""
+        info = self._inner.next_rendezvous()
+        key = "launcher/ranks-store"
+        if info.rank == 0:
+            host, port = self._serve(info)
+            info.store.set(key, f"{host} {port}")
+        host, _, port = info.store.get(key).decode().partition(" ")
+        return RendezvousInfo(info.store, info.rank, info.world_size, RendezvousStoreInfo(host, int(port)))
+
+    def _serve(self, info: RendezvousInfo) -> tuple[str, int]:
+        host, port = _server_address(info.store)
+        self._server = None
+        if _underlying_store(info.store).add("launcher/attempts", 1) == 1:
+            return host, port
+        if self._options.several_nodes and not _matches_machine_hostname(host):
+            host = socket.getfqdn()
+        self._server = TCPStore(host, 0, is_master=True, wait_for_workers=False)
+        return host, self._server.port
+
+
 def _server_address(store: Store) -> tuple[str, int]:
     """Host and port of the TCPStore below the prefixes."""
+    found = _underlying_store(store)
+    return found.host, found.port
+
+
+def _underlying_store(store: Store) -> TCPStore:
     while isinstance(store, PrefixStore):
         store = store.underlying_store
-    return store.host, store.port  # pyright: ignore[reportAttributeAccessIssue] -- c10d's backend makes a TCPStore
+    assert isinstance(store, TCPStore)  # noqa: S101 -- c10d's backend makes one
+    return store

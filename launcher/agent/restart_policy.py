@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from launcher.agent.failure_report import CRASH_SIGNALS, RankOutcome, describe_outcome
+from launcher.process.heartbeat import NO_STEPS
 
 _USAGE_ERROR = 2
 # By `StorageError.reason`.
@@ -43,15 +44,19 @@ class RestartHistory:
 
 
 def decide_restart(
-    failure: RankOutcome, history: RestartHistory, next_strategy: str | None = None, *, has_checkpoint: bool = True
+    failure: RankOutcome,
+    history: RestartHistory,
+    next_strategy: str | None = None,
+    *,
+    has_checkpoint: bool | None = True,
 ) -> RestartDecision:
     """Whether a restart can help after `failure`, the first of the attempt that has ended.
 
     After running out of memory, `next_strategy` is the strategy to continue with if the config requests it. Each one
     needs less memory than the one before, so these restarts end. The next attempt's plan selects the same strategy: see
-    `launcher.runs.oom_record`.
+    `launcher.runs.oom_record`. `has_checkpoint` is None if the ranks save their own.
     """
-    source = ", from the last checkpoint" if has_checkpoint else "; no checkpoint was saved yet"
+    source = {True: ", from the last checkpoint", False: "; no checkpoint was saved yet", None: ""}[has_checkpoint]
     if failure.is_interrupted:
         return RestartDecision(False, "no restart: a signal requested the stop")
     if next_strategy is not None:
@@ -74,7 +79,7 @@ def decide_restart(
 
 def _is_repetition(before: RankOutcome, now: RankOutcome) -> bool:
     """Whether the code itself failed twice at the same place, so that a third attempt would fail too."""
-    if before.step != now.step:
+    if before.step != now.step or now.step == NO_STEPS:
         return False
     if before.error is not None and now.error is not None:
         # A lost connection or a port in use may work at the next attempt.

@@ -12,6 +12,7 @@ import yaml
 
 from launcher.agent.failure_report import RankOutcome
 from launcher.agent.restart_policy import RestartDecision, RestartHistory, decide_restart
+from launcher.process.heartbeat import NO_STEPS
 from launcher.runs.oom_record import FILE_NAME, add_attempt_oom_record
 
 
@@ -32,7 +33,7 @@ class RestartTracker:
             # The record was not written or not read: the same strategy would run out of memory again.
             strategy = None
         history = RestartHistory(self._max_restarts, self._window, tuple(self._counted), self._clock())
-        has_checkpoint = run is not None and any((run / "checkpoints").glob("*.ckpt"))
+        has_checkpoint = None if failure.step == NO_STEPS else _has_checkpoint(run)
         return decide_restart(failure, history, strategy, has_checkpoint=has_checkpoint)
 
     def record(self, failure: RankOutcome, decision: RestartDecision) -> None:
@@ -41,6 +42,10 @@ class RestartTracker:
             self._used_strategies.add(decision.strategy)
         elif decision.restart and not failure.is_interrupted:
             self._counted.append((self._clock(), failure))
+
+
+def _has_checkpoint(run: Path | None) -> bool:
+    return run is not None and any((run / "checkpoints").glob("*.ckpt"))
 
 
 def find_next_strategy(failure: RankOutcome, run: Path | None) -> str | None:

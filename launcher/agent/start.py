@@ -13,19 +13,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from launcher.agent.fork_server import ForkServer, StartMethod
-from launcher.agent.preload_modules import list_preload_modules
-from launcher.agent.rank_main import RankCommand
+from launcher.agent.start_request import StartRequest
 from launcher.config.launch_options import LaunchOptions
-from launcher.config.schema import RunConfig
 from launcher.core.errors import LauncherError, TopologyError
 from launcher.core.events import FILE_NAME, EventLog
 from launcher.core.gc_paused import quick_imports
-from launcher.hardware.cpus import count_usable_cpus
-from launcher.hardware.rank_count import count_requested_ranks, estimate_ranks
+from launcher.process.titles import set_title
+
+# c10d looks up the name of every address that it connects to; by default a lost answer takes 5 s.
+_RESOLVER_OPTIONS = "timeout:1 attempts:3"
+_ELASTIC_LOGGER = "torch.distributed.elastic"
 
 
-def start_ranks(config: RunConfig, options: LaunchOptions, command: RankCommand) -> int | None:
-    """Start this node's ranks, wait for them, and restart them if that can help.
+def start_ranks(request: StartRequest) -> int | None:
+    """Start this node's ranks, wait for them, and restart them if that can help. Call it in the main thread.
+
+    It can be called several times in a process: the environment and `multiprocessing`'s fork server are restored.
 
     Returns:
         The exit code; None if there is one rank, which this process can be itself.
@@ -33,47 +36,42 @@ def start_ranks(config: RunConfig, options: LaunchOptions, command: RankCommand)
     Raises:
         TopologyError: there are fewer devices than ranks, or the rendezvous failed.
     """
-    likely = estimate_ranks(config, options)
-    # One rank needs an agent too if it may be restarted.
-    needs_agent = options.several_nodes or options.max_restarts > 0 or config.on_oom == "next"
+    likely = request.estimated_ranks
+    before = dict(os.environ)
     with contextlib.ExitStack() as stack:
 
         def start_server(ranks: int) -> ForkServer:
             _raise_descriptor_limit()
-            os.environ.update(_rank_variables(config, ranks, os.environ))
+            os.environ.update(_rank_variables(request, ranks, os.environ))
             server = ForkServer()
-            stack.callback(server.close)
-            server.start(list_preload_modules(config, os.environ))
+            stack.callback(server.end)
+            server.start(request.list_modules())
             return server
 
-        before = dict(os.environ)
         # The server starts with a guess, because counting the devices imports torch.
-        server = start_server(likely) if likely > 1 or needs_agent else None
-        count = count_requested_ranks(config, options)
-        is_single = count == 1 and not needs_agent
-        is_wrong_guess = _rank_variables(config, likely, before) != _rank_variables(config, count, before)
+        server = start_server(likely) if likely > 1 or request.has_agent else None
+        count = request.count_ranks()
+        is_single = count == 1 and not request.has_agent
+        is_wrong_guess = _rank_variables(request, likely, before) != _rank_variables(request, count, before)
         if server is not None and (is_single or is_wrong_guess):
             # torch has read the number of threads in the server.
             server.end()
             server = None
-            os.environ.clear()
-            os.environ.update(before)
+            _restore_environment(before)
         if is_single:
             return None
-        return _run_agent(server or start_server(count), count, config, options, command)
+        stack.callback(_restore_environment, before)
+        return _run_agent(server or start_server(count), count, request)
 
 
-def _rank_variables(config: RunConfig, ranks: int, env: Mapping[str, str]) -> dict[str, str]:
+def _restore_environment(before: Mapping[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def _rank_variables(request: StartRequest, ranks: int, env: Mapping[str, str]) -> dict[str, str]:
     """Environment variables that the fork server and the ranks need and the user has not set."""
-    variables = {
-        # torch and numpy read it on import.
-        "OMP_NUM_THREADS": str(max(1, count_usable_cpus() // ranks)),
-        # c10d looks up the name of every address that it connects to; by default a lost answer takes 5 s.
-        "RES_OPTIONS": "timeout:1 attempts:3",
-    }
-    if config.accelerator == "cpu":
-        # DeepSpeed chooses its accelerator on import.
-        variables["DS_ACCELERATOR"] = "cpu"
+    variables = {"RES_OPTIONS": _RESOLVER_OPTIONS, **request.make_variables(ranks)}
     return {name: value for name, value in variables.items() if name not in env}
 
 
@@ -86,7 +84,7 @@ def _raise_descriptor_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _run_agent(server: ForkServer, count: int, config: RunConfig, options: LaunchOptions, command: RankCommand) -> int:
+def _run_agent(server: ForkServer, count: int, request: StartRequest) -> int:
     # torchelastic's handlers raise at any point of the code; AgentSignals replaces them.
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
     with quick_imports():
@@ -98,13 +96,19 @@ def _run_agent(server: ForkServer, count: int, config: RunConfig, options: Launc
 
         from launcher.agent.agent import TrainingAgent
         from launcher.agent.fixed_rendezvous import NodesMissingError
-        from launcher.agent.rendezvous import describe_lost_store, make_rendezvous
+        from launcher.agent.rendezvous import FreshStoreRendezvous, describe_lost_store, make_rendezvous
         from launcher.agent.signals import AgentStopped
         from launcher.runs.continuation import Stop, describe_stop
 
+    options = request.options
+    set_title("agent", request.record_directory.name if request.record_directory else None)
     # The agent reports failures itself.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    logger = logging.getLogger(_ELASTIC_LOGGER)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
     rendezvous = make_rendezvous(options)
+    if request.is_plain:
+        rendezvous = FreshStoreRendezvous(rendezvous, options)
 
     def choose_start_method() -> StartMethod:
         return server.choose_start_method(lambda notice: sys.stderr.write(f"notice: {notice}\n"))
@@ -117,7 +121,7 @@ def _run_agent(server: ForkServer, count: int, config: RunConfig, options: Launc
         ) from error
     agent: TrainingAgent | None = None
     try:
-        agent = TrainingAgent(rendezvous, count, command, options, choose_start_method, folder)
+        agent = TrainingAgent(rendezvous, count, request, choose_start_method, folder)
         with agent.signals:
             result = agent.run()
         if result is None:
@@ -133,18 +137,21 @@ def _run_agent(server: ForkServer, count: int, config: RunConfig, options: Launc
             raise _rendezvous_failed(options, error) from error
         raise LauncherError(describe_lost_store(options)) from error
     except NodesMissingError as error:
-        _write_missing_nodes(config, error.nodes)
+        _write_missing_nodes(request.record_directory, error.nodes)
         raise _rendezvous_failed(options, error) from error
     except RendezvousError as error:
         raise _rendezvous_failed(options, error) from error
     finally:
+        if request.output is not None:
+            request.output.end_attempt()
         rendezvous.shutdown()
+        logger.setLevel(level)
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write_missing_nodes(config: RunConfig, nodes: Sequence[int]) -> None:
+def _write_missing_nodes(run: Path | None, nodes: Sequence[int]) -> None:
     """Write an event for `status` and for the SLURM job, which may be requeued, if the run directory exists."""
-    if config.resume != "none" and config.name and (run := Path(config.runs_dir) / config.name).is_dir():
+    if run is not None and run.is_dir():
         EventLog(run / FILE_NAME, rank=0).write("nodes_missing", nodes=list(nodes))
 
 

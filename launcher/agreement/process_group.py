@@ -148,10 +148,11 @@ def announce_end() -> None:
 
 
 def rank_zero_has_ended() -> bool:
-    """Whether rank zero of this script has called `announce_end`."""
-    with suppress(RuntimeError):  # its store is gone; a rank that waits for it gets that error
+    """Whether rank zero of this script has called `announce_end`, or its store is gone."""
+    try:
         return any(store.check([_ENDED]) for store, _ in _stores.values())
-    return False
+    except RuntimeError:
+        return True
 
 
 def _abort() -> None:

@@ -60,12 +60,13 @@ def _training(name: str, summary: str) -> Command:
 
 
 _TABLE = (
-    _training("fit", "train (the default); with no config and no model, the built-in demo"),
+    _training("fit", "train (the default); without config and model, the built-in demo"),
     _training("plan", "show what fit would choose, and why, without training"),
     _training("validate", "evaluate a checkpoint of a run on its validation data"),
     _training("test", "evaluate a checkpoint of a run on its test data"),
     _training("predict", "write a run's predictions to its directory"),
-    Command("submit", "queue the run on SLURM, or start it in the background on this machine",
+    Command("run", "start the ranks of a plain PyTorch script, as torchrun does", "launcher.cli.run"),
+    Command("submit", "queue the run on SLURM, or start it in the background here",
             "launcher.cli.submit", takes_settings=True),
     Command("status", "show the state of runs, across requeues", "launcher.cli.status"),
     Command("logs", "print the log of a rank", "launcher.cli.logs"),
@@ -75,6 +76,7 @@ _TABLE = (
     Command("convert", "write a checkpoint of any strategy as one plain state dict", "launcher.cli.convert"),
     Command("doctor", "check this machine and its cluster", "launcher.doctor.command"),
     Command("report", "write a page about a run, or compare two", "launcher.report.command"),
+    Command("help", "show the options of a command", "launcher.cli.help"),
     Command("completion", "print a script that lets bash, zsh or fish complete", "launcher.cli.completion"),
 )  # fmt: skip
 COMMANDS = {command.name: command for command in _TABLE}

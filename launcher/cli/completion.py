@@ -31,9 +31,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = new_parser(
         "completion",
         description="Print a script that completes the launcher's commands, options and their values.",
-        epilog="bash:  launcher completion bash > ~/.local/share/bash-completion/completions/launcher\n"
-        "zsh:   launcher completion zsh > ~/.zfunc/_launcher    (with ~/.zfunc in fpath)\n"
-        "fish:  launcher completion fish > ~/.config/fish/completions/launcher.fish",
+        epilog="bash:\n  launcher completion bash > ~/.local/share/bash-completion/completions/launcher\n"
+        "zsh, with ~/.zfunc in fpath:\n  launcher completion zsh > ~/.zfunc/_launcher\n"
+        "fish:\n  launcher completion fish > ~/.config/fish/completions/launcher.fish",
     )
     parser.add_argument("shell", choices=sorted(_WRITERS))
     return parser
@@ -97,7 +97,8 @@ _launcher() {{
     case ${{COMP_WORDS[1]}} in
 {_cases(options)}
     esac
-    if [ "$COMP_CWORD" -eq 1 ] && [[ $cur != -* ]]; then offered="{" ".join(found)}"
+    if [[ $cur != -* && ( $COMP_CWORD -eq 1 || "$COMP_CWORD ${{COMP_WORDS[1]}}" == "2 help" ) ]]; then
+      offered="{" ".join(found)}"
     elif [[ $cur != -* ]]; then
       mapfile -t COMPREPLY < <(compgen -f -- "$cur")
       return
@@ -126,7 +127,7 @@ _launcher() {{
 {_cases(options)}
   esac
   if [[ $PREFIX == -* ]]; then compadd -- $options
-  elif (( CURRENT == 2 )); then _describe command commands
+  elif (( CURRENT == 2 )) || [[ "$CURRENT ${_ZSH_ARGUMENTS}[2]" == "3 help" ]]; then _describe command commands
   else _files
   fi
 }}
@@ -137,6 +138,7 @@ compdef _launcher launcher
 def _fish(found: Mapping[str, Completion], choices: Mapping[str, Sequence[str]]) -> str:
     lines = [f"complete -c launcher -n __fish_use_subcommand -f -a {name} -d {_fish_quoted(command.summary)}"
              for name, command in found.items()]  # fmt: skip
+    lines.append(f"complete -c launcher -n '__fish_seen_subcommand_from help' -f -a '{' '.join(found)}'")
     for name, command in found.items():
         when = _fish_quoted(f"__fish_seen_subcommand_from {name}")
         for option in command.options:

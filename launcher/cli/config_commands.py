@@ -7,36 +7,43 @@ import contextlib
 import os
 import socket
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.cli.commands import COMMANDS
+from launcher.cli.keys import LAUNCH_SYNONYMS, check_class_paths, check_positionals, command_keys
 from launcher.cli.main import EPILOG, run
 from launcher.cli.parsers import add_config, new_parser
+from launcher.cli.settings import list_settings
 from launcher.config.launch_options import LaunchOptions, add_launch_arguments, read_launch_options, reject_agent_flags
+from launcher.core.command_parser import CommandParser
 from launcher.core.errors import ConfigError
 from launcher.core.gc_paused import quick_imports
 from launcher.core.secrets import hide_in_arguments, redact
 from launcher.hardware.mpi_ranks import remove_starter_variables, to_torchrun_variables
 from launcher.hardware.topology import Topology
 from launcher.process.rank_status import RankStatusWriter
+from launcher.process.titles import prepare_titles
 
 if TYPE_CHECKING:
     from launcher.config.schema import RunConfig
+    from launcher.config.suggestions import CommandKeys
 
-_METRICS = "The metrics are printed, and logged to the run's W&B run and its other loggers."
+_METRICS = "The metrics are printed, and logged to the run's W&B run and its other\nloggers."
 _PREDICTIONS = """\
-Each rank writes predictions/rank-<r>.pt in the run's directory: torch.load() gives `predictions`, a list of
-what predict_step returned, and `batch_indices`, the numbers of the samples in each batch. A BasePredictionWriter
-among the callbacks replaces this. Nothing is printed."""
+Each rank writes predictions/rank-<r>.pt in the run's directory: torch.load()
+gives `predictions`, a list of what predict_step returned, and `batch_indices`,
+the numbers of the samples in each batch. A BasePredictionWriter among the
+callbacks replaces this. Nothing is printed."""
 _EXISTING_RUN = """
 
-The run must exist: --name alone, or a --checkpoint in its folder, selects its config as well; --config without a name
-selects the newest run with that config. No run directory is created. A checkpoint of any strategy works, ZeRO's too;
-the evaluation keeps the complete module on every rank. On several ranks each sample counts once; a warning reports
-where Lightning has to repeat some."""
+The run must exist: --name alone, or a --checkpoint in its folder, selects its
+config as well; --config without a name selects the newest run with that config.
+No run directory is created. A checkpoint of any strategy works, ZeRO's too; the
+evaluation keeps the complete module on every rank. On several ranks each sample
+counts once; a warning reports where Lightning has to repeat some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +55,7 @@ class ConfigCommand:
         execute: runs it, in each rank if it starts ranks; returns the exit code.
         starts_ranks: whether this process starts the ranks, unless it is a rank.
         details: the help after the summary.
+        synonyms: names of other tools for its options.
     """
 
     name: str
@@ -55,12 +63,15 @@ class ConfigCommand:
     execute: Callable[[RunConfig, Topology, argparse.Namespace], int]
     starts_ranks: bool = True
     details: str = ""
+    synonyms: Mapping[str, str] = field(default_factory=dict)
 
-    def build_parser(self) -> argparse.ArgumentParser:
+    def build_parser(self) -> CommandParser:
         """The parser of the command's options."""
         usage = f"launcher {self.name} [options] [--key value ...]"
         description = COMMANDS[self.name].summary + self.details
-        parser = new_parser(self.name, usage=usage, description=description, epilog=f"{EPILOG}\n{_list_strategies()}")
+        more = f"\n\n{list_settings()}" if self.name == "fit" else ""
+        epilog = f"{EPILOG}\n{_list_strategies()}{more}"
+        parser = new_parser(self.name, usage=usage, description=description, epilog=epilog)
         add_config(parser)
         parser.add_argument("--print-config", "--print_config", action="store_true",
                             help="print the complete config and exit")  # fmt: skip
@@ -69,17 +80,23 @@ class ConfigCommand:
 
     def run(self, arguments: Sequence[str]) -> int:
         """Read the config and run the command; returns the exit code."""
-        options, overrides = self.build_parser().parse_known_args(list(arguments))
+        parser = self.build_parser()
+        options, overrides = parser.parse_known_args(list(arguments))
+        keys = command_keys(parser, self.synonyms)
+        check_positionals(self.name, arguments, overrides, keys)
+        prepare_titles()
         env = remove_starter_variables(os.environ) if getattr(options, "nnodes", None) else os.environ
         topology = Topology.from_env(env, socket.gethostname())
         # Lightning, DeepSpeed and the user's modules read the rank from these variables.
         os.environ.update(to_torchrun_variables(env))
         launch = read_launch_options(vars(options))
         options.terminal_ranks = launch.terminal_ranks
-        config = _load(options, overrides, topology)
+        config = _load(options, overrides, topology, keys)
         if options.print_config:
             sys.stdout.write(config.to_yaml(os.environ))
             return 0
+        if topology.world_size == 1:
+            check_class_paths(config, keys)
         if not self.starts_ranks:
             return self.execute(config, topology, options)
         from launcher.process.socket_folder import socket_folder
@@ -93,10 +110,15 @@ def _list_strategies() -> str:
     from strategies.registry import list_strategies
 
     rows = {"auto": "the fastest that fits the memory", **{each.name: each.summary for each in list_strategies()}}
-    return "strategies (--strategy NAME):\n" + "\n".join(f"  {name:33}{summary}" for name, summary in rows.items())
+    wide = "\n" + " " * 21
+    # A long name has its summary on the next line.
+    lines = (
+        f"  {name:19}{summary}" if len(name) < 19 else f"  {name}{wide}{summary}" for name, summary in rows.items()
+    )
+    return "strategies (--strategy NAME):\n" + "\n".join(lines)
 
 
-def _load(options: argparse.Namespace, overrides: Sequence[str], topology: Topology) -> RunConfig:
+def _load(options: argparse.Namespace, overrides: Sequence[str], topology: Topology, keys: CommandKeys) -> RunConfig:
     from launcher.config.loading import load_config
 
     try:
@@ -104,7 +126,7 @@ def _load(options: argparse.Namespace, overrides: Sequence[str], topology: Topol
             from launcher.training.evaluated_run import find_run_config
 
             options.config = find_run_config(options.checkpoint, overrides)
-        return load_config(options.config, overrides)
+        return load_config(options.config, overrides, keys)
     except ConfigError as error:
         if topology.world_size > 1:
             from launcher.training.decision import refuse_together
@@ -119,6 +141,7 @@ def _start_ranks(config: RunConfig, topology: Topology, launch: LaunchOptions, a
         if not RankStatusWriter.from_env(os.environ).has_agent:
             reject_agent_flags(launch)
         return None
+    from launcher.agent.config_start import make_start_request
     from launcher.agent.rank_main import RankCommand
     from launcher.agent.slurm_allocation import enter_allocation, nodes_of_step
     from launcher.agent.start import start_ranks
@@ -126,7 +149,7 @@ def _start_ranks(config: RunConfig, topology: Topology, launch: LaunchOptions, a
 
     enter_allocation(config, launch, arguments)
     with nodes_of_step(config, launch, os.environ) as launch:
-        code = start_ranks(config, launch, RankCommand(run, tuple(arguments)))
+        code = start_ranks(make_start_request(config, launch, RankCommand(run, tuple(arguments))))
     if code is None:
         check_ranks(config, topology)
     return code
@@ -154,6 +177,8 @@ def _evaluation(name: str, output: str) -> ConfigCommand:
     def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--checkpoint", default="best", metavar="best|last|PATH",
                             help="what to evaluate (default: best, by the run's ModelCheckpoint)")  # fmt: skip
+        parser.add_argument("--ckpt-path", "--ckpt_path", dest="checkpoint", default=argparse.SUPPRESS, metavar="PATH",
+                            help="the same; its name in LightningCLI")  # fmt: skip
         add_launch_arguments(parser)
 
     def execute(config: RunConfig, topology: Topology, options: argparse.Namespace) -> int:
@@ -163,7 +188,8 @@ def _evaluation(name: str, output: str) -> ConfigCommand:
         evaluate(config, name, options.checkpoint, terminal_ranks=options.terminal_ranks)
         return 0
 
-    return ConfigCommand(name, add_arguments, execute, details=f".\n{output}{_EXISTING_RUN}")
+    details = f".\n{output}{_EXISTING_RUN}"
+    return ConfigCommand(name, add_arguments, execute, details=details, synonyms=LAUNCH_SYNONYMS)
 
 
 def _add_plan_arguments(parser: argparse.ArgumentParser) -> None:
@@ -175,9 +201,15 @@ def _add_plan_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _plan(config: RunConfig, topology: Topology, options: argparse.Namespace) -> int:
     from launcher.hardware.target_machines import read_options
-    from launcher.planning.dry_run import plan_here
+    from launcher.planning.spinner import find_terminal, show_activity
+    from launcher.process.activity import doing
 
-    found = plan_here(config, topology.host, read_options(options))
+    machines = read_options(options)
+    with show_activity(None if options.json else find_terminal()):
+        with doing("importing torch and Lightning"):
+            from launcher.planning.dry_run import plan_here
+
+        found = plan_here(config, topology.host, machines)
     if options.plot:
         from launcher.planning.plot import plot_memory
 
@@ -193,11 +225,13 @@ def _plan(config: RunConfig, topology: Topology, options: argparse.Namespace) ->
     console = make_console()
     print_plan(found.plan, console)
     print_memory(found.plan, console)
+    if options.plot:
+        console.print(f"plot: {Path(options.plot).absolute()}", highlight=False, markup=False, soft_wrap=True)
     return 0
 
 
-FIT = ConfigCommand("fit", add_launch_arguments, _fit)
-PLAN = ConfigCommand("plan", _add_plan_arguments, _plan, starts_ranks=False)
+FIT = ConfigCommand("fit", add_launch_arguments, _fit, synonyms=LAUNCH_SYNONYMS)
+PLAN = ConfigCommand("plan", _add_plan_arguments, _plan, starts_ranks=False, synonyms={"num_gpus": "--gpus"})
 VALIDATE = _evaluation("validate", _METRICS)
 TEST = _evaluation("test", _METRICS)
 PREDICT = _evaluation("predict", _PREDICTIONS)

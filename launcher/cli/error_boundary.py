@@ -13,6 +13,7 @@ from pathlib import Path
 
 from launcher.cli.commands import Command
 from launcher.core.errors import Interrupted, LauncherError, StorageError, TopologyError, TrainingError
+from launcher.core.wrapping import wrap_for
 from launcher.process.rank_status import RankStatusWriter
 
 
@@ -121,9 +122,9 @@ def _print_command(run: Path) -> None:
 
 
 def print_line(text: str) -> None:
-    """Print a line to stderr; a closed terminal does not change the exit code."""
+    """Print a message to stderr, wrapped on a terminal; a closed terminal does not change the exit code."""
     with contextlib.suppress(OSError):
-        sys.stderr.write(text + "\n")
+        sys.stderr.write(wrap_for(sys.stderr, text) + "\n")
         sys.stderr.flush()
 
 

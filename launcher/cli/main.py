@@ -12,27 +12,35 @@ from launcher.cli.error_boundary import print_line, run_with_error_boundary
 from launcher.core.distribution import __version__
 
 _DEFAULT = "fit"
-EPILOG = """\
+# The command for plain scripts.
+_SCRIPTS = "run"
+CONFIG_FILES = (".yaml", ".yml", ".json")
+SEE_SETTINGS = "all keys, with types and defaults: at the end of launcher fit --help"
+EPILOG = f"""\
 settings, each of them a key of the config file too:
   --model my_pkg.MyModule   --model.init_args.lr 1e-4   --data my_pkg.MyData
   --trainer.max_epochs 3    --precision bf16-mixed      --global_batch_size 256
   --name my-run             --resume auto|PATH|none     --wandb.mode offline
-  all keys with their defaults: launcher fit --print-config
+  {SEE_SETTINGS}
 
 exit codes:
-  0 done   1 training failed   2 usage or config   75 preempted on SLURM, saved and queued again
-  128+N ended by signal N: 130 Ctrl-C, 143 SIGTERM (saved); 137 SIGKILL, 139 crash (not saved)
+  0 done   1 training failed   2 usage or config
+  75 preempted on SLURM, saved and queued again
+  128+N ended by signal N: 130 Ctrl-C, 143 SIGTERM (saved);
+        137 SIGKILL, 139 crash (not saved)
 """
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `launcher` without a command."""
     listed = "\n".join(f"  {command.name:12}{command.summary}" for command in COMMANDS.values())
+    scripts = "\n`launcher train.py` and `launcher -m module` are the same as `launcher run ...`."
+    scripts = scripts if _SCRIPTS in COMMANDS else ""
     parser = argparse.ArgumentParser(
         "launcher",
         usage="launcher [COMMAND] [options] [--key value ...]",
-        description="Train a PyTorch Lightning model on a laptop, under torchrun or on SLURM, from one config.\n\n"
-        f"commands:\n{listed}\n\n`launcher COMMAND --help` shows the options of a command.",
+        description="Train a PyTorch Lightning model on a laptop, under torchrun or on SLURM,\nfrom one config.\n\n"
+        f"commands:\n{listed}\n\n`launcher COMMAND --help` shows the options of a command.{scripts}",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -45,13 +53,21 @@ def run(arguments: Sequence[str]) -> int:
     name, *rest = arguments or [_DEFAULT]
     if name in ("-h", "--help", "--version"):
         build_parser().parse_args(arguments)
-    if name.startswith("-"):
+    if is_script(name) and _SCRIPTS in COMMANDS:
+        name, rest = _SCRIPTS, list(arguments)
+    elif name.startswith("-"):
         name, rest = _DEFAULT, list(arguments)
     command = COMMANDS.get(name)
     if command is None:
-        return _report_unknown_command(name)
+        print_line(f"error: {describe_unknown_command(name, rest)}")
+        return 2
     _import_from_here()
     return run_with_error_boundary(command, lambda: command.load().run(rest), debug="--debug" in rest)
+
+
+def is_script(argument: str) -> bool:
+    """Whether an argument begins a script's command line: `train.py ...` or `-m module ...`."""
+    return argument == "-m" or argument.endswith(".py")
 
 
 def _import_from_here() -> None:
@@ -61,10 +77,22 @@ def _import_from_here() -> None:
         sys.path.insert(0, here)
 
 
-def _report_unknown_command(name: str) -> int:
+def describe_unknown_command(name: str, rest: Sequence[str] = ()) -> str:
+    """What the user may have meant."""
     import difflib
 
+    if name.endswith(CONFIG_FILES):
+        command = format_command(_DEFAULT, "--config", name, *rest)
+        return f"{name} is given without an option; a config file needs --config:\n  {command}"
     close = difflib.get_close_matches(name, COMMANDS, n=1)
     hint = f"did you mean {close[0]}?" if close else f"commands are {', '.join(COMMANDS)}"
-    print_line(f"error: there is no command {name!r}; {hint}")
-    return 2
+    return f"there is no command {name!r}; {hint}"
+
+
+def format_command(*arguments: str) -> str:
+    """A command line of the launcher to copy."""
+    import shlex
+
+    from launcher.core.secrets import hide_in_arguments
+
+    return shlex.join(["launcher", *hide_in_arguments(arguments)])

@@ -6,11 +6,12 @@ import argparse
 from typing import Any
 
 from launcher.cli.commands import COMMANDS
+from launcher.core.command_parser import CommandParser
 
 
-def new_parser(name: str, **options: Any) -> argparse.ArgumentParser:
+def new_parser(name: str, **options: Any) -> CommandParser:
     """The parser of a subcommand, with `--debug`; `options` are those of `ArgumentParser`."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         f"launcher {name}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from launcher.cli.parsers import add_runs_dir, new_parser
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from launcher.jobs.status import RunStatus
     from launcher.jobs.sweep_status import MemberStatus
 
@@ -48,7 +51,7 @@ def run(arguments: Sequence[str]) -> int:
         _show(options, lambda: read_sweep_status(sweep), _print_members)
         return 0
     path = find_run_named(runs_dir, options.run)
-    _show(options, lambda: [read_run_status(path)], _print_runs, is_one=True)
+    _show(options, lambda: [read_run_status(path)], _print_one, is_one=True)
     return 0
 
 
@@ -74,46 +77,120 @@ def _show(
 
 
 def _print_runs(found: Sequence[RunStatus], clear: bool) -> None:
-    rows = []
-    for status in found:
-        metrics = "  ".join(f"{name} {_short(value)}" for name, value in list(status.metrics.items())[:3])
-        rows.append((status.name, status.state, status.job or "", status.attempts, status.step, status.checkpoint_step,
-                     metrics, status.detail))  # fmt: skip
-    _print_table(("run", "state", "job", "attempts", "step", "saved", "last metrics", ""), rows, clear=clear)
+    console = _start_page(clear)
+    lines = format_runs(found, console.width) if found else ["no run yet"]
+    for line in lines:
+        # Names and messages of users may look like markup.
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def _print_one(found: Sequence[RunStatus], clear: bool) -> None:
+    console = _start_page(clear)
+    (status,) = found
+    lines = [*format_runs([dataclasses.replace(status, detail="")], console.width), *describe_status(status)]
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=line.startswith("  launcher "))
 
 
 def _print_members(found: Sequence[MemberStatus], clear: bool) -> None:
-    from launcher.jobs.status import RunStatus
-    from launcher.jobs.sweep import describe
-
-    rows = []
-    for member in found:
-        status = member.status or RunStatus("", "not queued")
-        rows.append((member.index, describe(member.settings), status.state, status.attempts, status.step,
-                     _short(member.last), _short(member.best), status.detail))  # fmt: skip
-    monitors = ", ".join(dict.fromkeys(member.monitor for member in found))
-    _print_table(("", "settings", "state", "attempts", "step", monitors, "best", ""), rows, clear=clear)
+    console = _start_page(clear)
+    for line in format_members(found, console.width):
+        console.print(line, markup=False, soft_wrap=True)
 
 
-def _print_table(columns: Iterable[str], rows: Sequence[Iterable[object]], *, clear: bool) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
+def _start_page(clear: bool) -> Console:
     from launcher.core.terminal import make_console
 
     console = make_console()
     if clear and console.is_terminal:
         console.clear()
-    if not rows:
-        console.print("no run yet")
-        return
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    return console
+
+
+def format_runs(found: Sequence[RunStatus], width: int) -> list[str]:
+    """A line for each run, below it why it ended and what to do, each at most `width` wide where names allow it."""
+    has_jobs, has_restarts = any(s.job for s in found), any(s.attempts > 1 for s in found)
+    head = ["run", "state", "step", "saved", *(["attempts"] if has_restarts else []), *(["job"] if has_jobs else [])]
+    rows = [
+        [s.name, s.state, f"{s.step:,}", f"{s.checkpoint_step:,}", *([str(s.attempts)] if has_restarts else []),
+         *([s.job or ""] if has_jobs else [])]
+        for s in found
+    ]  # fmt: skip
+    lines = _align([head, *rows], right=(2, 3, *((4,) if has_restarts else ())))
+    shown = [f"{lines[0]}  last metrics"]
+    for status, line in zip(found, lines[1:], strict=True):
+        metrics = [f"{name} {_short(value)}" for name, value in status.metrics.items()]
+        while metrics and len(line) + 2 + len("  ".join(metrics)) > width:
+            metrics.pop()
+        shown.append("  ".join([line, *metrics[:6]]).rstrip())
+        shown += _describe_below(status, width)
+    return shown
+
+
+def format_members(found: Sequence[MemberStatus], width: int) -> list[str]:
+    """A line for each member of a sweep, with the best marked, and below it why it ended and what to do."""
+    from launcher.jobs.status import RunStatus
+    from launcher.jobs.sweep import describe
+    from launcher.jobs.sweep_status import sort_by_monitor
+
+    monitor = found[0].monitor
+    first = sort_by_monitor(found)[0]
+    rows: list[list[str]] = []
+    for member in found:
+        status = member.status or RunStatus("", "not queued")
+        is_best = member is first and member.best is not None
+        rows.append([str(member.index), status.state, f"{status.step:,}", _short(member.last),
+                     f"{_short(member.best)}{' *' if is_best else '  '}", describe(member.settings)])  # fmt: skip
+    lines = _align([["", "state", "step", "last", "best  ", "settings"], *rows], right=(0, 2, 3, 4))
+    shown = [lines[0].rstrip()]
+    for member, line in zip(found, lines[1:], strict=True):
+        shown.append(line.rstrip())
+        if member.status is not None:
+            shown += _describe_below(member.status, width)
+    order = "highest" if first.is_highest_best else "lowest"
+    return [*shown, f"last, best: values of {monitor}; * marks the best ({order})"]
+
+
+def describe_status(status: RunStatus) -> list[str]:
+    """Why a run ended or waits, what to do next with the command, and its peak memory, each complete."""
+    from strategies.units import format_bytes
+
+    lines = [status.detail] if status.detail else []
+    if status.advice:
+        lines.append(f"next: {status.advice}")
+    if status.command:
+        lines.append(f"  {status.command}")
+    if status.peak_memory is not None:
+        lines.append(f"peak memory of a rank: {format_bytes(status.peak_memory)}, {status.peak_memory_of}")
+    return lines
+
+
+def _describe_below(status: RunStatus, width: int) -> list[str]:
+    # A run that is done as planned needs no line.
+    if not status.detail or status.reason in ("finished", "max_epochs", "max_steps"):
+        return []
+    return [f"  {shorten_ending(status.detail, status.advice, width - 2)}"]
+
+
+def shorten_ending(text: str, advice: str, width: int) -> str:
+    """The reason of an ending and the advice in at most `width` characters; as much of the advice as fits."""
+    parts = advice.split("; ") if advice else []
+    least = min(len(text), width // 2)
+    while parts and least + 3 + len("; ".join(parts)) > width:
+        parts.pop()
+    end = f"; {'; '.join(parts)}" if parts else ""
+    room = width - len(end)
+    return (text if len(text) <= room else text[: room - 1].rstrip() + "\u2026") + end
+
+
+def _align(rows: Sequence[Sequence[str]], right: Collection[int]) -> list[str]:
+    """Lines with the columns of the rows, two spaces apart."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines: list[str] = []
     for row in rows:
-        # Names and messages of users may look like markup.
-        table.add_row(*(escape(str(cell)) for cell in row))
-    console.print(table)
+        cells = zip(range(len(row)), row, widths, strict=True)
+        lines.append("  ".join(cell.rjust(width) if i in right else cell.ljust(width) for i, cell, width in cells))
+    return lines
 
 
 def _short(value: object) -> str:

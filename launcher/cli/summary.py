@@ -3,43 +3,61 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from launcher.core.distribution import describe_install
 from launcher.core.terminal import make_console
+from launcher.loggers.wandb_sync import find_sync_command
+from launcher.training.callbacks.progress_text import wrap_items
 from launcher.training.result import FitResult
+
+_INDENT = 12
 
 
 def print_summary(result: FitResult, console: Console | None = None) -> None:
     """Print the folders, the last metrics, and the next commands."""
     console = console or make_console()
-    table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0), title="Done", title_justify="left")
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    metrics = "  ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
-    table.add_row("steps", str(result.steps))
-    table.add_row("metrics", Text(metrics or "none logged"))
-    table.add_row("run", Text(_short(result.run)))
-    table.add_row("checkpoint", Text(_short(result.checkpoint) if result.checkpoint else "none"))
+    console.print("Done", style="italic")
+
+    def add(name: str, *lines: str) -> None:
+        for index, line in enumerate(lines):
+            label = ("" if index else name).ljust(_INDENT)
+            # A long command is not divided: the terminal wraps it, and it can be copied.
+            console.print(Text.assemble((label, "bold"), line), soft_wrap=True)
+
+    add("steps", str(result.steps))
+    add("metrics", *_metric_lines(result.metrics, console.width - _INDENT))
+    add("run", _short(result.run))
+    add("checkpoint", _short(result.checkpoint) if result.checkpoint else "none")
     if result.best is not None and result.monitor is not None:
         best = _short(result.best) if isinstance(result.best, Path) else result.best
-        table.add_row("best", Text(f"{best} ({result.monitor})"))
-    for folder in sorted((result.run / "wandb").glob("*run-*")):
-        if folder.is_dir():
-            sync = "wandb sync " if folder.name.startswith("offline") else ""
-            table.add_row("W&B", Text(sync + _short(folder)))
+        add("best", f"{best} ({result.monitor})")
+    wandb = _wandb_line(result.run / "wandb")
+    if wandb is not None:
+        add("W&B", wandb)
     # matplotlib is optional: where it is installed, every start takes half a second longer.
-    first = "" if importlib.util.find_spec("matplotlib") else 'pip install "launcher[plot]" && '
-    table.add_row("report", Text(f"{first}python -m launcher report {_short(result.run)}"))
+    first = "" if importlib.util.find_spec("matplotlib") else f"{describe_install('plot')} && "
+    add("report", f"{first}python -m launcher report {shlex.quote(_short(result.run))}")
     if result.checkpoint is not None:
-        config = _short(result.run / "config.yaml")
-        table.add_row(
-            "continue", Text(f"python -m launcher fit --config {config} --resume auto --trainer.max_epochs N")
-        )
-    console.print(table)
+        config = shlex.quote(_short(result.run / "config.yaml"))
+        add("continue", f"python -m launcher fit --config {config} --resume auto --trainer.max_epochs N")
+
+
+def _metric_lines(metrics: Mapping[str, float], width: int) -> list[str]:
+    """Lines on which no metric is divided."""
+    return wrap_items([f"{name} {value:.4g}" for name, value in metrics.items()], width) or ["none logged"]
+
+
+def _wandb_line(folder: Path) -> str | None:
+    """The command that uploads the run, or the folder of its last attempt if W&B was online."""
+    command = find_sync_command(folder, Path(_short(folder)))
+    online = sorted(path for path in folder.glob("run-*") if path.is_dir())
+    return command or (_short(online[-1]) if online else None)
 
 
 def _short(path: Path) -> str:

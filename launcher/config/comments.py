@@ -70,6 +70,9 @@ def commented_yaml(values: Mapping[str, Any], header: Sequence[str] = (), footer
         body = "".join(_entry(key, values) for key in keys)
         if body:
             parts.append(f"# --- {title} ---\n{body}")
+    if not values:
+        # A file without settings is an error, in case it was truncated.
+        parts.append("model: null\n")
     parts.append("".join(map(_comment, footer)))
     return "\n".join(part for part in parts if part)
 

@@ -175,7 +175,7 @@ def _deepspeed(arguments: Mapping[str, Any], path: str) -> dict[str, Any]:
     if config is not None:
         # Lightning then ignores all other arguments.
         content = read_deepspeed_file(Path(config)) if isinstance(config, str) else config
-        return {"strategy": _variant_of(content, path), "deepspeed_config": content}
+        return {"strategy": find_zero_strategy(content, path), "deepspeed_config": content}
     given = {key: value for key, value in arguments.items()
              if key not in _IGNORED and value != DEEPSPEED_DEFAULTS.get(key)}  # fmt: skip
     zero: dict[str, Any] = {"stage": given.pop("stage", 2)}
@@ -197,7 +197,7 @@ def _deepspeed(arguments: Mapping[str, Any], path: str) -> dict[str, Any]:
             zero[block][name] = value
     if problems:
         raise ConfigError(problems)
-    strategy = _variant_of({"zero_optimization": zero}, path)
+    strategy = find_zero_strategy({"zero_optimization": zero}, path)
     variant = list_zero_variants()[strategy]
     by_name = {"stage": variant.stage, "offload_optimizer": {"device": variant.offload_optimizer},
                "offload_param": {"device": variant.offload_parameters}}  # fmt: skip
@@ -205,7 +205,7 @@ def _deepspeed(arguments: Mapping[str, Any], path: str) -> dict[str, Any]:
     return {"strategy": strategy, **({"deepspeed_config": {"zero_optimization": more}} if more else {})}
 
 
-def _variant_of(content: Any, path: str) -> str:
+def find_zero_strategy(content: Any, path: str) -> str:
     """The strategy for the stage and offload of a DeepSpeed config; if none has this offload, the one of its stage."""
     zero = (content.get("zero_optimization") or {}) if isinstance(content, Mapping) else {}
     blocks = [zero.get(block) or {} for block in ("offload_optimizer", "offload_param")]

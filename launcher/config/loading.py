@@ -4,55 +4,56 @@ from __future__ import annotations
 
 import ast
 import copy
+import dataclasses
 import functools
 import importlib.resources
-import json
 import os
 import re
-import types
-import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from launcher.config.command_line import find_class_flags, read_overrides, split_arguments
+from launcher.config.config_file import read_config_file
 from launcher.config.deepspeed_file import with_deepspeed_file
 from launcher.config.lightning_cli import translate_lightning_cli
-from launcher.config.merge import (
-    CLASS_FIELDS,
-    CLASS_LISTS,
-    merge_values,
-    set_path,
-    with_class_specs,
-    with_complete_lists,
-)
-from launcher.config.schema import RunConfig, config_fields
+from launcher.config.merge import CLASS_FIELDS, CLASS_LISTS, merge_values, with_class_specs, with_complete_lists
+from launcher.config.schema import RunConfig
+from launcher.config.suggestions import NO_COMMAND, ClassFindings, CommandKeys
 from launcher.config.trainer_variables import read_variables
 from launcher.config.validation import find_problems, parse_config
 from launcher.core.errors import ConfigError, Problem
 from launcher.core.secrets import resolve_references
-from launcher.core.yaml_loader import Loader
-
-_FILES = (".yaml", ".yml", ".json")
-# Parts of the config for which LightningCLI accepts a file.
-_PARTS = (*CLASS_FIELDS, "trainer", *(f"trainer.{key}" for key in CLASS_LISTS))
 
 
-def load_config(files: Iterable[str | Path] = (), overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(
+    files: Iterable[str | Path] = (), overrides: Sequence[str] = (), command: CommandKeys = NO_COMMAND
+) -> RunConfig:
     """Read, merge and check a config.
 
     Args:
         files: YAML or JSON files; a later one overrides an earlier one, key by key.
         overrides: command line arguments such as `--trainer.max_epochs 3` or `--model.init_args.lr=1e-4`.
+        command: what the command accepts in addition, for the advice in messages.
 
     Raises:
         ConfigError: every problem of every source at once.
     """
-    return build_config(read_sources(files, overrides))
+    command = with_typed(command, overrides)
+    return build_config(read_sources(files, overrides, command), command)
 
 
-def read_sources(files: Iterable[str | Path] = (), overrides: Sequence[str] = ()) -> dict[str, Any]:
+def with_typed(command: CommandKeys, overrides: Sequence[str]) -> CommandKeys:
+    """The command's keys with those that were given on the command line."""
+    typed = frozenset(each.path for each in split_arguments(overrides) if each.path)
+    return dataclasses.replace(command, typed=typed, flags=frozenset(find_class_flags(overrides)))
+
+
+def read_sources(
+    files: Iterable[str | Path] = (), overrides: Sequence[str] = (), command: CommandKeys = NO_COMMAND
+) -> dict[str, Any]:
     """Read and merge: normalized plain values, whose fields are not checked yet; `PL_TRAINER_*` come first.
 
     Raises:
@@ -60,9 +61,9 @@ def read_sources(files: Iterable[str | Path] = (), overrides: Sequence[str] = ()
     """
     values: dict[str, Any] = {}
     problems: list[Problem] = []
+    typed, wrong = read_overrides(overrides, command)
     readers = [functools.partial(read_variables, os.environ),
-               *(functools.partial(read_config_file, Path(file)) for file in files),
-               functools.partial(parse_overrides, overrides)]  # fmt: skip
+               *(functools.partial(read_config_file, Path(file)) for file in files), lambda: typed]  # fmt: skip
     strategy: Any = None
     for read in readers:
         try:
@@ -74,8 +75,9 @@ def read_sources(files: Iterable[str | Path] = (), overrides: Sequence[str] = ()
         else:
             problems += contradictions
             merge_values(values, source)
+    problems += wrong
     if problems:
-        raise ConfigError([*problems, *all_problems(values)])
+        raise ConfigError([*problems, *_explain(values, _inspect(values, command), command)])
     return values
 
 
@@ -102,22 +104,50 @@ def load_values(values: Mapping[str, Any]) -> RunConfig:
     return build_config(normal)
 
 
-def build_config(values: dict[str, Any]) -> RunConfig:
+def build_config(values: dict[str, Any], command: CommandKeys = NO_COMMAND) -> RunConfig:
     """The config of normalized values; without model and data, the demo's config with these values merged in.
 
     Raises:
         ConfigError: every problem at once.
     """
-    if not values.get("model") and not values.get("data"):
+    is_demo = not values.get("model") and not values.get("data")
+    if is_demo:
         named = {key: value for key, value in values.items() if not (key in CLASS_FIELDS and value is None)}
         values = merge_values(read_preset("demo"), named)
     values, missing = resolve_references(with_complete_lists(values), os.environ)
     problems = [Problem(path, f"its value is a secret, which is not stored, and {name} is not set; set it, or give "
                         f"--{path} again") for path, name in missing.items()]  # fmt: skip
-    problems += all_problems(values)
-    if problems:
-        raise ConfigError(problems)
+    has_problems = problems or all_problems(values)
+    found = _inspect(values, command) if (has_problems or command.flags) and not is_demo else ClassFindings()
+    if has_problems or _flag_problems(found, command):
+        raise ConfigError([*problems, *_explain(values, found, command)])
     return with_deepspeed_file(parse_config(values))
+
+
+def _inspect(values: Mapping[str, Any], command: CommandKeys) -> ClassFindings:
+    """What the classes of the valid settings accept."""
+    wrong = {problem.path for problem in all_problems(values)}
+    roots = {path.partition(".")[0] for path in wrong}
+    trainer = values.get("trainer")
+    lists = {key: trainer[key] for key in (*CLASS_LISTS, "profiler") if key in trainer and f"trainer.{key}" not in wrong
+             } if isinstance(trainer, Mapping) else {}  # fmt: skip
+    sound = {key: values[key] for key in (*CLASS_FIELDS, "ddp") if values.get(key) and key not in roots}
+    if command.inspect is None or not (sound or any(lists.values())):
+        return ClassFindings()
+    return command.inspect(parse_config({**sound, "trainer": lists}))
+
+
+def _explain(values: Mapping[str, Any], found: ClassFindings, command: CommandKeys) -> list[Problem]:
+    """Every problem of normalized values and of the classes, with advice that knows the classes' arguments."""
+    own = all_problems(values, dataclasses.replace(command, arguments=tuple(found.flags)))
+    flags = _flag_problems(found, command)
+    return [*own, *flags, *(each for each in found.problems if each.path not in {flag.path for flag in flags})]
+
+
+def _flag_problems(found: ClassFindings, command: CommandKeys) -> list[Problem]:
+    """The classes' arguments that are given without a value and do not accept `true`."""
+    return [Problem(path, f"given without a value; write --{path} VALUE") for path in sorted(command.flags)
+            if found.flags.get(path) is False]  # fmt: skip
 
 
 def normalize_values(values: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
@@ -125,120 +155,15 @@ def normalize_values(values: dict[str, Any]) -> tuple[dict[str, Any], list[Probl
     return translate_lightning_cli(with_class_specs(values))
 
 
-def all_problems(values: Mapping[str, Any]) -> list[Problem]:
+def all_problems(values: Mapping[str, Any], command: CommandKeys = NO_COMMAND) -> list[Problem]:
     """Every problem of normalized values that can be found without importing a class."""
-    return [*find_problems(values), *_class_problems(values)]
+    return [*find_problems(values, command), *_class_problems(values)]
 
 
 def read_preset(name: str) -> dict[str, Any]:
     """The plain values of a config that ships with the launcher."""
     text = importlib.resources.files("launcher").joinpath("presets", f"{name}.yaml").read_text(encoding="utf-8")
     return yaml.safe_load(text)
-
-
-def read_config_file(path: Path) -> dict[str, Any]:
-    """The plain values of one YAML or JSON file.
-
-    Raises:
-        ConfigError: no such file, unreadable, invalid (with the line), or no mapping.
-    """
-    values = read_plain_file(path)
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError([Problem(str(path), f"found {type(values).__name__}; expected a mapping of settings")])
-    return {str(key): _read_part(each, path.parent, key) if key in _PARTS else each for key, each in values.items()}
-
-
-def _read_part(given: Any, folder: Path, part: str) -> Any:
-    """The content of the file for a file name, as in `model: model.yaml`; other values unchanged."""
-    if isinstance(given, str) and given.endswith(_FILES):
-        file = folder / given
-        given, folder = read_plain_file(file), file.parent
-    if part == "trainer" and isinstance(given, dict):
-        return {key: _read_part(each, folder, key) if key in CLASS_LISTS else each for key, each in given.items()}
-    return given
-
-
-def read_plain_file(path: Path) -> Any:
-    """The content of a YAML or JSON file.
-
-    Raises:
-        ConfigError: no such file, unreadable, or invalid (with the line).
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError([Problem(str(path), "no such file; `launcher fit --print-config` prints one")]) from None
-    except (OSError, UnicodeDecodeError) as error:
-        problem = f"cannot be read: {error}; give a text file that you may read"
-        raise ConfigError([Problem(str(path), problem)]) from error
-    try:
-        return json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader)  # noqa: S506 -- a SafeLoader
-    except json.JSONDecodeError as error:
-        problem = f"invalid JSON: {error.msg}; correct this line"
-        raise ConfigError([Problem(f"{path}, line {error.lineno}", problem)]) from error
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
-        problem = f"invalid YAML: {error.problem or error.context}; correct this line"
-        raise ConfigError([Problem(where, problem)]) from error
-    except (yaml.YAMLError, ValueError) as error:
-        # ValueError: a well-formed date or number that does not exist.
-        raise ConfigError([Problem(str(path), f"invalid YAML: {error}; correct this value")]) from error
-
-
-def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
-    """Nested values of the arguments `--a.b value`, `--a.b=value` and `--flag`.
-
-    Raises:
-        ConfigError: an argument that is no option.
-    """
-    hints = {path: info.hint for path, info in config_fields()}
-    values: dict[str, Any] = {}
-    problems: list[Problem] = []
-    position = 0
-    while position < len(arguments):
-        argument = arguments[position]
-        position += 1
-        if not argument.startswith("--") or len(argument) == 2:
-            problems.append(Problem(argument, "not an option; give settings as --key value or --key=value"))
-            continue
-        key, equals, text = argument[2:].partition("=")
-        path = path_of(key)
-        if not equals:
-            if position < len(arguments) and not arguments[position].startswith("--"):
-                text = arguments[position]
-                position += 1
-            else:
-                text = "true"
-        value = _parse_value(text, hints.get(path))
-        set_path(values, path.split("."), _read_part(value, Path(), path) if path in _PARTS else value)
-    if problems:
-        raise ConfigError(problems)
-    return values
-
-
-def path_of(key: str) -> str:
-    """The dotted path of a command line key, whose first part may have dashes."""
-    group, dot, rest = key.partition(".")
-    return group.replace("-", "_") + dot + rest
-
-
-def is_text(hint: Any) -> bool:
-    """Whether a field takes only text, so that its value is not read as YAML."""
-    parts = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
-    return set(parts) <= {str, type(None)}
-
-
-def _parse_value(text: str, hint: Any) -> Any:
-    """A command line value read as YAML, unless the field takes only text."""
-    if text != "null" and is_text(hint):
-        return text
-    try:
-        return yaml.load(text, Loader)  # noqa: S506 -- a SafeLoader
-    except (yaml.YAMLError, ValueError):
-        return text
 
 
 def _class_problems(values: Mapping[str, Any]) -> list[Problem]:
@@ -263,7 +188,9 @@ def _class_problems(values: Mapping[str, Any]) -> list[Problem]:
 
 def _names_class(path: Any, *, short: bool) -> bool:
     """Whether a value looks like an import path; `short` allows a name without a module, as LightningCLI does."""
-    return isinstance(path, str) and re.fullmatch(rf"[^\W\d]\w*(\.[^\W\d]\w*){'*' if short else '+'}", path) is not None
+    if not isinstance(path, str) or path.endswith(".py"):
+        return False
+    return re.fullmatch(rf"[^\W\d]\w*(\.[^\W\d]\w*){'*' if short else '+'}", path) is not None
 
 
 def _suggest_import_path(path: Any) -> str:

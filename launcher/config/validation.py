@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 import functools
 import math
 import re
@@ -15,6 +14,7 @@ from typing import Any, Literal
 
 from launcher.config import deepspeed_file as deepspeed_source
 from launcher.config.schema import FieldInfo, RunConfig, config_fields
+from launcher.config.suggestions import NO_COMMAND, CommandKeys, describe_group, describe_unknown_key
 from launcher.core.errors import ConfigError, Problem
 from launcher.core.nested import flatten
 from launcher.core.secrets import redact
@@ -36,7 +36,7 @@ def parse_config(values: Mapping[str, Any]) -> RunConfig:
     return _build(RunConfig, values)
 
 
-def find_problems(values: Mapping[str, Any]) -> list[Problem]:
+def find_problems(values: Mapping[str, Any], command: CommandKeys = NO_COMMAND) -> list[Problem]:
     """Every problem of the plain values of a config, in their order."""
     leaves = dict(config_fields())
     problems: list[Problem] = []
@@ -46,7 +46,7 @@ def find_problems(values: Mapping[str, Any]) -> list[Problem]:
             continue
         info = leaves.get(path)
         if info is None:
-            problems.append(Problem(path, _unknown_key(path, value, leaves)))
+            problems.append(Problem(path, _unknown_key(path, value, leaves, command)))
         # jsonargparse accepts null for every type.
         elif (value is None and type(None) not in typing.get_args(info.hint)) or not _has_type(info.hint, value):
             problems.append(Problem(path, f"given {redact(value)!r}; expected {_describe(info.hint)}"))
@@ -114,19 +114,10 @@ _CHECKS: dict[str, Callable[[Any], Iterator[str]]] = {
 }
 
 
-def _unknown_key(path: str, value: Any, leaves: Mapping[str, FieldInfo]) -> str:
+def _unknown_key(path: str, value: Any, leaves: Mapping[str, FieldInfo], command: CommandKeys) -> str:
     if any(name.startswith(f"{path}.") for name in leaves):
-        return f"given {redact(value)!r}; expected a mapping of settings"
-    name = path.rpartition(".")[2]
-    by_name: dict[str, list[str]] = {}
-    for known in leaves:
-        by_name.setdefault(known.rpartition(".")[2], []).append(known)
-    # Keys at the wrong level and misspelt groups are as common as misspelt keys.
-    groups = {known.partition(".")[0] for known in leaves if "." in known}
-    close = by_name.get(name, []) + difflib.get_close_matches(path, {*leaves, *groups}, n=1, cutoff=0.75)
-    close += [p for n in difflib.get_close_matches(name, by_name, n=1, cutoff=0.75) for p in by_name[n]]
-    hint = f"did you mean {close[0]}?" if close else "`launcher fit --help` lists all keys"
-    return f"unknown key; {hint}"
+        return describe_group(path, value, command)
+    return describe_unknown_key(path, value, leaves, command)
 
 
 @functools.cache

@@ -2,7 +2,9 @@
 
 LauncherError                      exit code 1
   UsageError                       exit code 2: the request cannot be fulfilled
+    CommandLineError               an option of a command is unknown, or its value is missing or invalid
     ConfigError                    every wrong field of a config, at once
+      CallError                    every wrong argument of a call in Python, at once
       LaunchError                  every wrong flag that sets how the ranks are started, at once
       SubmitError                  every option of a submission that is wrong or contradicts the config
     NoSuchRunError                 no run has that name
@@ -15,6 +17,7 @@ LauncherError                      exit code 1
     MissingLibraryError            a required library is not installed
     ReportError                    no such run, or the report cannot be written
   QueueError                       exit code 1: SLURM, or this machine, rejected a request or did not answer
+  LaunchTimeoutError               exit code 1: a function of `launcher.launch` did not end in time
   TrainingError                    exit code 1: the model's or the data's own code raised
     OutOfMemoryError               the device or the host ran out of memory
     StorageError                   a disk is full, read-only or not writable
@@ -49,6 +52,10 @@ class UsageError(LauncherError):
     exit_code = 2
 
 
+class CommandLineError(UsageError):
+    """An option of a command is unknown, or its value is missing or invalid."""
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One wrong field or flag: its dotted path or file, and a message with the given and the valid values."""
@@ -67,6 +74,12 @@ class ConfigError(UsageError):
         lines = [f"  {p.path}: {p.message}" for p in self.problems]
         count = f"{len(lines)} problem{'s' if len(lines) > 1 else ''}"
         super().__init__("\n".join([f"{self.what} has {count}:", *lines]))
+
+
+class CallError(ConfigError):
+    """Arguments of a function or class of the launcher are wrong."""
+
+    what = "the call"
 
 
 class LaunchError(ConfigError):
@@ -125,12 +138,21 @@ class ReportError(UsageError):
     """No such run, or the report cannot be written."""
 
 
-class TrainingError(LauncherError):
-    """The code of the model or the data raised an exception, which is `__cause__`, on `rank` (None if not known)."""
+class LaunchTimeoutError(LauncherError, TimeoutError):
+    """A function of `launcher.launch` did not end in time; its ranks were ended."""
 
-    def __init__(self, message: str, *, rank: int | None = None) -> None:
+
+class TrainingError(LauncherError):
+    """The code of the model or the data raised an exception, which is `__cause__`, on `rank` (None if not known).
+
+    Attributes:
+        report: the text for a terminal, with the traceback of the first failed rank; None if there is no such text.
+    """
+
+    def __init__(self, message: str, *, rank: int | None = None, report: str | None = None) -> None:
         super().__init__(message)
         self.rank = rank
+        self.report = report
 
 
 def with_cause_type(error: TrainingError) -> TrainingError:

@@ -87,6 +87,11 @@ EVENT_KINDS: Mapping[str, EventKind] = MappingProxyType({
         "now": "actual global batch size",
     }),
     "validation": EventKind("A validation is done.", {"step": _STEP, "metrics": "validation metrics"}),
+    "epoch": EventKind("An epoch of the training is done, or its part before the training ended.", {
+        "step": _STEP,
+        "epoch": "number of the epoch, from 0",
+        "metrics": "logged metrics, with those that were logged for the epoch",
+    }),
     "checkpoint": EventKind("A checkpoint is written.", {"step": _STEP, "epoch": "current epoch"}),
     "memory": EventKind("At the end: measured memory next to the plan's estimate.", {
         "step": _STEP,

@@ -27,6 +27,8 @@ def describe_event(event: Mapping[str, Any], kind: str) -> str:
     if kind in ("failed", "rank_failed"):
         why = "hung, " if event.get("hung") else "out of memory, " if event.get("out_of_memory") else ""
         text = _text(event.get("error")) or why + _exit(event.get("exit_code"))
+    elif kind == "finished" and event.get("step") is None:
+        text = "finished"
     elif kind in _TEXTS:
         text = _TEXTS[kind].format_map(defaultdict(lambda: None, event))
     elif kind == "notice":
@@ -35,14 +37,20 @@ def describe_event(event: Mapping[str, Any], kind: str) -> str:
         saved = event.get("checkpoint")
         end = "saved a checkpoint" if saved else "without a checkpoint"
         number = event.get("signal")
-        name = "Ctrl-C" if number == signal.SIGINT else signal_name(number)
-        text = f"stopped by {name} after step {event.get('step')}; {end}"
+        text = f"stopped by {'Ctrl-C' if number == signal.SIGINT else signal_name(number)}"
+        if event.get("step") is not None:
+            text += f" after step {event['step']}; {end}"
     elif kind == "strategy_changed":
         before = " and ".join(map(str, event.get("ran_out") or ()))
         text = f"{before} ran out of memory in this run; it continues with {event.get('strategy')}"
     elif kind == "unused_parameters":
         names = describe_parameters(event.get("names") or ())
         text = f"{names} received no gradient; from now on DDP searches for unused parameters"
+    elif kind == "evaluated":
+        found = event.get("metrics")
+        parts = [part for part in (found if isinstance(found, list) else [found]) if isinstance(part, Mapping)]
+        values = ", ".join(f"{name} {format_value(value)}" for part in parts for name, value in part.items())
+        text = f"{event.get('command')} of {event.get('checkpoint')}: {values or 'no metric was logged'}"
     elif kind == "nodes_missing":
         nodes = event.get("nodes")
         text = f"{'node ' + ', '.join(map(str, nodes)) if isinstance(nodes, list) and nodes else 'a node'} did not join"
@@ -52,8 +60,20 @@ def describe_event(event: Mapping[str, Any], kind: str) -> str:
         text = f"started: {source}" + (f", restart {count}" if count else "")
     else:
         fields = {k: v for k, v in event.items() if k not in ("time", "rank", "kind", "step") and v is not None}
-        text = f"{kind}: " + ", ".join(f"{k} {v}" for k, v in fields.items()) if fields else kind
+        text = f"{kind}: " + ", ".join(f"{k} {format_value(v)}" for k, v in fields.items()) if fields else kind
     return text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + " ..."
+
+
+def format_value(value: Any) -> str:
+    """A value as YAML shows it on one line: 'null', 'true', '0.1', '[1, 2]', '{a: 1}', '2026-11-25 01:44:31'."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {format_value(each)}' for key, each in value.items())}}}"
+    if isinstance(value, list | tuple | set | frozenset):
+        return f"[{', '.join(map(format_value, value))}]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    # 0.30000000000000004 is 0.3, and 1e-05 stays.
+    return f"{value:.12g}" if isinstance(value, float) else str(value)
 
 
 def _exit(code: Any) -> str:

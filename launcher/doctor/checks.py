@@ -14,6 +14,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from launcher.core.distribution import DISTRIBUTION
 from launcher.doctor.finding import Check, Finding, judge
 from launcher.doctor.gpus import gpu_findings, has_nvidia_driver, probe_gpus
 from launcher.doctor.network import check_hostname, check_interfaces, read_ports
@@ -36,10 +37,27 @@ def check_versions() -> Iterator[Finding]:
     """Python and every required library, compared with the tested versions."""
     python = ".".join(map(str, sys.version_info[:3]))
     yield judge("python", sys.version_info >= (3, 11), python, "install Python 3.11 or newer", "failure")
-    for text in importlib.metadata.requires("launcher") or ():
+    try:
+        texts = importlib.metadata.requires(DISTRIBUTION) or ()
+    except importlib.metadata.PackageNotFoundError:
+        advice = f"pip install -e {Path(__file__).resolve().parents[2]}"
+        yield Finding(DISTRIBUTION, "warning", "not installed, so its libraries are not checked", advice)
+        return
+    for text in texts:
         requirement = Requirement(text)
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
             yield version_finding(requirement)
+
+
+def check_command() -> Iterator[Finding]:
+    """Whether another distribution has overwritten the command `launcher`."""
+    try:
+        version = importlib.metadata.version("launcher")
+    except importlib.metadata.PackageNotFoundError:
+        return
+    found = f"the package 'launcher' {version} is installed too; its command has the same name"
+    advice = f"pip uninstall launcher, then reinstall {DISTRIBUTION} (pip install --force-reinstall --no-deps)"
+    yield Finding("command launcher", "warning", found, advice)
 
 
 def version_finding(requirement: Requirement) -> Finding:
@@ -197,6 +215,7 @@ def slurm_findings(facts: SlurmFacts) -> Iterator[Finding]:
 # Run on every node; the others only on the login node.
 NODE_CHECKS: tuple[Check, ...] = (
     check_versions,
+    check_command,
     check_devices,
     check_compiler,
     check_memory_and_disk,

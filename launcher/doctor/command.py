@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Sequence
 
+from launcher.core.command_parser import CommandParser
 from launcher.doctor.finding import Finding, Status, run_checks
 
 _STYLES: dict[Status, str] = {"ok": "green", "warning": "yellow", "failure": "bold red"}
@@ -17,10 +18,10 @@ def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
     from launcher.doctor.preflight_run import add_preflight_arguments
 
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "launcher doctor",
-        description="Check versions, devices, compiler, memory, disk, network, W&B and SLURM of this machine.",
-        epilog="exit codes:\n  0 no failure, perhaps warnings   1 a failure, which would stop a training   2 usage",
+        description="Check versions, devices, compiler, memory, disk, network, W&B and SLURM of this\nmachine.",
+        epilog="exit codes:\n  0 no failure, perhaps warnings   1 a failure, which would stop a training\n  2 usage",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -30,7 +30,7 @@ _Result = TypeVar("_Result")
 
 def add_preflight_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of a preflight."""
-    title = "preflight: measures a matmul on every rank, an all-reduce, an exchange and the clocks"
+    title = "preflight: a matmul on every rank, an all-reduce, an exchange, the clocks"
     group = parser.add_argument_group(title)
     group.add_argument("--nodes", "-N", type=_parse_positive, metavar="N",
                        help="run it on N nodes of the SLURM cluster, with srun")  # fmt: skip

@@ -10,7 +10,7 @@ from launcher.core.errors import ConfigError, Problem
 from launcher.hardware.devices import Device, Hardware, library_versions
 from strategies.gpus import GPUS, UnknownGpuError, find_gpu
 
-_SCALES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_SCALES = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _MOST_GPUS = 1_000_000
 
 
@@ -33,8 +33,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("plan for other machines")
     group.add_argument("--gpus", type=int, metavar="N", help="plan for N GPUs instead of this machine")
     group.add_argument("--gpus-per-node", type=int, metavar="N", help="GPUs on each node (default: 8, or all if fewer)")
-    group.add_argument("--gpu", metavar="NAME", help=f"model of the GPUs: {', '.join(gpu.key for gpu in GPUS)}")
-    group.add_argument("--gpu-memory", metavar="SIZE", help="memory of each GPU, as in 80GiB (default: of --gpu)")
+    keys = ", ".join(gpu.key for gpu in GPUS)
+    group.add_argument("--gpu", metavar="NAME", help=f"model of the GPUs, as nvidia-smi prints it or one of: {keys}")
+    group.add_argument("--gpu-memory", metavar="SIZE",
+                       help="memory of each GPU with its unit, as in 80GiB (default: of --gpu)")  # fmt: skip
     parser.add_argument("--plot", metavar="FILE", help="plot memory over the number of GPUs, by strategy (.png, .svg)")
 
 
@@ -61,13 +63,13 @@ def read_options(options: argparse.Namespace) -> TargetMachines | None:
         try:
             gpu = find_gpu(given["gpu"])
         except UnknownGpuError as error:
-            problems.append(Problem("--gpu", str(error).removeprefix("--gpu: ")))
+            problems.append(Problem("--gpu", str(error)))
     memory = gpu.memory_bytes if gpu else 0
     size = given["gpu_memory"]
     if size is not None:
         memory = parse_size(size) or 0
         if memory <= 0:
-            problems.append(Problem("--gpu-memory", f"given {size!r}; expected a size as in 80GiB or 80GB"))
+            problems.append(Problem("--gpu-memory", f"given {size!r}; {_suggest_size(size)}"))
     elif gpu is None and given["gpu"] is None:
         problems.append(Problem("--gpu-memory", "not given; give the memory of a GPU, or its name with --gpu"))
     if problems:
@@ -79,6 +81,17 @@ def read_options(options: argparse.Namespace) -> TargetMachines | None:
 
 
 def parse_size(text: str) -> int | None:
-    """Bytes of '80GiB', '80 GB', '16G' (as GB) or '1024'; None if it is not a size."""
-    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]i?)?b?\s*", text.lower())
-    return None if found is None else int(float(found[1]) * _SCALES[found[2] or ""])
+    """Bytes of '80GiB', '80 GB' or '16G' (as GB); None if it is not a size with a unit."""
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmgt]i?)b?\s*", text.lower())
+    return None if found is None else int(float(found[1]) * _SCALES[found[2]])
+
+
+def _suggest_size(text: str) -> str:
+    """What to give instead of an invalid size."""
+    number = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*b?\s*", text.lower())
+    if number is None or not float(number[1]):
+        return "expected a size as in 80GiB or 80GB"
+    value = float(number[1])
+    # A large number is one of bytes.
+    gib = value / _SCALES["gi"] if value > _SCALES["mi"] else value
+    return f"a size needs a unit: did you mean {gib:.4g}GiB?"

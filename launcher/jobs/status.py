@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from launcher.core.errors import QueueError
-from launcher.core.event_text import describe_event
 from launcher.core.events import FILE_NAME, read_events
 from launcher.jobs.backends.base import JobStatus, Record
 from launcher.jobs.backends.local import read_directory_status
 from launcher.jobs.backends.registry import find_backend
+from launcher.jobs.ending import Ending, EndingReader, combine_with_job
+from launcher.jobs.peak_memory import PeakMemoryReader
 from launcher.runs.job_output import read_job_output
 from launcher.runs.submission_record import read_records
 from slurm.attempts import read_attempts
@@ -26,11 +26,17 @@ class RunStatus:
 
     Attributes:
         state: queued, running, requeued, done, stopped, failed, cancelled, or ended (the result is not known).
-        detail: why it waits, where it runs, or what went wrong.
+        detail: why it waits, where it runs, or why it ended.
         job: 'slurm 123', 'local 4711', or None for a run that was not submitted.
         step: optimizer steps done.
         checkpoint_step: optimizer step of the newest checkpoint.
         updated: time of the last event, seconds since 1970.
+        reason: one word for how it ended, as `max_time`, `exception` or `hung` (see `launcher.jobs.ending`); empty
+            while it runs.
+        advice: what to do next, a short phrase.
+        command: the command that continues it; empty if there is none.
+        peak_memory: the highest of its ranks, in bytes; None if it was not recorded.
+        peak_memory_of: what that is the peak of.
     """
 
     name: str
@@ -42,6 +48,11 @@ class RunStatus:
     metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     checkpoint_step: int = 0
     updated: float | None = None
+    reason: str = ""
+    advice: str = ""
+    command: str = ""
+    peak_memory: int | None = None
+    peak_memory_of: str = ""
 
     @property
     def has_ended(self) -> bool:
@@ -53,35 +64,68 @@ class RunStatus:
         return dataclasses.asdict(self)
 
 
-@dataclass(frozen=True, slots=True)
 class RunProgress:
-    """A run's progress by its events: fields of `RunStatus`, and how the last attempt ended (None: not reported)."""
+    """A run's progress by its events: fields of `RunStatus`, the ending of its last attempt, and its peak memory."""
 
-    attempts: int = 0
-    step: int = 0
-    metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    checkpoint_step: int = 0
-    updated: float | None = None
-    ending: str | None = None
-    detail: str = ""
+    def __init__(self, events: Iterable[Mapping[str, Any]] = ()) -> None:
+        self.attempts = 0
+        self.metrics: dict[str, Any] = {}
+        self.updated: float | None = None
+        self.endings = EndingReader()
+        self.memory = PeakMemoryReader()
+        for event in events:
+            self.add(event)
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.endings.step
+
+    @property
+    def checkpoint_step(self) -> int:
+        """Optimizer step of the newest checkpoint; 0 without one."""
+        return self.endings.checkpoint_step or 0
+
+    def add(self, event: Mapping[str, Any]) -> None:
+        """Add one event, in the order of the file."""
+        kind, time = event.get("kind"), event.get("time")
+        if isinstance(time, int | float):
+            self.updated = time
+        self.attempts += kind == "run_started"
+        metrics = event.get("metrics")
+        if kind in ("step", "epoch", "validation", "finished") and isinstance(metrics, dict):
+            self.metrics.update(metrics)
+        self.endings.add(event)
+        self.memory.add(event)
+
+    def watch(self, events: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+        """The same events, each added when it is read."""
+        for event in events:
+            self.add(event)
+            yield event
 
 
-def read_run_status(run: Path, job: JobStatus | None = None) -> RunStatus:
+def read_run_status(run: Path, job: JobStatus | None = None, progress: RunProgress | None = None) -> RunStatus:
     """The state of the run in a directory; `job` is the status of its newest job, if it is known already."""
-    progress = summarize_events(run / FILE_NAME)
+    progress = summarize_events(run / FILE_NAME) if progress is None else progress
     records = read_records(run)
     record = records[-1] if records else None
     if job is None:
         job = read_directory_status(run) if record is None else read_job_statuses([record])[0]
     starts = sum(len(read_attempts(Path(each["folder"]))) for each in records)
-    ending = (progress.ending or "ended", progress.detail)
+    ending = progress.endings.find_ending(run.name)
     if job.state == "unknown":
-        job = JobStatus("running" if progress.ending is None else "ended", job.detail)
+        job = JobStatus("running" if ending is None else "ended", job.detail)
     if record is not None and record.get("submitted", 0) > (progress.updated or 0):
         # The events are those of an earlier submission.
         output = read_job_output(record)
-        ending = ("ended", "") if output is None else ("failed", f"{output.reason} ({output.file})")
-    state, detail = _combine(job, *ending, starts)
+        text = "" if output is None else f"{output.reason} ({output.file})"
+        ending = None if output is None else Ending("failed", "job_failed", text, "correct it, and submit it again")
+    elif ending is None and progress.attempts:
+        ending = progress.endings.describe_unreported()
+    state, detail, ending = _combine(job, ending or Ending("ended", "", ""), starts)
+    peak = progress.memory.find_peak()
+    can_continue = record is None and ending.can_resume and state not in ("running", "queued", "requeued", "done")
     return RunStatus(
         name=run.name,
         state=state,
@@ -92,6 +136,11 @@ def read_run_status(run: Path, job: JobStatus | None = None) -> RunStatus:
         metrics=progress.metrics,
         checkpoint_step=progress.checkpoint_step,
         updated=progress.updated,
+        reason=ending.reason,
+        advice=ending.advice,
+        command=f"launcher fit --config {run / 'config.yaml'} --resume auto" if can_continue else "",
+        peak_memory=peak.highest,
+        peak_memory_of=peak.what if peak.highest is not None else "",
     )
 
 
@@ -122,43 +171,18 @@ def _describe_job(record: Record) -> str:
         return str(record.get("cluster"))
 
 
-def _combine(job: JobStatus, ending: str, detail: str, starts: int) -> tuple[str, str]:
-    """The run's state and its detail, from the job and from the ending that the events report. Pure."""
+def _combine(job: JobStatus, ending: Ending, starts: int) -> tuple[str, str, Ending]:
+    """The run's state, its detail and its ending, from the job and from the ending by the events. Pure."""
     if job.state == "ended":
-        return ending, "; ".join(filter(None, (detail, job.detail)))
+        return ending.state, "; ".join(filter(None, (ending.text, job.detail))), ending
     if job.state == "done":
-        return "done", detail if ending != "done" else ""
+        return "done", ending.text, ending
     if job.state in ("failed", "cancelled"):
-        return job.state, ": ".join(filter(None, (job.detail, detail)))
-    return "requeued" if job.state == "queued" and starts else job.state, job.detail
+        combined = combine_with_job(ending, job.state, job.detail)
+        return job.state, combined.text, combined
+    return "requeued" if job.state == "queued" and starts else job.state, job.detail, Ending("ended", "", "")
 
 
 def summarize_events(events: Path) -> RunProgress:
     """The progress of a run by its event file."""
-    found = read_events(events) if events.exists() else ()
-    return functools.reduce(_add_event, found, RunProgress())
-
-
-def _add_event(progress: RunProgress, event: Mapping[str, Any]) -> RunProgress:
-    kind, change = event["kind"], {"updated": event.get("time", progress.updated)}
-    if kind == "run_started":
-        change.update(attempts=progress.attempts + 1, ending=None, detail="")
-    if kind in ("step", "validation", "finished", "interrupted", "training_started") and isinstance(
-        event.get("step"), int
-    ):
-        change["step"] = event["step"]
-    if kind in ("step", "validation", "finished") and isinstance(event.get("metrics"), dict):
-        change["metrics"] = {**progress.metrics, **event["metrics"]}
-    if kind == "checkpoint":
-        change.update(checkpoint_step=event.get("step", 0), step=max(progress.step, event.get("step", 0)))
-    if kind == "finished":
-        change.update(ending="done", detail="")
-    elif kind == "interrupted":
-        change.update(ending="stopped", detail=f"by signal {event.get('signal')} after step {event.get('step')}")
-    elif kind == "failed":
-        change.update(ending="failed", detail=str(event.get("error", "")))
-    elif kind == "out_of_memory":
-        change.update(ending="failed", detail=f"out of memory with {event.get('strategy')}")
-    elif kind == "nodes_missing":
-        change.update(ending="failed", detail=describe_event(event, kind))
-    return dataclasses.replace(progress, **change)
+    return RunProgress(read_events(events) if events.exists() else ())

@@ -71,12 +71,20 @@ class JobOptions:
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class ScriptCommand:
+    """A plain script to submit: options of `launcher run`, and what follows them on its command line."""
+
+    options: tuple[str, ...]
+    script: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Submission:
     """A run to submit.
 
     `config` includes the settings that the job fixes: name, folder of the runs, ranks and nodes. `folder` is that of
-    this submission in the run's directory; `prepare` does not create it.
+    this submission in the run's directory; `prepare` does not create it. `script` is None for `launcher fit`.
     """
 
     config: RunConfig
@@ -85,6 +93,7 @@ class Submission:
     folder: Path
     resume_from: Path | None
     options: JobOptions
+    script: ScriptCommand | None = None
 
     @property
     def name(self) -> str:
@@ -93,7 +102,10 @@ class Submission:
 
     @property
     def command(self) -> tuple[str, ...]:
-        """The training command of each node, which adds how to start ranks."""
+        """The training command of each node, which adds how to start ranks, and then the script, if there is one."""
+        if self.script is not None:
+            place = ("--name", self.name, "--runs-dir", str(self.place.path.parent))
+            return module_command("launcher", "run", *place, *self.script.options)
         return module_command("launcher", "fit", "--config", str(self.folder / "config.yaml"))
 
 
@@ -120,8 +132,12 @@ class SweepSubmission:
         return self.path.name
 
 
-def prepare(config: RunConfig, options: JobOptions, env: Mapping[str, str]) -> Submission:
+def prepare(
+    config: RunConfig, options: JobOptions, env: Mapping[str, str], script: ScriptCommand | None = None
+) -> Submission:
     """Check everything and choose the run directory; creates nothing. Only names of the variables in `env` are kept.
+
+    With `script`, only name, folder and devices of the config are used.
 
     Raises:
         SubmitError: lists every option that is wrong or contradicts the config.
@@ -146,6 +162,7 @@ def prepare(config: RunConfig, options: JobOptions, env: Mapping[str, str]) -> S
         folder=place.path / FOLDER / str(number),
         resume_from=None if config.resume in ("none", "auto") else place.resume_from,
         options=options,
+        script=script,
     )
 
 
@@ -187,7 +204,8 @@ def make_folder(submission: Submission) -> None:
     _export_secrets(submission.config)
     submission.place.path.mkdir(mode=0o700, parents=True, exist_ok=True)
     submission.folder.mkdir(mode=0o700, parents=True)
-    write_file(submission.folder / "config.yaml", submission.config.to_yaml(os.environ))
+    if submission.script is None:
+        write_file(submission.folder / "config.yaml", submission.config.to_yaml(os.environ))
 
 
 def _export_secrets(config: RunConfig) -> None:

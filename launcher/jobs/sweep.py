@@ -13,15 +13,10 @@ from typing import Any
 
 import yaml
 
-from launcher.config.loading import (
-    build_config,
-    is_text,
-    merge_values,
-    normalize_values,
-    path_of,
-    read_plain_file,
-    set_path,
-)
+from launcher.config.command_line import is_text, path_of
+from launcher.config.config_file import read_plain_file
+from launcher.config.loading import build_config, normalize_values
+from launcher.config.merge import merge_values, set_path
 from launcher.config.schema import RunConfig, config_fields
 from launcher.config.validation import find_problems
 from launcher.core.errors import ConfigError, Problem, SubmitError

@@ -11,7 +11,9 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher.config.loading import build_config, path_of, read_sources
+from launcher.config.command_line import path_of
+from launcher.config.loading import build_config, read_sources, with_typed
+from launcher.config.suggestions import NO_COMMAND, CommandKeys
 from launcher.core.errors import Problem, RunDirectoryError, SubmitError
 from launcher.jobs.backends.base import JobBackend
 from launcher.jobs.backends.registry import find_backend
@@ -33,7 +35,7 @@ from slurm.array import read_array
 from slurm.job import JobRequestError
 
 
-def prepare_sweep(arguments: Namespace, overrides: Sequence[str]) -> SweepSubmission:
+def prepare_sweep(arguments: Namespace, overrides: Sequence[str], command: CommandKeys = NO_COMMAND) -> SweepSubmission:
     """Check every member and choose its run directory; creates nothing. The `overrides` apply to all members.
 
     Raises:
@@ -41,10 +43,11 @@ def prepare_sweep(arguments: Namespace, overrides: Sequence[str]) -> SweepSubmis
         ConfigError: every problem of every member.
         RunDirectoryError: some members' runs exist already.
     """
-    base = read_sources(arguments.config, overrides)
+    command = with_typed(command, overrides)
+    base = read_sources(arguments.config, overrides, command)
     keys = (argument[2:].partition("=")[0] for argument in overrides if argument.startswith("--"))
     sets = read_sweep(arguments.sweep, [path_of(key) for key in keys])
-    config = build_config({**base, "name": base.get("name")})
+    config = build_config({**base, "name": base.get("name")}, command)
     name = config.name or f"{time.strftime('%Y%m%d-%H%M%S')}-{config.digest()[:6]}"
     members = make_members(base, sets, name)
     try:

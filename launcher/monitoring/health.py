@@ -10,16 +10,20 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from launcher.monitoring.samples import RankSample
+from launcher.monitoring.skipped_steps import SkipCount, find_skipped_steps, recent_counts
 
 AlertKind = Literal[
     "scale_not_finite",
     "scale_underflow",
     "scale_at_floor",
+    "steps_skipped",
     "ranks_diverged",
     "loss_not_finite",
     "slow_rank",
     "buffers_not_finite",
 ]
+# Alerts about a loss scale that has reached its end.
+_COLLAPSED: tuple[AlertKind, ...] = ("scale_not_finite", "scale_underflow", "scale_at_floor")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +31,7 @@ class Limits:
     """Thresholds of the alerts.
 
     Attributes:
-        floor: a loss scale at or below it has collapsed.
+        floor: a loss scale at or below it has collapsed; below it, a few skipped steps raise an alert.
         floor_steps: steps in a row at the floor that raise an alert.
         slow_factor: a rank is slow if it needs this many times the others' own time,
         slow_share: and if the other ranks wait for it during this share of the step time,
@@ -63,6 +67,7 @@ class Health:
     Attributes:
         floor_steps: for each rank, steps in a row at the floor.
         skipped_steps: steps skipped since the training began; None if no rank counts them.
+        skip_counts: the same at this sample and at earlier ones, oldest first.
         slow_rank: the rank that was too slow since the sample before; None if no rank was.
         slow_since: steps done when this rank began to be too slow.
     """
@@ -72,6 +77,7 @@ class Health:
     alerts: tuple[Alert, ...] = ()
     floor_steps: Mapping[int, int] = field(default_factory=dict[int, int])
     skipped_steps: int | None = None
+    skip_counts: tuple[SkipCount, ...] = ()
     slow_rank: int | None = None
     slow_since: int = 0
 
@@ -88,6 +94,7 @@ def judge(samples: Sequence[RankSample], step: int, before: Health, limits: Limi
     skipped = max((s.skipped_steps for s in ranks if s.skipped_steps is not None), default=None)
     metrics: dict[str, float | bool] = {}
     alerts: list[Alert] = []
+    counts = before.skip_counts
     if any(s.scale is not None for s in ranks):
         metrics.update(_scale_metrics(ranks, floor_steps))
         alerts += _scale_alerts(ranks, floor_steps, limits)
@@ -96,17 +103,20 @@ def judge(samples: Sequence[RankSample], step: int, before: Health, limits: Limi
         # After a resume the count includes steps skipped before.
         known = before.skipped_steps if before.skipped_steps is not None else 0 if before.step == 0 else skipped
         metrics["amp/skip_rate"] = max(skipped - known, 0) / steps
+        counts = (*(before.skip_counts or (SkipCount(before.step, known),)), SkipCount(step, skipped))
+        alerts += _skip_alert(ranks, counts, limits, alerts)
+    counts = recent_counts(counts)
     metrics.update(_time_metrics(ranks))
     alerts += _loss_alert(ranks)
     slow = find_slow_rank(ranks, limits)
     if slow is None:
-        return Health(step, metrics, tuple(alerts), floor_steps, skipped)
+        return Health(step, metrics, tuple(alerts), floor_steps, skipped, counts)
     # A single slow sample may be a warm-up, or another job on the node.
     again = before.slow_rank == slow.ranks[0]
     since = before.slow_since if again else before.step
     if again and step - since >= limits.slow_steps:
         alerts.append(slow)
-    return Health(step, metrics, tuple(alerts), floor_steps, skipped, slow.ranks[0], since)
+    return Health(step, metrics, tuple(alerts), floor_steps, skipped, counts, slow.ranks[0], since)
 
 
 def _floor_steps(sample: RankSample, before: int, steps: int, floor: float) -> int:
@@ -199,6 +209,31 @@ def _scale_alerts(ranks: Sequence[RankSample], floor_steps: Mapping[int, int], l
             "differ; check that every rank reduces the same gradients", diverged,
         ))  # fmt: skip
     return alerts
+
+
+def _skip_alert(
+    ranks: Sequence[RankSample], counts: Sequence[SkipCount], limits: Limits, raised: Iterable[Alert]
+) -> list[Alert]:
+    scales = {s.rank: s.scale for s in ranks if s.scale is not None}
+    found = find_skipped_steps(counts, min(scales.values(), default=None), limits.floor)
+    # Each of these alerts explains the same overflows better.
+    if found is None or any(alert.kind in _COLLAPSED for alert in raised):
+        return []
+    share = f"{found.skipped} of the last {found.steps} steps were skipped"
+    if found.is_below_floor:
+        affected = tuple(rank for rank, scale in scales.items() if scale < limits.floor)
+        text = (
+            f"{share}, and the loss scale of {format_ranks(affected)} fell to {min(scales.values()):.3g}, below "
+            f"{limits.floor:g}: gradients overflow even if the loss is not scaled up; lower the learning rate, clip "
+            "the gradients, check for an infinite loss, or train in bf16-mixed"
+        )
+    else:
+        affected = tuple(s.rank for s in ranks if s.skipped_steps == counts[-1].skipped)
+        text = (
+            f"{share}, and these batches are lost; a healthy training skips about 1 step in 2000: check the data for "
+            "extreme values, lower the learning rate, use the scaler's default growth interval, or train in bf16-mixed"
+        )
+    return [Alert("steps_skipped", "many optimizer steps are skipped", text, affected)]
 
 
 def _loss_alert(ranks: Sequence[RankSample]) -> list[Alert]:

@@ -30,6 +30,8 @@ ALERTS: Mapping[str, str] = MappingProxyType({
     "scale_not_finite": "A loss scale is infinite or NaN.",
     "scale_underflow": "A loss scale is 0.",
     "scale_at_floor": "A loss scale has stayed at or below `watch.floor` for `watch.floor_steps` steps.",
+    "steps_skipped": "Too many optimizer steps are skipped: 10 % of the last 50 or more with a loss scale below "
+    "`watch.floor`, or 20 % in each of two such windows.",
     "ranks_diverged": "The ranks have different loss scales, so they no longer step together.",
     "loss_not_finite": "The loss of a rank is infinite or NaN.",
     "slow_rank": "One rank delays the others: `watch.slow_factor`, `watch.slow_share` and `watch.slow_steps`.",

@@ -15,6 +15,7 @@ from launcher.planning.deepspeed_facts import deepspeed_facts
 from launcher.planning.fit_plan import profile_for
 from launcher.planning.memory import plan_with_memory
 from launcher.planning.plan import Plan, make_plan
+from launcher.process.activity import doing
 from launcher.runs.selection import find_run
 from launcher.user_code.classes import UserClasses, import_classes
 from strategies.step_trace import ModelProfile, Unprofiled
@@ -36,7 +37,8 @@ def plan_here(config: RunConfig, host: str, others: TargetMachines | None = None
         UsageError: no plan meets the config there.
     """
     config = with_deepspeed_file(config)
-    classes = import_classes(config)
+    with doing("importing the model and the data"):
+        classes = import_classes(config)
     agreement = _assume_ranks(config, classes, host, others)
     checkpoint = None
     if config.resume != "none":

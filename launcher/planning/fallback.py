@@ -44,6 +44,7 @@ def skip_candidates(
     Raises:
         PlanError: none needs less, or the config does not allow it.
     """
+    found = found.with_reasons(dict.fromkeys(ran_out, "ran out of memory in this run"))
     least = min((a for a in found.assessments if a.name in ran_out), key=lambda a: a.memory.total).name
     after = with_next(found, least, machine, why_not)
     if after.next is None:

@@ -13,6 +13,7 @@ from launcher.core.errors import PlanError
 from launcher.hardware.devices import host_memory
 from launcher.planning.memory import machine_of, plan_with_memory, planned_precision
 from launcher.planning.plan import Plan, make_plan
+from launcher.planning.spinner import find_terminal, show_activity
 from launcher.runs.oom_record import MemoryRecord
 from launcher.user_code.classes import UserClasses, import_classes
 from launcher.user_code.objects import UserObjects
@@ -62,14 +63,10 @@ def plan_for_fit(
         record: the strategies that ran out of memory in the resumed run; only used with `on_oom: next`.
     """
     plan = make_plan(config, agreement, checkpoint)
-    classes = import_classes(config) if given is None else None
-    if plan.device_kind != "cuda" and config.on_oom != "next":
-        size = _parameter_bytes(config, classes, given, plan)
-        # Weight, gradient and two states of Adam.
-        room = machine_of(agreement, planned_precision(plan)).memory_bytes
-        if size is None or 4 * size < _SHARE_WITHOUT_TRACE * room:
-            return plan
-    profile = profile_for(config, classes, plan, given)
+    with show_activity(find_terminal()):
+        profile = _profile_if_needed(config, agreement, plan, given)
+    if profile is None:
+        return plan
     plan = plan_with_memory(
         config,
         agreement,
@@ -79,6 +76,20 @@ def plan_for_fit(
         record=record if config.on_oom == "next" else None,
     )
     return plan if record.problem is None else dataclasses.replace(plan, notices=(*plan.notices, record.problem))
+
+
+def _profile_if_needed(
+    config: RunConfig, agreement: Agreement, plan: Plan, given: UserObjects | None
+) -> ModelProfile | Unprofiled | None:
+    """The module's profile; None if memory cannot be short."""
+    classes = import_classes(config) if given is None else None
+    if plan.device_kind != "cuda" and config.on_oom != "next":
+        size = _parameter_bytes(config, classes, given, plan)
+        # Weight, gradient and two states of Adam.
+        room = machine_of(agreement, planned_precision(plan)).memory_bytes
+        if size is None or 4 * size < _SHARE_WITHOUT_TRACE * room:
+            return None
+    return profile_for(config, classes, plan, given)
 
 
 def profile_for(

@@ -30,6 +30,7 @@ from strategies.zero import ZERO_3_NVME
 
 # The numbers of a CPU only scale the table; the choice on a CPU does not depend on them.
 _CPU_FLOPS, _CPU_MEMORY_BANDWIDTH, _CPU_LINK = 50e9, 20e9, 2e9
+_BY_AUTO = "fits; `strategy: auto` would choose it"
 # One 200 Gb/s port for each GPU, as NVIDIA's DGX A100 has.
 NODE_BANDWIDTH = 25e9
 
@@ -151,6 +152,9 @@ def _keep_requested(plan: Plan, found: Comparison) -> Plan:
     if own is not None and not own.fits:
         instead = f"; {found.pick} fits" if found.pick else f"; {found.why}"
         notices = (*notices, f"strategy {name} was requested, and it {own.reason}{instead}")
+    elif name != found.pick:
+        reasons = {name: "requested"} if found.pick is None else {name: "requested", found.pick: _BY_AUTO}
+        found = found.with_reasons(reasons)
     return dataclasses.replace(plan, memory=found.to_dict(), notices=notices)
 
 

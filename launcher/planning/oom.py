@@ -59,7 +59,7 @@ def out_of_memory(
         lines.append("the plan has no memory estimate; `launcher plan` shows it for this config")
     else:
         limit = plan.memory["limit_bytes"] if plan.memory else 0
-        parts = ", ".join(f"{format_bytes(own[part])} {label}" for part, label in _PARTS.items() if own[part])
+        parts = ", ".join(f"{format_bytes(own[part])} {label}" for part, label in _PARTS.items() if own.get(part))
         lines.append(f"the plan expected {format_bytes(own['total'])} of {format_bytes(limit)}: {parts}")
     if allocated_bytes is not None:
         lines.append(f"at most {format_bytes(allocated_bytes)} were allocated")
@@ -87,6 +87,7 @@ _PARTS = {
     "gradients": "gradients",
     "optimizer_states": "optimizer states",
     "activations": "activations",
+    "temporaries": "temporaries of the optimizer's step",
     "buffers": "buffers of the strategy",
 }
 

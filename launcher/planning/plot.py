@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.config.schema import RunConfig
+from launcher.core.distribution import describe_install
 from launcher.core.errors import MissingLibraryError, UsageError
 from launcher.planning.memory import list_splits, machine_of, planned_precision, zero_settings
 from strategies.comparison import ComparisonOptions, compare_strategies
 from strategies.registry import find_strategy, list_candidates
-from strategies.units import GIB, format_bytes
+from strategies.units import format_bytes
 
 if TYPE_CHECKING:
     from launcher.planning.dry_run import DryRun
@@ -38,7 +41,7 @@ def plot_memory(found: DryRun, config: RunConfig, path: Path) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingLibraryError('--plot needs matplotlib: pip install "launcher[plot]"') from error
+        raise MissingLibraryError(f"--plot needs matplotlib: {describe_install('plot')}") from error
 
     counts, lines = memory_by_gpus(found, config)
     figure = Figure(figsize=(11, 5), layout="constrained")
@@ -47,29 +50,39 @@ def plot_memory(found: DryRun, config: RunConfig, path: Path) -> None:
     for position, (name, sizes) in enumerate(lines.items()):
         # Offload to NVMe needs as much of the device as offload to the host: one line must not hide the other.
         style = "--" if find_strategy(name).offload == "nvme" else "-"
-        sizes_gib = [size / GIB for size in sizes]
-        axes.plot(
-            counts, sizes_gib, style, marker=_MARKERS[position % len(_MARKERS)], markersize=5, linewidth=1.6, label=name
-        )
+        # Earlier lines are wider, so that they are visible below others with the same values.
+        width = 1.4 + 0.7 * (len(lines) - 1 - position)
+        label = f"{name} (chosen)" if name == found.plan.strategy.name else name
+        marker = _MARKERS[position % len(_MARKERS)]
+        axes.plot(counts, sizes, style, marker=marker, markersize=4 + width, linewidth=width, label=label)
     memory = found.plan.memory or {}
     limit, whole = memory["limit_bytes"], memory["memory_bytes"]
-    axes.axhline(limit / GIB, color="black", linestyle="--", linewidth=1.2)
+    axes.axhline(limit, color="black", linestyle="--", linewidth=1.2)
     axes.annotate(
         f"limit {format_bytes(limit)} of {format_bytes(whole)}",
-        (counts[-1], limit / GIB),
+        (counts[-1], limit),
         textcoords="offset points",
         xytext=(0, 4),
         ha="right",
         fontsize=9,
     )
     axes.axvline(found.plan.world_size, color="grey", linestyle=":", linewidth=1)
+    axes.annotate(
+        "this plan",
+        (found.plan.world_size, 0),
+        xycoords=("data", "axes fraction"),
+        textcoords="offset points",
+        xytext=(4, 4),
+        color="grey",
+        fontsize=9,
+    )
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.set_xticks(*rank_ticks(counts))
     axes.minorticks_off()
-    axes.set_yticks(*_ticks([size / GIB for sizes in lines.values() for size in sizes] + [limit / GIB]))
+    axes.set_yticks(*byte_ticks([size for sizes in lines.values() for size in sizes] + [limit]))
     axes.set_xlabel(f"ranks ({', '.join(found.plan.devices)})")
-    axes.set_ylabel("memory of one rank at the step's peak, GiB")
+    axes.set_ylabel("memory of one rank at the step's peak")
     batch = found.plan.batch.micro_batch_size
     axes.set_title(
         f"{found.plan.precision}, micro batch {batch or 'of the loader'}, memory {memory['method']}", fontsize=10
@@ -80,6 +93,8 @@ def plot_memory(found: DryRun, config: RunConfig, path: Path) -> None:
 
 
 _MARKERS = "os^vD<>P"
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+_MOST_TICKS, _MOST_RANK_TICKS = 12, 8
 
 
 def memory_by_gpus(found: DryRun, config: RunConfig) -> tuple[list[int], dict[str, list[int]]]:
@@ -110,9 +125,19 @@ def memory_by_gpus(found: DryRun, config: RunConfig) -> tuple[list[int], dict[st
     return counts, {name: lines[name] for name in shown}
 
 
-def _ticks(values: list[float]) -> tuple[list[float], list[str]]:
-    """Ticks at 1, 2 and 5 times powers of ten over the range of the values, with labels."""
-    low, high = min(values), max(values)
-    steps = [factor * 10.0**power for power in range(-9, 7) for factor in (1, 2, 5)]
-    inside = [step for step in steps if low * 0.6 <= step <= high * 1.7]
-    return inside, [f"{step:g}" for step in inside]
+def byte_ticks(values: Sequence[int]) -> tuple[list[int], list[str]]:
+    """Round sizes over the range of the values, for a logarithmic axis, with labels such as '200 MiB'."""
+    low, high = min(values) * 0.6, max(values) * 1.7
+    # The last is the coarsest: it remains if there are many units.
+    for factors in ((1, 2, 5, 10, 20, 50, 100, 200, 500), (1, 10, 100), (1, 100), (1,)):
+        ticks = [(factor * 1024**power, f"{factor} {unit}") for power, unit in enumerate(_UNITS) for factor in factors]
+        inside = [tick for tick in ticks if low <= tick[0] <= high]
+        if len(inside) <= _MOST_TICKS:
+            break
+    return [size for size, _ in inside], [label for _, label in inside]
+
+
+def rank_ticks(counts: Sequence[int]) -> tuple[list[int], list[str]]:
+    """Some of the numbers of ranks, so that their labels do not overlap."""
+    shown = list(counts[:: math.ceil(len(counts) / _MOST_RANK_TICKS)])
+    return shown, [f"{count:,}" for count in shown]

@@ -1,12 +1,19 @@
-"""Prints the plan on the terminal."""
+"""Prints the plan on the terminal; no text is cut at any width."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
 from rich.console import Console
+from rich.measure import Measurement
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from launcher.planning.plan import Plan
+from strategies.step_time import STEP_FLOOR
 from strategies.units import GIB, format_bytes
 
 # Fields of `strategies.memory.MemoryEstimate`, and their columns.
@@ -15,23 +22,40 @@ _PARTS = {
     "gradients": "grads",
     "optimizer_states": "optimizer",
     "activations": "activations",
+    "temporaries": "temporaries",
     "buffers": "buffers",
 }
+# Below this width the reasons of the plan are under the values, not beside them.
+_WIDE = 100
+_MARK, _INDENT = ">", 4
+_NO_DATA = "-"
+_ANY_WIDTH = 10_000
 
 
 def print_plan(plan: Plan, console: Console) -> None:
     """Print the choice, its reasons, and the rejected candidates."""
-    table = Table(title="Plan", title_justify="left", show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(no_wrap=False)
-    table.add_column(style="dim", ratio=1)
-    table.add_row("ranks", _ranks(plan), "assumed to be identical, not checked" if plan.assumed else "")
-    table.add_row("strategy", plan.strategy.name, Text("\n".join(plan.strategy.reasons)))
-    table.add_row("precision", plan.precision, Text("\n".join(plan.precision_reasons)))
-    table.add_row("batch", str(plan.batch.global_batch_size or "the loader's own"), Text("\n".join(plan.batch_reasons)))
+    rows: list[tuple[str, str, Sequence[str]]] = [
+        ("ranks", _ranks(plan), ["assumed to be identical, not checked"] if plan.assumed else []),
+        ("strategy", plan.strategy.name, plan.strategy.reasons),
+        ("precision", plan.precision, plan.precision_reasons),
+        ("batch", str(plan.batch.global_batch_size or "the loader's own"), plan.batch_reasons),
+    ]
     # With memory, the second table lists all of them.
-    for rejected in plan.strategy.rejected if plan.memory is None else ():
-        table.add_row("not taken", rejected.name, Text(rejected.reason))
+    rejected = plan.strategy.rejected if plan.memory is None else ()
+    rows += [("not taken", each.name, [each.reason]) for each in rejected]
+    table = _new_table("Plan")
+    table.show_header = False
+    is_wide = console.width >= _WIDE
+    for style in ("bold", "", "dim")[: 3 if is_wide else 2]:
+        table.add_column(style=style, overflow="fold")
+    for label, value, reasons in rows:
+        if is_wide:
+            table.add_row(label, value, Text("\n".join(reasons)))
+        else:
+            text = Text(value)
+            for reason in reasons:
+                text.append(f"\n{reason}", style="dim")
+            table.add_row(label, text)
     console.print(table)
     for notice in plan.notices:
         console.print(f"notice: {notice}", style="yellow", highlight=False, markup=False)
@@ -44,45 +68,135 @@ def _ranks(plan: Plan) -> str:
 
 
 def print_memory(plan: Plan, console: Console) -> None:
-    """Print every strategy's memory by part, traffic, time, and reason."""
+    """Print every strategy's memory by part, traffic, time, and reason.
+
+    Columns in which every strategy has the same are left out, and listed above the table. If the table is still wider
+    than the console, the values of each strategy are listed under its name.
+    """
     memory = plan.memory
     if memory is None:
         console.print("memory: not known", highlight=False)
         return
-    entries = memory["assessments"]
-    largest = max(entry["memory"]["total"] for entry in entries)
-    unit, scale = ("GiB", GIB) if largest >= GIB else ("MiB", 1 << 20)
+    figures = _read_figures(memory)
     title = (
-        f"Memory of one rank at the step's peak in {unit}, {memory['method']}; "
+        f"Memory of one rank at the step's peak in {figures.unit}, {memory['method']}; "
         f"limit {format_bytes(memory['limit_bytes'])} of {format_bytes(memory['memory_bytes'])}"
     )
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("strategy", no_wrap=True)
-    for part in (*_PARTS.values(), "total", "host", "batch", "sent", "s/step"):
-        table.add_column(part, justify="right", no_wrap=True)
-
-    def size(count: int) -> str:
-        return f"{count / scale:.3g}" if count < 1000 * scale else f"{count / scale:.0f}"
-
-    for entry in entries:
-        parts, step = entry["memory"], entry["step"]
-        able = entry["fits"] and entry["eligible"]
-        table.add_row(
-            entry["name"],
-            *(size(parts[part]) for part in _PARTS),
-            size(parts["total"]),
-            size(parts["host"]) if parts["host"] else "",
-            f"{entry['micro_batch_size']} x {entry['accumulate']}",
-            size(step["bytes_per_rank"]) if step["bytes_per_rank"] else "",
-            f"{step['seconds']:.3g}",
-            style="bold" if entry["name"] == memory["pick"] else None if able else "dim",
-        )
     console.print()
-    console.print(table)
-    for entry in entries:
-        if entry["name"] != memory["pick"]:
-            console.print(f"{entry['name']}: {entry['reason']}", style="dim", highlight=False, markup=False)
+    console.print(title, style="italic", highlight=False, markup=False)
+    if figures.common:
+        console.print(f"every strategy: {', '.join(figures.common)}", style="dim", highlight=False, markup=False)
+    entries = memory["assessments"]
+    table = _make_table(figures, entries, plan.strategy.name)
+    # Measured without the limit of the console.
+    needed = Measurement.get(console, console.options.update(width=_ANY_WIDTH), table).maximum
+    if needed <= console.width:
+        console.print(table)
+        reasons: dict[str, list[str]] = {}
+        for entry in entries:
+            if entry["name"] != plan.strategy.name:
+                reasons.setdefault(entry["reason"], []).append(entry["name"])
+        for reason, names in reasons.items():
+            console.print(f"{', '.join(names)}: {reason}", style="dim", highlight=False, markup=False)
+    else:
+        _print_stacked(figures, entries, plan.strategy.name, console)
     if source := memory["machine"]["source"]:
         console.print(f"numbers of the device: {source}", style="dim", highlight=False, markup=False, soft_wrap=True)
     for note in memory["notes"]:
         console.print(f"note: {note}", style="dim", highlight=False, markup=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Figures:
+    """The values of the table as text.
+
+    Attributes:
+        unit: of all bytes.
+        columns: heading to the text of each strategy; the first is its total, the last its time for a sample.
+        common: what all strategies have in common, with its heading.
+    """
+
+    unit: str
+    columns: Mapping[str, Sequence[str]]
+    common: Sequence[str]
+
+
+def _read_figures(memory: Mapping[str, Any]) -> _Figures:
+    entries = memory["assessments"]
+    largest = max(entry["memory"]["total"] for entry in entries)
+    unit, scale = ("GiB", GIB) if largest >= GIB else ("MiB", 1 << 20)
+    parts = {label: [entry["memory"].get(part, 0) for entry in entries] for part, label in _PARTS.items()}
+    sizes = {
+        "total": [entry["memory"]["total"] for entry in entries],
+        **parts,
+        "host": [entry["memory"]["host"] for entry in entries],
+        "nvme": [entry["memory"]["nvme"] for entry in entries],
+        "sent": [entry["step"]["bytes_per_rank"] for entry in entries],
+    }
+    columns = {name: [_format_size(size, scale) for size in values] for name, values in sizes.items() if any(values)}
+    batches = [f"{entry['micro_batch_size']} x {entry['accumulate']}" for entry in entries]
+    common: list[str] = []
+    if len(set(batches)) == 1:
+        first = entries[0]
+        common.append(f"{first['micro_batch_size']} samples x {first['accumulate']} accumulated on each rank")
+    else:
+        columns["batch"] = batches
+    columns["ms/sample"] = [_format_time(entry) for entry in entries]
+    return _Figures(unit, columns, common)
+
+
+def _format_size(size: float, scale: int) -> str:
+    """At most three digits after the first that is not 0, of which none is below a hundredth; '-' for nothing."""
+    value = size / scale
+    if not size:
+        return _NO_DATA
+    return "<0.01" if value < 0.005 else f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
+
+
+def _format_time(entry: Mapping[str, Any]) -> str:
+    """Milliseconds for each sample; at least its share of the shortest step that Lightning can run."""
+    seconds = entry["step"]["seconds"]
+    # Plans of older versions have no samples.
+    samples = entry.get("samples", entry["micro_batch_size"] * entry["accumulate"])
+    return f"{'<' if seconds < STEP_FLOOR else ''}{max(seconds, STEP_FLOOR) / samples * 1e3:.3g}"
+
+
+def _new_table(title: str | None = None) -> Table:
+    return Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+
+
+def _make_table(figures: _Figures, entries: Sequence[Mapping[str, Any]], chosen: str) -> Table:
+    table = _new_table()
+    table.add_column("", no_wrap=True)
+    table.add_column("strategy", no_wrap=True)
+    for name in figures.columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    for number, entry in enumerate(entries):
+        values = [column[number] for column in figures.columns.values()]
+        table.add_row(*_name(entry, chosen), *values, style=_style(entry, chosen))
+    return table
+
+
+def _name(entry: Mapping[str, Any], chosen: str) -> tuple[str, str]:
+    """The mark and the name."""
+    return (_MARK if entry["name"] == chosen else "", entry["name"])
+
+
+def _style(entry: Mapping[str, Any], chosen: str) -> str:
+    if entry["name"] == chosen:
+        return "bold"
+    return "" if entry["fits"] and entry["eligible"] else "dim"
+
+
+def _print_stacked(figures: _Figures, entries: Sequence[Mapping[str, Any]], chosen: str, console: Console) -> None:
+    """Each strategy with its total and time in a line, and the rest under it."""
+    for number, entry in enumerate(entries):
+        mark, name = _name(entry, chosen)
+        values = {column: texts[number] for column, texts in figures.columns.items()}
+        total, time = values.pop("total"), values.pop("ms/sample")
+        line = f"{mark or ' '} {name:<30} {total:>5} {figures.unit}  {time} ms/sample"
+        console.print(Text(line, style=_style(entry, chosen), overflow="fold"))
+        rest = ", ".join(f"{column} {text}" for column, text in values.items() if text != _NO_DATA)
+        for text in (rest, "" if entry["name"] == chosen else entry["reason"]):
+            if text:
+                console.print(Padding(Text(text, style="dim", overflow="fold"), (0, 0, 0, _INDENT)))

@@ -15,6 +15,8 @@ _FORMAT = struct.Struct("=qdqq")
 _COLLECTIVES = struct.Struct("=q")
 _AT_COLLECTIVES = 16
 BEFORE_TRAINING = -1
+# Of code that does not report its steps.
+NO_STEPS = -2
 UNKNOWN = -1
 
 
@@ -23,7 +25,7 @@ class Heartbeat:
     """The last heartbeat of a rank.
 
     Attributes:
-        step: optimizer steps done; `BEFORE_TRAINING` until the training starts.
+        step: optimizer steps done; `BEFORE_TRAINING` until the training starts, `NO_STEPS` if they are not reported.
         clock: CLOCK_MONOTONIC of the last beat, in seconds; the same clock for all processes of a machine.
         collectives: collectives that its process group has entered; `UNKNOWN` without a group.
     """

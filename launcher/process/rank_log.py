@@ -108,7 +108,7 @@ class RankLog:
         if sed is None:
             return self._saved[1]
         name = f"[rank {self._rank}]"
-        if os.isatty(self._saved[1]) and not os.environ.get("NO_COLOR"):
+        if os.isatty(self._saved[1]) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb":
             name = f"\x1b[{31 + self._rank % 6}m{name}\x1b[0m"
         process = _start_filter([sed, "-u", f"s/^/{name} /"], self._saved[1])
         assert process.stdin is not None  # noqa: S101 -- stdin is PIPE

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,15 @@ _LOST_PEER = ("connection closed by peer", "connection reset by peer", "broken p
               "timed out after waiting")  # fmt: skip
 # Errors that a restart cannot fix.
 _REPEATING = (UsageError, StorageError, ImportError, SyntaxError)
+
+
+def _shorten(lines: Sequence[str]) -> tuple[str, ...]:
+    """The last lines of a traceback, from the start of a frame."""
+    if len(lines) <= _TRACEBACK_LINES:
+        return tuple(lines)
+    tail = lines[-_TRACEBACK_LINES:]
+    start = next((n for n, line in enumerate(tail) if line.startswith("  File ")), 0)
+    return ("Traceback (most recent call last):", "  ...", *tail[start:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +89,7 @@ class RankError:
         return cls(
             kind=type(cause).__name__,
             message=text,
-            traceback=tuple(lines[-_TRACEBACK_LINES:]),
+            traceback=_shorten(lines),
             signature=hashlib.sha256(repr((type(cause).__name__, frames)).encode()).hexdigest()[:16],
             time=now,
             step=cause.step if isinstance(cause, Interrupted) else step,
@@ -145,17 +154,25 @@ class RankStatusWriter:
         self._values["error"] = asdict(replace(record, message=scrub(record.message, self._secrets), traceback=lines))
         self._write()
 
-    def write_traceback(self, error: BaseException) -> None:
-        """Write the traceback into this rank's log, or to stderr if no agent reports the error."""
-        log = self._values.get("log")
+    def write_traceback(self, error: BaseException, *, is_raised: bool = False) -> None:
+        """Write the traceback into this rank's log, or to stderr if neither an agent nor a script reports the error.
+
+        `is_raised` means that the user's script gets the error.
+        """
         text = scrub("".join(traceback.format_exception(error)), self._secrets)
-        if log is None or not self.has_agent:
+        if self._values.get("log") is None or not (self.has_agent or is_raised):
             sys.stderr.write(text)
             return
         sys.stdout.flush()
         sys.stderr.flush()
-        with contextlib.suppress(OSError), open(log, "a", encoding="utf-8") as file:  # noqa: PTH123 -- str or Path
-            file.write(text)
+        self.append_to_log(text)
+
+    def append_to_log(self, text: str) -> None:
+        """Write into this rank's log without showing it on the terminal; without a log, nothing happens."""
+        log = self._values.get("log")
+        if log is not None:
+            with contextlib.suppress(OSError), open(log, "a", encoding="utf-8") as file:  # noqa: PTH123 -- str or Path
+                file.write(text)
 
     def beat(self, step: int | None = None) -> None:
         """Report that this rank is alive, and how many optimizer steps it has done."""

@@ -1,20 +1,25 @@
-"""The sections of a page that compares two runs: figures, curves, and differences."""
+"""The sections of a page that compares runs: figures, curves, metrics, and differences."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from launcher.core.event_text import format_value
 from launcher.core.nested import flatten
 from launcher.report import series
+from launcher.report.metric_pairs import group_metrics
+from launcher.report.metric_sections import SmallPlot, arrange, to_curve
+from launcher.report.metrics import find_loss, find_validation_loss, summarize_metric
 from launcher.report.overview import Figure, list_figures
 from launcher.report.page import Section, Table
 from launcher.report.plots import Curve, CurveAxes, draw_curves
-from launcher.report.records import AttemptRecord, History
+from launcher.report.records import AttemptRecord
 from launcher.report.series import Line
 from launcher.report.source import Run
-from launcher.report.units import format_setting
+from launcher.report.units import format_number
 
 # Parts of the plan that are shown elsewhere, or are too long for a table of differences.
 _OMITTED_PLAN = ("memory", "deepspeed", "notices")
@@ -22,38 +27,53 @@ _OMITTED_PLAN = ("memory", "deepspeed", "notices")
 _OMITTED_CONFIG = ("name", "runs_dir")
 # A smaller relative difference is not highlighted.
 _NEAR = 0.02
+# Runs with a colour in the plots; the others are thin lines.
+MOST_COLORED = 8
+_MOST_PLOTS = 200
 
 
-def list_compared_sections(one: Run, two: Run) -> list[Section]:
-    """Figures, curves, and the differences of config, plan and versions."""
-    names = label_runs(one, two)
-    config = [_omit(flatten(run.config), _OMITTED_CONFIG) for run in (one, two)]
-    plan = [flatten(_omit(run.history.plan, _OMITTED_PLAN)) for run in (one, two)]
-    versions = [run.history.versions for run in (one, two)]
+def list_compared_sections(runs: Sequence[Run]) -> list[Section]:
+    """Figures, curves, metrics, and the differences of config, plan and versions."""
+    names = label_runs(runs)
+    labeled = dict(zip(names, runs, strict=True))
+    config = [omit_names(flatten(run.config)) for run in runs]
+    plan = [flatten(_omit(run.history.plan, _OMITTED_PLAN)) for run in runs]
+    versions = [run.history.versions for run in runs]
+    sections = [
+        Section("figures", "Figures", {"table": _compare_figures(labeled)}),
+        curves_section(labeled),
+        metrics_section(labeled),
+        Section("config", "Config", compare_values("setting", names, config), "differences"),
+        Section("plan", "Plan", compare_values("decision", names, plan), "differences"),
+        Section("versions", "Versions", compare_values("library", names, versions), "differences"),
+    ]
+    return [section for section in sections if section is not None]
+
+
+def label_runs(runs: Sequence[Run]) -> list[str]:
+    """The names of the runs, with a letter or a number where they are equal."""
+    counts = Counter(run.name for run in runs)
     return [
-        Section("figures", "Figures", {"table": _compare_figures(one, two)}),
-        _compare_curves({name: run.history for name, run in zip(names, (one, two), strict=True)}),
-        Section("config", "Config", _compare("setting", names, *config), "differences"),
-        Section("plan", "Plan", _compare("decision", names, *plan), "differences"),
-        Section("versions", "Versions", _compare("library", names, *versions), "differences"),
+        run.name if counts[run.name] == 1 else f"{run.name} ({chr(65 + i) if i < 26 else i + 1})"
+        for i, run in enumerate(runs)
     ]
 
 
-def label_runs(one: Run, two: Run) -> tuple[str, str]:
-    """The names of the runs, with a letter if they are equal."""
-    return (one.name, two.name) if one.name != two.name else (f"{one.name} (A)", f"{two.name} (B)")
-
-
-def _compare_figures(one: Run, two: Run) -> Table:
-    first, second = ({figure.label: figure for figure in list_figures(run)} for run in (one, two))
-    rows: list[tuple[Any, ...]] = []
-    for label in dict.fromkeys((*first, *second)):
-        a, b = first.get(label), second.get(label)
-        cells = ({"text": f.value, "note": f.note} if f else "\u2013" for f in (a, b))
-        rows.append((label, *cells, _describe_difference(a, b)))
-    names = label_runs(one, two)
-    marked = [i for i, row in enumerate(rows) if row[-1] not in ("", "same", "near")]
-    return Table("Main figures", ("", *names, f"{names[1]} relative to {names[0]}"), rows, marked=marked)
+def _compare_figures(runs: Mapping[str, Run]) -> Table:
+    found = [{figure.label: figure for figure in list_figures(run)} for run in runs.values()]
+    names, rows, marked = list(runs), list[tuple[Any, ...]](), list[int]()
+    for label in dict.fromkeys(label for each in found for label in each):
+        figures = [each.get(label) for each in found]
+        cells = ({"text": f.value, "note": f.note} if f else "\u2013" for f in figures)
+        relations = [_describe_difference(figures[0], other) for other in figures[1:]]
+        if any(relation not in ("", "same", "near") for relation in relations):
+            marked.append(len(rows))
+        rows.append((label, *cells, *(relations if len(runs) == 2 else ())))
+    head = ("", *names, *((f"{names[1]} relative to {names[0]}",) if len(runs) == 2 else ()))
+    terms = {"highlighted rows": f"the runs differ by {_NEAR:.0%} or more"}
+    if len(runs) == 2:
+        terms["near"] = f"a difference below {_NEAR:.0%}"
+    return Table("Main figures", head, rows, marked=marked, terms=terms)
 
 
 def _describe_difference(a: Figure | None, b: Figure | None) -> str:
@@ -68,20 +88,26 @@ def _describe_difference(a: Figure | None, b: Figure | None) -> str:
     return f"{ratio:.3g} \u00d7" if abs(ratio - 1) >= _NEAR else "near"
 
 
-def _compare_curves(histories: Mapping[str, History]) -> Section:
-    losses = [
-        Curve(f"{name}: {loss}", [series.metric_line(a.steps, loss) for a in history.attempts], trend=True)
-        for name, history in histories.items()
-        if (loss := series.find_loss(history))
-    ]
-    losses += [
-        Curve(f"{name}: {loss}", [series.metric_line(a.validations, loss) for a in history.attempts], points=True)
-        for name, history in histories.items()
-        if (loss := series.find_validation_loss(history))
-    ]
+def _color(position: int) -> dict[str, Any]:
+    return {"series": position, "is_background": position >= MOST_COLORED}
+
+
+def curves_section(runs: Mapping[str, Run]) -> Section:
+    """Loss, learning rate, loss scale and step time; the first runs have a color each."""
+    losses: list[Curve] = []
+    for position, (name, run) in enumerate(runs.items()):
+        if (loss := find_loss(run.metrics)) is not None:
+            lines = run.metrics[loss].lines
+            label = f"{name}: {loss}" if position < MOST_COLORED else ""
+            losses.append(Curve(label, lines, trend=True, **_color(position)))
+        if position < MOST_COLORED and (loss := find_validation_loss(run.metrics)) is not None:
+            losses.append(Curve(f"{name}: {loss}", run.metrics[loss].lines, points=True, **_color(position)))
 
     def curves(line_of: Callable[[AttemptRecord], Line], *, trend: bool = False) -> list[Curve]:
-        return [Curve(name, [line_of(a) for a in h.attempts], trend) for name, h in histories.items()]
+        return [
+            Curve(name if i < MOST_COLORED else "", [line_of(a) for a in run.history.attempts], trend, **_color(i))
+            for i, (name, run) in enumerate(runs.items())
+        ]
 
     plots = (
         (CurveAxes("loss", "Loss", "loss"), losses, "Loss over optimizer steps; thin lines are the logged values."),
@@ -94,27 +120,69 @@ def _compare_curves(histories: Mapping[str, History]) -> Section:
     )  # fmt: skip
     drawn = [(draw_curves(axes, lines), caption) for axes, lines, caption in plots
              if any(len(line.steps) for curve in lines for line in curve.lines)]  # fmt: skip
-    return Section("curves", "Loss, learning rate and speed", {"plots": drawn})
+    view = {"plots": drawn, "others": max(len(runs) - MOST_COLORED, 0), "colored": MOST_COLORED}
+    return Section("curves", "Loss, learning rate and speed", view)
+
+
+def metrics_section(runs: Mapping[str, Run]) -> Section | None:
+    """Every metric of any run: a plot with all runs, and a table; None without a metric."""
+    names = [
+        name for group in group_metrics([name for run in runs.values() for name in run.metrics]) for name in group.names
+    ]
+    if not names:
+        return None
+    plots: list[SmallPlot] = []
+    for number, name in enumerate(names[:_MOST_PLOTS]):
+        curves = [
+            Curve(label if i < MOST_COLORED else "", to_curve(run.metrics[name], "").lines,
+                  points=run.metrics[name].source != "step", **_color(i))
+            for i, (label, run) in enumerate(runs.items()) if name in run.metrics
+        ]  # fmt: skip
+        axes = CurveAxes(f"metric-{number}", name, "", 1.9, is_small=True, points=100)
+        missing = [label for label, run in runs.items() if name not in run.metrics]
+        caption = f"Not logged by {', '.join(missing)}." if missing else "Logged by all runs."
+        plots.append(SmallPlot(name, draw_curves(axes, curves), caption))
+    rows = [(name, *(_format_metric(run, name) for run in runs.values())) for name in names]
+    table = Table("Last value of each metric, with the lowest and the highest", ("metric", *runs), rows)
+    view = {**arrange(plots), "count": len(names), "table": table, "not_shown": max(len(names) - _MOST_PLOTS, 0)}
+    return Section("metrics", "Metrics", view, "compared_metrics")
+
+
+def _format_metric(run: Run, name: str) -> dict[str, str] | str:
+    summary = summarize_metric(run.metrics[name]) if name in run.metrics else None
+    if summary is None:
+        return "\u2013"
+    both = (summary.lowest, summary.highest)
+    ends = [format_number(point[0]) for point in both if point is not None]
+    return {"text": format_number(summary.last[0]), "note": " to ".join(ends) if summary.count > 1 else ""}
 
 
 def _first_learning_rate(attempt: AttemptRecord) -> Line:
-    return next(iter(series.learning_rate_lines(attempt)), series.metric_line((), ""))
+    return next(iter(series.learning_rate_lines(attempt)), series.make_line(()))
+
+
+def omit_names(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without the settings that differ between any two runs."""
+    return _omit(config, _OMITTED_CONFIG)
 
 
 def _omit(values: Mapping[str, Any], omitted: tuple[str, ...]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in omitted}
 
 
-def _compare(kind: str, names: tuple[str, str], first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+def compare_values(kind: str, names: Sequence[str], values: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A table of the values that differ, and one of the equal values; each None if it is empty."""
-    keys = list(dict.fromkeys((*first, *second)))
-    equal = [key for key in keys if key in first and key in second and first[key] == second[key]]
-    differ = [(key, _format_cell(first, key), _format_cell(second, key)) for key in keys if key not in equal]
-    same = [(key, _format_cell(first, key)) for key in equal]
+    keys = list(dict.fromkeys(key for each in values for key in each))
+    equal = [key for key in keys if all(key in each and each[key] == values[0][key] for each in values)]
+    differ = [(key, *(_format_cell(each, key) for each in values)) for key in keys if key not in set(equal)]
+    same = [(key, _format_cell(values[0], key)) for key in equal]
+    kinds = "keys" if len(names) == 2 else "keys many"
+    shared = "both" if len(names) == 2 else "all"
     return {
-        "differ": Table("Differences", (kind, *names), differ, kind="keys") if differ else None,
-        "same": Table("Equal in both runs", (kind, "both"), same, kind="keys") if same else None,
-        "count": len(same),
+        "differ": Table("Differences", (kind, *names), differ, kind=kinds) if differ else None,
+        "same": Table(f"Equal in {shared} runs", (kind, shared), same, kind="keys") if same else None,
+        "count": f"{len(same)} equal in {shared} runs",
+        "runs": len(names),
     }
 
 
@@ -124,5 +192,5 @@ def _format_cell(values: Mapping[str, Any], key: str) -> str | list[str]:
         if all(isinstance(entry, str) for entry in value):
             return list(value)
         if all(isinstance(entry, Mapping) for entry in value):
-            return [", ".join(f"{k} {format_setting(v)}" for k, v in entry.items()) for entry in value]
-    return format_setting(value) if key in values else "not set"
+            return [", ".join(f"{k} {format_value(v)}" for k, v in entry.items()) for entry in value]
+    return format_value(value) if key in values else "not set"

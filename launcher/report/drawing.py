@@ -15,7 +15,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from launcher.report.records import Numbers
 from launcher.report.series import Line
@@ -38,7 +38,10 @@ _SETTINGS = {
     "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": MUTED, "ytick.labelcolor": MUTED,
     "lines.solid_capstyle": "round", "lines.solid_joinstyle": "round", "path.simplify": True,
 }  # fmt: skip
-_WIDTH = 10.0
+# Width of a figure across the page, of one that fits a phone, and of one of several beside each other, in 72 points.
+_WIDTH, _NARROW, _SMALL = 10.0, 5.0, 4.4
+# Room on the left for the labels of the axis.
+_LEFT, _RIGHT = 1.0, 0.15
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,8 @@ class Key:
 
     Attributes:
         color: one of this module's.
-        shape: 'line', 'band', 'bar', or a marker: 'triangle', 'up', 'circle', 'square', 'cross', 'diamond', 'tick'.
+        shape: 'line', 'points' (a line with marks), 'band', 'bar', or a marker: 'triangle', 'up', 'circle', 'square',
+            'cross', 'diamond', 'tick'.
         dash: index into `DASHES`, for a line.
     """
 
@@ -65,7 +69,8 @@ class Plot:
         name: unique in the page; the caption's id is `NAME-d`.
         title: for screen readers.
         axes: top to bottom.
-        svg: set when the plot is finished.
+        is_small: whether it is one of several beside each other.
+        svg: set when the plot is finished: two elements, for a wide page and for a phone.
     """
 
     name: str
@@ -73,11 +78,14 @@ class Plot:
     figure: Figure
     axes: Sequence[Any]
     keys: list[Key] = field(default_factory=list[Key])
+    is_small: bool = False
     svg: str = ""
 
 
 @contextmanager
-def new_plot(name: str, title: str, height: float, rows: Sequence[float] = (1,)) -> Iterator[Plot]:
+def new_plot(
+    name: str, title: str, height: float, rows: Sequence[float] = (1,), *, is_small: bool = False
+) -> Iterator[Plot]:
     """A figure to draw into, whose axes line up with those of the page's other figures.
 
     Args:
@@ -85,46 +93,77 @@ def new_plot(name: str, title: str, height: float, rows: Sequence[float] = (1,))
         title: for screen readers.
         height: in units of 72 points.
         rows: relative heights of the axes, which share their horizontal axis.
+        is_small: for one of several beside each other.
     """
     settings: dict[Any, Any] = {**_SETTINGS, "svg.hashsalt": name}
     with mpl.rc_context(settings):
-        figure = Figure(figsize=(_WIDTH, height))
+        figure = Figure(figsize=(_SMALL if is_small else _WIDTH, height))
         FigureCanvasSVG(figure)
-        figure.subplots_adjust(left=0.1, right=0.985, bottom=0.6 / height, top=1 - 0.12 / height, hspace=0.12)
+        figure.subplots_adjust(bottom=0.6 / height, top=1 - 0.12 / height, hspace=0.12)
         axes = list(figure.subplots(len(rows), 1, sharex=True, height_ratios=rows, squeeze=False)[:, 0])
-        for each in axes:
-            each.yaxis.set_label_coords(-0.088, 0.5)
-        plot = Plot(name, title, figure, axes)
+        plot = Plot(name, title, figure, axes, is_small=is_small)
+        if is_small:
+            # Ticks take most of the time of a plot.
+            axes[0].yaxis.set_major_locator(MaxNLocator(nbins=3))
         yield plot
-        plot.svg = _to_svg(plot)
+        if is_small:
+            plot.svg = _to_svg(plot, _SMALL, "")
+        else:
+            plot.svg = _to_svg(plot, _WIDTH, "wide") + _to_svg(plot, _NARROW, "narrow")
 
 
-def _to_svg(plot: Plot) -> str:
-    """An `<svg>` element for a page."""
-    name, buffer = plot.name, io.StringIO()
+def _to_svg(plot: Plot, width: float, kind: str) -> str:
+    """An `<svg>` element for a page, with this CSS class."""
+    plot.figure.set_size_inches(width, plot.figure.get_figheight())
+    # Small plots have no label on the left.
+    left = 0.62 if plot.is_small else _LEFT if width == _WIDTH else 0.85
+    plot.figure.subplots_adjust(left=left / width, right=1 - _RIGHT / width)
+    for axes in plot.axes:
+        axes.yaxis.set_label_coords(-(left - 0.2) / (width - left - _RIGHT), 0.5)
+        if width != _WIDTH and isinstance(axes.xaxis.get_major_locator(), MaxNLocator):
+            axes.xaxis.get_major_locator().set_params(nbins=4)
+    prefix, buffer = plot.name + ("-narrow" if kind == "narrow" else ""), io.StringIO()
     plot.figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     head, _, body = buffer.getvalue().partition("<svg")[2].partition(">")
     box = re.search(r'viewBox="(\S+ \S+ (\S+) \S+)"', head)
     if box is None:
-        raise ValueError(f"the SVG of {name} has no viewBox")
+        raise ValueError(f"the SVG of {plot.name} has no viewBox")
     body = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", body, flags=re.DOTALL)
     # The ids of groups would not be unique in the page, and nothing refers to them.
     body = re.sub(r'<g id="[^"]*"', "<g", body)
-    body = re.sub(r'(id="|xlink:href="#|url\(#)', rf"\g<1>{name}-", body).replace("xlink:href", "href")
-    # The page's font, and coordinates in hundredths of a point.
-    body = re.sub(r"font: ([0-9.]+)px [^;\"]*", r"font-size: \1px", body)
-    body = re.sub(r"<[^>]*>", lambda tag: re.sub(r"-?\d+\.\d{2,}", _shorten, tag[0]), body)
-    body = re.sub(r"\s*\n\s*", "\n", body)
+    body = re.sub(r'(id="|xlink:href="#|url\(#)', rf"\g<1>{prefix}-", body).replace("xlink:href", "href")
+    body = _compress(body, 1 if plot.is_small else 2)
     for color, variable in VARIABLES.items():
         body = body.replace(color, f"var(--{variable})")
+    label = f"{prefix}-t"
     return (
-        f'<svg viewBox="{box[1]}" style="max-width:{float(box[2]) * 1.5:.0f}px" role="img" '
-        f'aria-labelledby="{name}-t {name}-d"><title id="{name}-t">{escape(plot.title)}</title>{body}'
+        f'<svg viewBox="{box[1]}" class="{kind or "small"}" style="max-width:{float(box[2]) * 1.5:.0f}px" role="img" '
+        f'aria-labelledby="{label} {plot.name}-d"><title id="{label}">{escape(plot.title)}</title>{body}'
     )
 
 
-def _shorten(number: re.Match[str]) -> str:
-    return f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
+# An innermost group without an attribute; an element without content.
+_GROUP = re.compile(r"<g>\n?((?:(?!</?g[ >]).)*?)\n?</g>|\n<g/>|<defs>\n?</defs>", re.DOTALL)
+
+
+def _compress(body: str, digits: int) -> str:
+    """The same picture in fewer bytes, with the font and the line ends of the page; coordinates get `digits` digits."""
+
+    def shorten(number: re.Match[str]) -> str:
+        return f"{float(number[0]):.{digits}f}".rstrip("0").rstrip(".")
+
+    body = re.sub(r"<style.*?</style>", "", body, flags=re.DOTALL)
+    body = re.sub(r"font: ([0-9.]+)px [^;\"]*", r"font-size: \1px", body)
+    body = re.sub(r" font-family: [^;\"]*;| transform=\"rotate\(-0 [^\"]*\"", "", body)
+    body = re.sub(r"<[^>]*>", lambda tag: re.sub(rf"-?\d+\.\d{{{digits},}}", shorten, tag[0]), body)
+    body = re.sub(r"\s*\n\s*", "\n", body).replace("\nL ", " ").replace('\n"', '"')
+    # Groups without an attribute, and those without content.
+    count = 1
+    while count:
+        body, count = re.subn(
+            r"<g>\n?((?:(?!</?g[ >]).)*?)\n?</g>|\n<g/>|<defs>\n?</defs>", r"\1", body, flags=re.DOTALL
+        )
+    return body
 
 
 def set_step_axis(axes: Any) -> None:
@@ -158,8 +197,7 @@ def use_log_scale_if_wide(axes: Any, values: Numbers) -> None:
     if len(finite) and finite.min() > 0 and finite.max() > 100 * finite.min():
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.tick_params(axis="y", which="minor", length=0)
+        axes.minorticks_off()
 
 
 def cut_outliers(axes: Any, steps: Numbers, values: Numbers, keys: list[Key]) -> None:

@@ -16,21 +16,21 @@ from launcher.report.records import (
     AttemptRecord,
     EventLine,
     History,
+    MeasuredPeaks,
+    MetricsRecord,
     Numbers,
     Outcome,
-    PeakMemory,
     RankTable,
     Step,
-    ValidationRecord,
 )
 
 # Plots and tables show these; there are too many for a line each.
 _WITHOUT_LINE = frozenset(
-    {"step", "ranks", "validation", "checkpoint", "planned", "training_started", "alert", "memory"}
+    {"step", "ranks", "validation", "epoch", "checkpoint", "planned", "training_started", "alert", "memory"}
 )
-_RANK_COLUMNS = ("loss_scale", "skipped_steps", "step_seconds", "data_seconds", "own_seconds", "peak_memory")
-# Written between attempts: they do not make the attempt before them longer.
-_BETWEEN_ATTEMPTS = frozenset({"nodes_missing"})
+_RANK_COLUMNS = ("loss_scale", "skipped_steps", "step_seconds", "data_seconds", "own_seconds")
+# Written between attempts, or after the training: they do not make the attempt before them longer.
+_BETWEEN_ATTEMPTS = frozenset({"nodes_missing", "evaluated"})
 _ENDS: Mapping[str, Outcome] = {"interrupted": "interrupted", "preempted": "interrupted", "failed": "failed",
                                 "out_of_memory": "failed", "rank_failed": "failed"}  # fmt: skip
 
@@ -45,6 +45,7 @@ def read_history(events: Iterable[Mapping[str, Any]]) -> History:
     """Sort a run's events, in the order of the file, into attempts."""
     attempts: list[_AttemptReader] = []
     plan: Mapping[str, Any] = {}
+    evaluated: dict[str, float] = {}
     unreadable_lines = 0
     for event in events:
         try:
@@ -55,10 +56,12 @@ def read_history(events: Iterable[Mapping[str, Any]]) -> History:
                 attempts.append(_AttemptReader(len(attempts) + 1, time))
             if kind == "planned":
                 plan = _as_type(event.get("plan"), dict)
+            if kind == "evaluated":
+                evaluated.update(_read_evaluated(event))
             attempts[-1].add(event, kind, time, rank)
         except (ValueError, OverflowError):
             unreadable_lines += 1
-    return History(tuple(a.finish() for a in attempts), plan, unreadable_lines)
+    return History(tuple(a.finish() for a in attempts), plan, unreadable_lines, evaluated)
 
 
 class _AttemptReader:
@@ -69,7 +72,8 @@ class _AttemptReader:
         self._known: dict[str, Any] = {}
         self._steps: list[Step] = []
         self._intervals: list[_RankInterval] = []
-        self._validations: list[ValidationRecord] = []
+        self._validations: list[MetricsRecord] = []
+        self._epochs: list[MetricsRecord] = []
         self._alerts: list[AlertRecord] = []
         self._checkpoints: list[tuple[int, float]] = []
         self._lines: list[EventLine] = []
@@ -82,8 +86,9 @@ class _AttemptReader:
         elif kind == "ranks":
             self._add_ranks(event)
         elif kind == "validation":
-            metrics = _as_metrics(event.get("metrics"))
-            self._validations.append(ValidationRecord(_as_count(event.get("step")), metrics))
+            self._validations.append(_read_metrics(event))
+        elif kind == "epoch":
+            self._epochs.append(_read_metrics(event))
         elif kind == "checkpoint":
             self._checkpoints.append((_as_count(event.get("step")), time))
         elif kind == "alert":
@@ -99,6 +104,8 @@ class _AttemptReader:
             self._known.setdefault("first_step_time", time)
         elif kind == "finished":
             self._known.update(outcome="finished", detail=describe_event(event, kind), failed_rank=None)
+            if event.get("metrics"):
+                self._known["last_metrics"] = _read_metrics(event)
         elif kind in _ENDS:
             self._add_end(event, kind, rank)
         if kind not in _BETWEEN_ATTEMPTS:
@@ -120,6 +127,7 @@ class _AttemptReader:
             steps=tuple(self._steps),
             rank_table=_make_rank_table(self._intervals),
             validations=tuple(self._validations),
+            epochs=tuple(self._epochs),
             alerts=tuple(self._alerts),
             checkpoints=tuple(self._checkpoints),
             lines=tuple(self._lines),
@@ -150,7 +158,7 @@ class _AttemptReader:
     def _add_memory(self, event: Mapping[str, Any]) -> None:
         ranks, peaks = _as_type(event.get("ranks"), list), _as_type(event.get("measured"), list)
         total = _as_type(event.get("planned") or {}, dict).get("total")
-        self._known["memory"] = PeakMemory(
+        self._known["memory"] = MeasuredPeaks(
             {_as_count(rank): _as_count(peak) for rank, peak in zip(ranks, peaks, strict=True)},
             _as_text(event.get("measured_by")),
             None if total is None else _as_count(total),
@@ -160,7 +168,7 @@ class _AttemptReader:
         """The first reported end is the cause: the failures of other ranks follow from it."""
         outcome = self._known.get("outcome")
         # The agent saw all ranks: its report of the first failed rank replaces what a rank reported.
-        if outcome is not None and not (kind == "rank_failed" and outcome == "failed"):
+        if outcome is not None and not (kind == "rank_failed" and outcome in ("failed", "finished")):
             return
         self._known["outcome"] = _ENDS[kind]
         if _ENDS[kind] == "interrupted":
@@ -202,6 +210,17 @@ def _make_rank_table(intervals: list[_RankInterval]) -> RankTable | None:
         grids[first : first + len(part), :, [ranks.index(rank) for rank in own]] = part
         first += len(part)
     return RankTable(steps, tuple(ranks), *(grids[:, i] for i in range(len(_RANK_COLUMNS))))
+
+
+def _read_metrics(event: Mapping[str, Any]) -> MetricsRecord:
+    return MetricsRecord(_as_count(event.get("step")), _as_metrics(event.get("metrics")))
+
+
+def _read_evaluated(event: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of `launcher validate` or `launcher test`, which are a list with one entry for each data loader."""
+    found = event.get("metrics")
+    parts = found if isinstance(found, list) else [found]
+    return {name: value for part in parts for name, value in _as_metrics(part or {}).items()}
 
 
 def _as_number(value: Any) -> float:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.report import units
+from launcher.report.metrics import find_loss, find_validation_loss, summarize_metric, to_metric_values
 from launcher.report.page import Section, Table
-from launcher.report.records import AlertRecord, AttemptRecord, History, Outcome
-from launcher.report.series import count_skipped_steps, find_loss, find_validation_loss, summarize_ranks
+from launcher.report.records import AlertRecord, AttemptRecord, Outcome
+from launcher.report.series import count_skipped_steps
 from launcher.report.source import Run
 
 BADGES: Mapping[Outcome, tuple[str, str]] = {
@@ -41,7 +42,6 @@ def list_figures(run: Run) -> list[Figure]:
     seconds = sum(a.seconds for a in history.attempts)
     restarts, repeated = max(len(history.attempts) - 1, 0), sum(history.repeated_steps.values())
     step_time, skipped = history.seconds_per_step, count_skipped_steps(history)
-    peaks = [s.peak_memory for s in summarize_ranks(history) if s.peak_memory is not None]
     ranks, nodes = plan["world_size"], plan["num_nodes"] or 1
     on_nodes = f" on {nodes:.0f} nodes" if nodes > 1 else ""
     ranks_note = "" if ranks is None else units.format_plural(int(ranks), "rank") + on_nodes
@@ -51,28 +51,29 @@ def list_figures(run: Run) -> list[Figure]:
         Figure("time in attempts", units.format_duration(seconds),
                units.format_plural(restarts, "restart") if restarts else "", seconds),
         Figure("time a step", units.format_duration(step_time), "median", step_time),
-        *_metric_figures(history),
+        *_metric_figures(run),
         Figure("precision", plan["precision"] or "\u2013"),
         Figure("strategy", plan["strategy"]["name"] or "\u2013", ranks_note),
     ]  # fmt: skip
     if skipped is not None:
         figures.append(Figure("skipped steps", units.format_count(skipped), "gradients not finite", skipped))
-    if peaks:
-        figures.append(Figure("peak memory", units.format_bytes(max(peaks)), "of one rank", max(peaks)))
+    peak = run.peak_memory
+    if peak.highest is not None:
+        figures.append(
+            Figure("peak memory", units.format_bytes(peak.highest), f"of one rank; {peak.what}", peak.highest)
+        )
     figures.append(Figure("alerts", units.format_count(len(history.alerts)), "", len(history.alerts)))
     return figures
 
 
-def _metric_figures(history: History) -> list[Figure]:
-    logged = [s.metrics for a in history.attempts for s in a.steps]
-    validated = [v.metrics for a in history.attempts for v in a.validations]
+def _metric_figures(run: Run) -> list[Figure]:
     figures: list[Figure] = []
-    for name, metrics in ((find_loss(history), logged), (find_validation_loss(history), validated)):
-        values = [v[name] for v in metrics if name in v] if name is not None else []
-        if name is not None and values:
-            lowest = min((v for v in values if v == v), default=values[-1])
-            note = f"last; lowest {units.format_number(lowest)}"
-            figures.append(Figure(name, units.format_number(values[-1]), note, values[-1]))
+    for name in (find_loss(run.metrics), find_validation_loss(run.metrics)):
+        summary = None if name is None else summarize_metric(run.metrics[name])
+        if name is not None and summary is not None:
+            last, lowest = summary.last[0], summary.lowest or summary.last
+            note = f"last; lowest {units.format_number(lowest[0])}"
+            figures.append(Figure(name, units.format_number(last), note, last))
     return figures
 
 
@@ -88,8 +89,15 @@ def to_values(run: Run) -> dict[str, Any]:
         "name": run.name,
         "path": str(run.path),
         "outcome": history.outcome,
+        "ending": {name: getattr(run.status, name) for name in ("state", "reason", "detail", "advice", "command")},
         "steps": history.last_step,
         "figures": {f.label: f.value if f.amount is None else _finite_or_none(f.amount) for f in list_figures(run)},
+        "peak_memory": {
+            "highest": run.peak_memory.highest,
+            "by_rank": {str(rank): peak for rank, peak in run.peak_memory.by_rank.items()},
+            "of": run.peak_memory.what,
+        },
+        "metrics": {name: to_metric_values(metric) for name, metric in run.metrics.items()},
         "attempts": [_attempt_values(attempt, repeated.get(attempt.number, 0)) for attempt in history.attempts],
         "alerts": [dataclasses.asdict(alert) for alert in history.alerts],
         "problems": list(run.problems),
@@ -110,18 +118,10 @@ def _finite_or_none(value: float) -> float | None:
 
 
 def failure_section(run: Run) -> Section | None:
-    """Why the run ended, with the last lines of the rank that failed first; None if the run did not fail."""
-    history = run.history
-    if history.outcome not in ("failed", "unknown") or not history.attempts:
+    """The last lines of the rank that failed first; None if the run did not fail, or if it has no log."""
+    if not run.log:
         return None
-    view = {
-        "last": history.attempts[-1],
-        "log": run.log,
-        "log_file": run.log_file,
-        "has_checkpoint": any(a.checkpoints for a in history.attempts),
-        "config_file": run.path / "config.yaml",
-    }
-    return Section("failure", "What went wrong" if history.attempts[-1].detail else "How it ended", view)
+    return Section("failure", "What went wrong", {"log": run.log, "log_file": run.log_file})
 
 
 def alerts_section(run: Run) -> Section | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,7 @@ class Table:
         nowrap: columns to keep on one line.
         marked: rows to highlight.
         kind: CSS class of the table.
+        terms: what the titles of columns mean, where that is not obvious.
     """
 
     caption: str
@@ -48,6 +49,12 @@ class Table:
     nowrap: Collection[int] = ()
     marked: Collection[int] = ()
     kind: str = ""
+    terms: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def is_stacked(self) -> bool:
+        """Whether a phone shows each row as a block: a table of numbers scrolls in its box instead."""
+        return any(i not in self.numeric for i in range(1, len(self.head)))
 
 
 def render_page(template: str, title: str, sections: Sequence[Section], footer: str, **values: Any) -> str:

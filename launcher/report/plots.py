@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,12 +12,14 @@ import numpy as np
 from launcher.report import drawing
 from launcher.report.drawing import BAD, DASHES, GOOD, GRID, INK, MUTED, SERIES, SURFACE, WARN, Key, Plot, new_plot
 from launcher.report.records import AttemptRecord
-from launcher.report.series import Line, decimate, smooth, smooth_by_medians
+from launcher.report.series import MOST_POINTS, Line, decimate, smooth, smooth_by_medians
 from launcher.report.units import choose_time_unit
 
 # More rows in the plot of attempts would not be readable.
 MOST_ATTEMPTS = 40
 _MOST_MARKS = 200
+# More markers on a line hide it.
+_MOST_MARKED = 60
 # Marker of matplotlib, colour, shape of the legend's entry, and label of each end.
 _ENDS = {
     "finished": ("o", GOOD, "circle", "finished"),
@@ -30,12 +32,22 @@ _ENDS = {
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A quantity of one run, with one line for each attempt; few values as `points`, many with a smooth `trend`."""
+    """A quantity of one run.
+
+    Attributes:
+        lines: one for each attempt.
+        trend: whether to draw a smooth trend of many values.
+        points: whether to mark each of few values.
+        series: number of the curve's colour and dashes; its position in the plot if it is None.
+        is_background: whether it is one of many that are only a comparison for the others.
+    """
 
     label: str
     lines: Sequence[Line]
     trend: bool = False
     points: bool = False
+    series: int | None = None
+    is_background: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +60,8 @@ class CurveAxes:
         unit: label of the vertical axis.
         height: in units of 72 points.
         kind: 'time' starts the axis at zero and leaves out rare high values; 'loss scale' is logarithmic to base 2.
+        is_small: for one of several plots beside each other.
+        points: at most about so many of a curve are drawn.
     """
 
     name: str
@@ -55,11 +69,13 @@ class CurveAxes:
     unit: str
     height: float = 3.0
     kind: Literal["value", "time", "loss scale"] = "value"
+    is_small: bool = False
+    points: int = MOST_POINTS
 
 
 def draw_curves(spec: CurveAxes, curves: Sequence[Curve], restarts: Sequence[float] = ()) -> Plot:
-    """Draw at most six curves over optimizer steps, and mark `restarts`: the steps that later attempts started from."""
-    with new_plot(spec.name, spec.title, spec.height) as plot:
+    """Draw curves over optimizer steps, and mark `restarts`: the steps that later attempts started from."""
+    with new_plot(spec.name, spec.title, spec.height, is_small=spec.is_small) as plot:
         (axes,), keys = plot.axes, plot.keys
         drawing.set_step_axis(axes)
         axes.set_ylabel(spec.unit)
@@ -69,17 +85,24 @@ def draw_curves(spec: CurveAxes, curves: Sequence[Curve], restarts: Sequence[flo
             drawing.use_log2_scale(axes)
         elif spec.kind == "value":
             drawing.use_log_scale_if_wide(axes, values)
-        trend_of = smooth_by_medians if spec.kind == "time" else smooth
         for index, curve in enumerate(curves):
-            style = {"color": SERIES[index % len(SERIES)], "linestyle": DASHES[index % len(DASHES)]}
-            for number, line in enumerate(curve.lines):
+            number = index if curve.series is None else curve.series
+            # Curves of the same colour have other dashes.
+            dash = (number + number // len(SERIES)) % len(DASHES)
+            style = {"color": SERIES[number % len(SERIES)], "linestyle": DASHES[dash]}
+            if curve.is_background:
+                style = {"color": MUTED, "linestyle": DASHES[0], "zorder": 1.5}
+            for attempt, line in enumerate(curve.lines):
                 # Steps that a later attempt did again are faint.
-                later = min((o.steps[0] for o in curve.lines[number + 1 :] if len(o.steps)), default=math.inf)
-                for mask, alpha in ((line.steps < later, 1.0), (line.steps >= later, 0.35)):
+                later = min((o.steps[0] for o in curve.lines[attempt + 1 :] if len(o.steps)), default=math.inf)
+                for mask, alpha in ((line.steps < later, 0.4 if curve.is_background else 1.0),
+                                    (line.steps >= later, 0.35)):  # fmt: skip
                     if mask.any():
                         part = Line(line.steps[mask], line.values[mask])
-                        _draw_line(axes, curve, part, {**style, "alpha": alpha}, trend_of)
-            keys.append(Key(curve.label, style["color"], dash=index))
+                        _draw_line(axes, spec, curve, part, {**style, "alpha": alpha})
+            if curve.label:
+                shape = "points" if curve.points else "line"
+                keys.append(Key(curve.label, style["color"], shape, 0 if curve.is_background else dash))
         if spec.kind == "time":
             drawing.cut_outliers(axes, np.concatenate([line.steps for line in lines] or [np.array([])]), values, keys)
         if sum(drawing.mark_not_finite(axes, line) for line in lines):
@@ -88,14 +111,15 @@ def draw_curves(spec: CurveAxes, curves: Sequence[Curve], restarts: Sequence[flo
     return plot
 
 
-def _draw_line(axes: Any, curve: Curve, line: Line, style: dict[str, Any], trend_of: Callable[[Line], Line]) -> None:
-    shown = decimate(line)
-    if curve.points or len(shown.steps) == 1:
+def _draw_line(axes: Any, spec: CurveAxes, curve: Curve, line: Line, style: dict[str, Any]) -> None:
+    shown = decimate(line, spec.points)
+    is_marked = curve.points and not curve.is_background and len(line.steps) <= _MOST_MARKED
+    if is_marked or len(line.steps) == 1:
         axes.plot(shown.steps, shown.values, linewidth=1.6, marker="o", markersize=5, markerfacecolor=SURFACE,
                   markeredgecolor=style["color"], markeredgewidth=1.8, **style)  # fmt: skip
     elif curve.trend and len(line.steps) > 30:
         axes.plot(shown.steps, shown.values, color=style["color"], linewidth=0.8, alpha=0.45 * style["alpha"])
-        trend = decimate(trend_of(line))
+        trend = decimate((smooth_by_medians if spec.kind == "time" else smooth)(line), spec.points)
         axes.plot(trend.steps, trend.values, linewidth=2.0, **style)
     else:
         axes.plot(shown.steps, shown.values, linewidth=1.8, **style)

@@ -40,7 +40,6 @@ class RankTable:
     Attributes:
         skipped_steps: number of optimizer steps skipped since the training began.
         step_seconds, data_seconds, own_seconds: means of an optimizer step; see `launcher.monitoring.samples`.
-        peak_memory: bytes.
     """
 
     steps: Numbers
@@ -50,7 +49,6 @@ class RankTable:
     step_seconds: Numbers
     data_seconds: Numbers
     own_seconds: Numbers
-    peak_memory: Numbers
 
     def column(self, name: str) -> dict[int, Numbers]:
         """One quantity: rank to its values, of shape (intervals,)."""
@@ -59,8 +57,8 @@ class RankTable:
 
 
 @dataclass(frozen=True, slots=True)
-class ValidationRecord:
-    """Metrics of one validation."""
+class MetricsRecord:
+    """Metrics at the end of a validation, of an epoch or of the training."""
 
     step: int
     metrics: Mapping[str, float]
@@ -79,7 +77,7 @@ class AlertRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class PeakMemory:
+class MeasuredPeaks:
     """Bytes at the end of an attempt: the measured peak of each rank, and those of a rank in the plan, if estimated."""
 
     measured: Mapping[int, int]
@@ -109,6 +107,8 @@ class AttemptRecord:
         first_step_time: end of the first optimizer step; None if there was none.
         start_step: optimizer steps done before this attempt; None if it did not start to train.
         end_step: optimizer steps done at its end.
+        epochs: after each epoch of training; empty if an older version wrote the run.
+        last_metrics: after the training; None if it did not finish.
         checkpoints: step and time of each.
         lines: its events as text, without those that the plots and tables show.
     """
@@ -123,10 +123,12 @@ class AttemptRecord:
     first_step_time: float | None = None
     start_step: int | None = None
     end_step: int | None = None
-    memory: PeakMemory | None = None
+    memory: MeasuredPeaks | None = None
     steps: tuple[Step, ...] = ()
     rank_table: RankTable | None = None
-    validations: tuple[ValidationRecord, ...] = ()
+    validations: tuple[MetricsRecord, ...] = ()
+    epochs: tuple[MetricsRecord, ...] = ()
+    last_metrics: MetricsRecord | None = None
     alerts: tuple[AlertRecord, ...] = ()
     checkpoints: tuple[tuple[int, float], ...] = ()
     lines: tuple[EventLine, ...] = ()
@@ -139,11 +141,15 @@ class AttemptRecord:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """All attempts of a run in the order of their starts, and the plan of the last one; empty if not recorded."""
+    """All attempts of a run in the order of their starts, and the plan of the last one; empty if not recorded.
+
+    `evaluated` has the metrics of `launcher validate` and `launcher test`, by name; the newest of each.
+    """
 
     attempts: tuple[AttemptRecord, ...] = ()
     plan: Mapping[str, Any] = field(default_factory=dict[str, Any])
     unreadable_lines: int = 0
+    evaluated: Mapping[str, float] = field(default_factory=dict[str, float])
 
     @property
     def outcome(self) -> Outcome:

@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 
 from launcher.config.schema import RunConfig, WatchOptions
+from launcher.core.event_text import format_value
 from launcher.core.nested import flatten
+from launcher.jobs.peak_memory import PeakMemory
 from launcher.report import series
+from launcher.report.metric_sections import loss_section, metrics_section
 from launcher.report.overview import BADGES, alerts_section, failure_section
 from launcher.report.page import Section, Table
 from launcher.report.plots import MOST_ATTEMPTS, Curve, CurveAxes, draw_attempts, draw_curves
@@ -24,53 +27,33 @@ from launcher.report.units import (
     format_duration,
     format_milliseconds,
     format_plural,
-    format_setting,
     format_time,
 )
 
 _MOST_LINES = 300
-_MOST_GROUPS = 6
 # Ranks in a bar chart; a table has more.
 _MOST_BARS = 16
 _MOST_ROWS = 64
+_ATTEMPT_TERMS = {
+    "to first step": "from the start of the ranks to the end of the first optimizer step",
+    "repeated": "steps that the next attempt did again, as they came after the checkpoint that it resumed from",
+}
+_RANK_TERMS = {
+    "step": "wall time of an optimizer step",
+    "data": "the part that waits for a batch",
+    "own": "data and forward pass, without waiting for other ranks",
+    "\u00d7 others": "own time divided by the median of the other ranks",
+    "slowest": "share of the intervals in which the rank had the longest own time",
+    "skipped": "optimizer steps skipped because gradients were not finite",
+}
 
 
 def list_sections(run: Run) -> list[Section]:
     """All sections that apply to a run."""
-    makers = (failure_section, alerts_section, _loss_section, _scale_section, _ranks_section, _memory_section,
-              _attempts_section, _precision_section, _plan_section, _config_section, _versions_section)  # fmt: skip
+    makers = (failure_section, alerts_section, loss_section, metrics_section, _scale_section, _ranks_section,
+              _memory_section, _attempts_section, _precision_section, _plan_section, _config_section,
+              _versions_section)  # fmt: skip
     return [section for make in makers if (section := make(run)) is not None]
-
-
-def _loss_section(run: Run) -> Section:
-    history, loss = run.history, series.find_loss(run.history)
-    if loss is None:
-        return Section("loss", "Loss and learning rate", {"steps": history.last_step}, "no_loss")
-    curves = [Curve(loss, [series.metric_line(a.steps, loss) for a in history.attempts], trend=True)]
-    if (name := series.find_validation_loss(history)) is not None:
-        curves.append(Curve(name, [series.metric_line(a.validations, name) for a in history.attempts], points=True))
-    logged = [(s.metrics[loss], s.step) for a in history.attempts for s in a.steps if loss in s.metrics]
-    groups = [series.learning_rate_lines(a) for a in history.attempts]
-    width = max(map(len, groups))
-    rates = [
-        Curve(f"parameter group {i + 1}" if width > 1 else "learning rate", [g[i] for g in groups if i < len(g)])
-        for i in range(min(width, _MOST_GROUPS))
-    ]
-    every_rate = [rate for a in history.attempts for s in a.steps for rate in s.learning_rates]
-    # The metric's own name is in the legend.
-    axes = CurveAxes("loss", "Loss", "loss" if "loss" in loss.lower() else "value")
-    rate_axes = CurveAxes("rate", "Learning rate", "learning rate", height=1.9)
-    view = {
-        "plot": draw_curves(axes, curves, history.restart_steps),
-        "name": loss,
-        "first": logged[0][0],
-        "last": logged[-1][0],
-        "lowest": min((pair for pair in logged if math.isfinite(pair[0])), default=None),
-        "has_trend": any(len(line.steps) > 30 for line in curves[0].lines),
-        "rates": draw_curves(rate_axes, rates, history.restart_steps) if rates else None,
-        "rate_range": (min(every_rate), max(every_rate)) if rates else None,
-    }
-    return Section("loss", "Loss and learning rate", view)
 
 
 def _scale_section(run: Run) -> Section:
@@ -120,7 +103,7 @@ def _ranks_section(run: Run) -> Section:
         "own": None,
         "count": len(summaries),
         "most": _MOST_BARS,
-        "table": _rank_table(summaries, slow) if summaries else None,
+        "table": _rank_table(summaries, slow, run.peak_memory) if summaries else None,
     }
     if len(summaries) > 1:
         first = by_own_time[0]
@@ -130,26 +113,28 @@ def _ranks_section(run: Run) -> Section:
     return Section("ranks", "Step time and ranks", view)
 
 
-def _rank_table(summaries: Sequence[RankSummary], slow: Sequence[int]) -> Table:
+def _rank_table(summaries: Sequence[RankSummary], slow: Sequence[int], peak: PeakMemory) -> Table:
     shown = sorted(summaries, key=lambda s: (s.rank not in slow, s.rank))[:_MOST_ROWS]
     rows = [
         ({"text": f"rank {s.rank}", "after": ("straggler", "bad") if s.rank in slow else None},
          format_milliseconds(s.step_seconds), format_milliseconds(s.data_seconds), format_milliseconds(s.own_seconds),
          "\u2013" if math.isnan(s.own_factor) else f"{s.own_factor:.2f}", f"{s.share_slowest:.0%}",
-         format_count(s.skipped_steps), format_bytes(s.peak_memory))
+         format_count(s.skipped_steps), format_bytes(peak.by_rank.get(s.rank)))
         for s in shown
     ]  # fmt: skip
     head = ("rank", "step (ms)", "data (ms)", "own (ms)", "\u00d7 others", "slowest", "skipped", "peak memory")
-    caption = "Medians over all intervals; own: data and forward pass; slowest: share of the intervals"
+    caption = "Medians over all intervals"
+    terms = {**_RANK_TERMS, "peak memory": peak.what}
     if len(summaries) > len(rows):
         caption += f"; {len(rows)} of {len(summaries)} ranks"
-    return Table(caption, head, rows, range(1, 8), marked=[i for i, s in enumerate(shown) if s.rank in slow])
+    return Table(caption, head, rows, range(1, 8), marked=[i for i, s in enumerate(shown) if s.rank in slow],
+                 terms=terms)  # fmt: skip
 
 
 def _memory_section(run: Run) -> Section:
     """Planned memory and measured peak memory."""
     plan, planned = run.plan, _read_planned_memory(run)
-    peaks = {s.rank: float(s.peak_memory) for s in series.summarize_ranks(run.history) if s.peak_memory is not None}
+    peaks = {rank: float(peak) for rank, peak in run.peak_memory.by_rank.items()}
     measured = next((a.memory for a in reversed(run.history.attempts) if a.memory is not None), None)
     if measured is not None:
         peaks = {rank: float(peak) for rank, peak in measured.measured.items()}
@@ -168,6 +153,8 @@ def _memory_section(run: Run) -> Section:
         "count": len(peaks),
         "most": _MOST_BARS,
         "is_cpu": plan["device_kind"] == "cpu",
+        "measured_by": run.peak_memory.what if measured is None else measured.method,
+        "highest": run.peak_memory,
         "table": None,
     }
     if measured is not None:
@@ -177,7 +164,9 @@ def _memory_section(run: Run) -> Section:
             for rank, peak in list(measured.measured.items())[:_MOST_ROWS]
         ]  # fmt: skip
         head = ("rank", "planned", "measured", "of the plan")
-        view["table"] = Table(f"Measured: {measured.method}", head, rows, range(1, 4))
+        terms = {"planned": "the sum of the parts in the plot", "measured": measured.method,
+                 "of the plan": "measured divided by planned"}  # fmt: skip
+        view["table"] = Table("Planned and measured memory", head, rows, range(1, 4), terms=terms)
     return Section("memory", "Memory", view)
 
 
@@ -212,7 +201,7 @@ def _attempts_section(run: Run) -> Section | None:
         "count": len(attempts),
         "most": MOST_ATTEMPTS,
         "seconds": attempts[-1].last_event - attempts[0].started,
-        "table": Table("All attempts", head, rows, (2, 3, 5), (1, 4)),
+        "table": Table("All attempts", head, rows, (2, 3, 5), (0, 1, 4), terms=_ATTEMPT_TERMS),
         "events": Table("Events", ("time", "reported by", "step", "event"), events, (2,), (0, 1), kind="log"),
         "shown_events": len(events),
         "all_events": len(lines),
@@ -255,8 +244,8 @@ def _plan_section(run: Run) -> Section:
 
 def _config_section(run: Run) -> Section:
     given, default = flatten(run.config), flatten(RunConfig().to_dict())
-    changed = [(k, format_setting(v)) for k, v in given.items() if k not in default or default[k] != v]
-    unchanged = [(k, format_setting(v)) for k, v in given.items() if k in default and default[k] == v]
+    changed = [(k, format_value(v)) for k, v in given.items() if k not in default or default[k] != v]
+    unchanged = [(k, format_value(v)) for k, v in given.items() if k in default and default[k] == v]
     head = ("setting", "value")
     view = {
         "changed": Table("Settings that differ from the default", head, changed, kind="keys") if given else None,

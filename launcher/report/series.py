@@ -10,11 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from launcher.config.schema import WatchOptions
-from launcher.report.records import AttemptRecord, History, Numbers, RankTable, Step, ValidationRecord
+from launcher.report.records import AttemptRecord, History, Numbers, RankTable
 
 # More points are not visible on a page.
 MOST_POINTS = 700
-_LOSS_NAMES = ("loss", "train_loss", "train/loss", "training_loss", "loss_step", "train_loss_step", "loss/train")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +42,6 @@ class RankSummary:
         own_factor: its own time divided by the median of the other ranks; NaN with one rank.
         share_slowest: share of the intervals in which its own time was the longest.
         skipped_steps: None if not counted.
-        peak_memory: bytes; None if not recorded.
     """
 
     rank: int
@@ -53,7 +51,6 @@ class RankSummary:
     own_factor: float
     share_slowest: float
     skipped_steps: int | None
-    peak_memory: int | None
 
 
 def decimate(line: Line, limit: int = MOST_POINTS) -> Line:
@@ -101,43 +98,23 @@ def smooth_by_medians(line: Line, blocks: int = 150, least: int = 5) -> Line:
     return Line(np.array([np.median(steps[p]) for p in parts]), np.array([np.median(values[p]) for p in parts]))
 
 
-def find_loss(history: History) -> str | None:
-    """The metric that is the training loss: a usual name, else the first name with 'loss', else the first metric."""
-    names = list(dict.fromkeys(name for a in history.attempts for s in a.steps[:50] for name in s.metrics))
-    usual = [name for name in _LOSS_NAMES if name in names]
-    likely = [name for name in names if "loss" in name.lower() and "val" not in name.lower()]
-    return next(iter([*usual, *likely, *names]), None)
-
-
-def find_validation_loss(history: History) -> str | None:
-    """The metric that is the validation loss."""
-    loss = find_loss(history)
-    names = dict.fromkeys(name for a in history.attempts for v in a.validations for name in v.metrics)
-    return next((n for n in names if "val" in n.lower() and "loss" in n.lower() and n != loss), None)
-
-
-def metric_line(records: Iterable[Step | ValidationRecord], name: str) -> Line:
-    """One metric of an attempt's steps or validations."""
-    return _make_line((record.step, record.metrics[name]) for record in records if name in record.metrics)
-
-
 def learning_rate_lines(attempt: AttemptRecord) -> list[Line]:
     """The learning rate of each parameter group."""
     width = max((len(s.learning_rates) for s in attempt.steps), default=0)
     rates = [(s.step, s.learning_rates) for s in attempt.steps]
-    return [_make_line((step, each[i]) for step, each in rates if i < len(each)) for i in range(width)]
+    return [make_line((step, each[i]) for step, each in rates if i < len(each)) for i in range(width)]
 
 
 def step_time_line(attempt: AttemptRecord) -> Line:
     """Milliseconds of an optimizer step."""
-    return _make_line((s.step, s.seconds * 1e3) for s in attempt.steps if s.seconds is not None)
+    return make_line((s.step, s.seconds * 1e3) for s in attempt.steps if s.seconds is not None)
 
 
 def loss_scale_line(attempt: AttemptRecord) -> Line:
     """Loss scale of rank 0, without the intervals that have none."""
     table = attempt.rank_table
     if table is None or 0 not in table.ranks:
-        return _make_line(())
+        return make_line(())
     scales = table.column("loss_scale")[0]
     return Line(table.steps[scales > 0], scales[scales > 0])
 
@@ -206,14 +183,13 @@ def summarize_ranks(history: History) -> list[RankSummary]:
     for rank in ranks:
         others = [seconds for other, seconds in own.items() if other != rank and math.isfinite(seconds)]
         median = statistics.median(others) if others else math.nan
-        skipped, peak = join("skipped_steps", rank), join("peak_memory", rank)
+        skipped = join("skipped_steps", rank)
         summaries.append(
             RankSummary(
                 rank, step[rank], data[rank], own[rank],
                 own_factor=own[rank] / median if median > 0 else math.nan,
                 share_slowest=slowest.get(rank, 0) / max(sum(slowest.values()), 1),
                 skipped_steps=int(skipped[-1]) if len(skipped) else None,
-                peak_memory=int(peak.max()) if len(peak) else None,
             )
         )  # fmt: skip
     return summaries
@@ -240,6 +216,7 @@ def find_stragglers(summaries: Sequence[RankSummary], watch: WatchOptions) -> li
     return slow
 
 
-def _make_line(points: Iterable[tuple[int, float]]) -> Line:
+def make_line(points: Iterable[tuple[int, float]]) -> Line:
+    """A series of pairs of an optimizer step and a value."""
     pairs = np.array(list(points), dtype=float).reshape(-1, 2)
     return Line(pairs[:, 0], pairs[:, 1])

@@ -17,13 +17,18 @@ import yaml
 from launcher.core.errors import ReportError
 from launcher.core.events import FILE_NAME, read_events
 from launcher.core.secrets import redact
+from launcher.jobs.peak_memory import PeakMemory
+from launcher.jobs.status import RunProgress, RunStatus, read_run_status
 from launcher.report.history import read_history
+from launcher.report.metrics import Metric, collect_metrics
 from launcher.report.records import History
 from launcher.report.units import format_plural
 from launcher.runs.job_output import find_job_output
 from launcher.runs.lock import read_owner
+from launcher.runs.script_record import is_script_run
+from launcher.runs.sweep_record import read_members
 
-MEMORY_PARTS = ("parameters", "gradients", "optimizer_states", "activations", "buffers")
+MEMORY_PARTS = ("parameters", "gradients", "optimizer_states", "activations", "temporaries", "buffers")
 # What the report reads of a plan.
 _PLAN: Mapping[str, Any] = {
     "precision": str, "precision_before": str, "precision_reasons": [str], "has_loss_scale": bool,
@@ -39,6 +44,7 @@ _FILES = (FILE_NAME, "config.yaml", "plan.json")
 _TAIL_BYTES = 64 * 1024
 _TAIL_LINES = 25
 _MOST_NAMES = 8
+_LONGEST_NAME = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,8 @@ class Run:
     """The contents of a run directory (an absolute path).
 
     Attributes:
+        metrics: every metric that was logged, by name.
+        status: as `launcher status` shows it, with the reason why the run ended.
         config: `config.yaml` with secrets hidden; empty if it cannot be read.
         problems: files that could not be read, and why.
         log: last lines of `log_file`, the log of the rank that failed first; empty if the run did not fail.
@@ -53,6 +61,9 @@ class Run:
 
     path: Path
     history: History
+    metrics: Mapping[str, Metric]
+    status: RunStatus
+    peak_memory: PeakMemory
     config: Mapping[str, Any]
     problems: tuple[str, ...] = ()
     log: tuple[str, ...] = ()
@@ -86,6 +97,13 @@ def conform(value: Any, shape: Any) -> Any:
     return "" if value is None else shape(value)
 
 
+def find_sweep_folder(name: str, runs_dir: Path) -> Path | None:
+    """The folder of a sweep, given its name in `runs_dir` or its path; None if it is none."""
+    if not name.strip() or "\0" in name or len(name) > _LONGEST_NAME:
+        return None
+    return next((path.absolute() for path in (Path(name), runs_dir / name) if read_members(path)), None)
+
+
 def find_run_directory(name: str, runs_dir: Path) -> Path:
     """The directory of a run.
 
@@ -102,7 +120,7 @@ def find_run_directory(name: str, runs_dir: Path) -> Path:
         for path in (Path(name), runs_dir / name):
             if path.is_file() and path.name in _FILES:
                 path = path.parent
-            if _is_run(path):
+            if is_run(path):
                 return path.absolute()
         found = next((p for p in (Path(name), runs_dir / name) if p.exists()), None)
     except OSError as error:
@@ -124,7 +142,7 @@ def find_run_directory(name: str, runs_dir: Path) -> Path:
 def _run_names(runs_dir: Path) -> list[str]:
     """Names of the runs in a folder, the newest first."""
     try:
-        found = [(path.stat().st_mtime, path.name) for path in runs_dir.iterdir() if _is_run(path)]
+        found = [(path.stat().st_mtime, path.name) for path in runs_dir.iterdir() if is_run(path)]
     except OSError:
         return []
     return [name for _, name in sorted(found, reverse=True)]
@@ -137,10 +155,14 @@ def read_run(path: Path) -> Run:
         ReportError: the events cannot be read.
     """
     problems: list[str] = []
-    history = _read_history(path, problems)
-    config = _read_mapping(path / "config.yaml", problems)
-    if not history.plan:
+    progress = RunProgress()
+    history = _read_history(path, progress, problems)
+    # A plain script has neither a config nor a plan.
+    is_script = is_script_run(path)
+    config = {} if is_script else _read_mapping(path / "config.yaml", problems)
+    if not history.plan and not is_script:
         history = dataclasses.replace(history, plan=_read_mapping(path / "plan.json", problems))
+    status = read_run_status(path, progress=progress)
     if history.attempts and history.outcome == "unknown" and read_owner(path)[1] != "ended":
         last = dataclasses.replace(history.attempts[-1], outcome="running")
         history = dataclasses.replace(history, attempts=(*history.attempts[:-1], last))
@@ -149,10 +171,12 @@ def read_run(path: Path) -> Run:
         problems.append(f"the newest job has not started to train: {silent.reason} ({silent.file})")
     log_file = _failure_log(path, history)
     log = _read_tail(log_file) if log_file is not None else ()
-    return Run(path, history, redact(config), tuple(problems), log, log_file)
+    metrics, peaks = collect_metrics(history), progress.memory.find_peak()
+    return Run(path, history, metrics, status, peaks, redact(config), tuple(problems), log, log_file)
 
 
-def _is_run(path: Path) -> bool:
+def is_run(path: Path) -> bool:
+    """Whether the folder has a file of a run."""
     return path.is_dir() and any((path / name).is_file() for name in _FILES)
 
 
@@ -165,10 +189,10 @@ def list_runs(runs_dir: Path) -> str:
     return f"the runs in {runs_dir}, newest first: {', '.join(names[:_MOST_NAMES])}{more}"
 
 
-def _read_history(path: Path, problems: list[str]) -> History:
+def _read_history(path: Path, progress: RunProgress, problems: list[str]) -> History:
     file, damaged = path / FILE_NAME, []
     try:
-        history = read_history(read_events(file, lambda: damaged.append(None)))
+        history = read_history(progress.watch(read_events(file, lambda: damaged.append(None))))
     except FileNotFoundError:
         problems.append(f"{FILE_NAME} is missing: the run ended before its first event")
         return History()

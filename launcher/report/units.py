@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from strategies import units
 
@@ -71,9 +70,9 @@ def format_ranks(ranks: Sequence[int]) -> str:
     return f"rank{'s' if len(ranks) > 1 else ''} {named}"
 
 
-def format_setting(value: Any) -> str:
-    """A setting, about as in YAML."""
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+def join_names(names: Sequence[str]) -> str:
+    """'a', 'a and b', 'a, b and c'."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
 def choose_bytes_unit(largest: float) -> tuple[str, float]:

@@ -31,4 +31,5 @@ def find_run_named(runs_dir: Path, name: str) -> Path:
 
 
 def _is_run(path: Path) -> bool:
-    return (path / "config.yaml").exists() or (path / "submissions").is_dir()
+    # A plain script (`launcher run`) has no config.
+    return any((path / name).exists() for name in ("config.yaml", "events.jsonl", "submissions"))

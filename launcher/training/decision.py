@@ -31,19 +31,30 @@ _OWNER_KEY = "launcher/run_owner"
 _RANK_ZERO_SETTINGS = ("name", "runs_dir", "wandb")
 
 
-def gather_facts(config: RunConfig, topology: Topology, given: UserObjects | None = None) -> RankFacts:
-    """This rank's facts for the agreement, including its error, which the other ranks report too."""
+def gather_facts(
+    config: RunConfig, topology: Topology, given: UserObjects | None = None, *, loader: str = "train_dataloader"
+) -> RankFacts:
+    """This rank's facts for the agreement, including its error, which the other ranks report too.
+
+    `loader` is the data loader that the classes of the config must have.
+    """
     try:
         from launcher.hardware.devices import detect_hardware
         from launcher.hardware.rank_count import check_ranks
         from launcher.planning.deepspeed_facts import deepspeed_facts
         from launcher.user_code.classes import import_classes
+        from launcher.user_code.loaders import check_loader
         from launcher.user_code.sources import digest_of, user_sources
 
         check_ranks(config, topology)
         hardware = detect_hardware(config.accelerator, topology.local_rank)
         known = deepspeed_facts(config, hardware.device.kind, os.environ)
-        traits = import_classes(config).traits() if given is None else given.traits()
+        if given is None:
+            classes = import_classes(config)
+            check_loader(config, classes, loader)
+            traits = classes.traits()
+        else:
+            traits = given.traits()
     except LauncherError as error:
         if topology.world_size == 1:
             raise

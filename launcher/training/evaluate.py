@@ -14,6 +14,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from rich.console import Console
 from typing_extensions import override
 
 from launcher.agreement.facts import RankFacts, agree_on
@@ -27,6 +28,7 @@ from launcher.core.terminal import make_console
 from launcher.loggers.selection import choose_loggers, list_own_loggers
 from launcher.loggers.wandb_run import QueuedWandbLogger
 from launcher.planning.plan import Plan, make_plan
+from launcher.process.titles import set_rank_title
 from launcher.runs.directory import RunDirectory
 from launcher.training.callbacks.heartbeat import heartbeat_callbacks
 from launcher.training.context import RunContext
@@ -41,9 +43,9 @@ from launcher.training.trainer import build_trainer
 from launcher.training.wandb_session import wandb_session
 from launcher.user_code.objects import UserObjects, make_user_objects
 
-# The method that the LightningModule needs, and the loaders to distribute; Lightning distributes predictions well.
+# The method that the LightningModule needs, and the loader of the data.
 _STEPS = {"validate": "validation_step", "test": "test_step", "predict": "predict_step"}
-_LOADERS = {"validate": "val_dataloader", "test": "test_dataloader"}
+_LOADERS = {"validate": "val_dataloader", "test": "test_dataloader", "predict": "predict_dataloader"}
 
 
 def evaluate(
@@ -83,10 +85,11 @@ def evaluate(
 
     with rank_session(config, os.environ if env is None else env, terminal_ranks) as session:
         topology = session.topology
-        facts = gather_facts(config, topology)
+        facts = gather_facts(config, topology, loader=_LOADERS[command])
         store = open_store(topology, config.agreement_timeout)
         decision = ask_rank_zero(config, topology, facts, store, decide)
         plan, run = Plan.from_dict(decision.values["plan"]), RunDirectory.from_dict(decision.values["run"])
+        set_rank_title(topology.rank, topology.world_size, run.name)
         session.move_log(run.path / "logs" / f"{command}-rank-{topology.rank}.log")
         events = EventLog(run.path / FILE_NAME, topology.rank)
         output = RunOutput(events, make_console(), topology.rank == 0, records_notices=False)
@@ -122,6 +125,7 @@ def _evaluate(ctx: RunContext, command: str) -> Sequence[Mapping[str, float]]:
             metrics = _run(trainer, command, objects, str(loadable))
     if ctx.topology.rank == 0:
         found = [dict(each) for each in metrics]
+        _print_metrics(command, found, ctx.output.console)
         ctx.output.events.write("evaluated", command=command, checkpoint=str(checkpoint), metrics=found)
     return metrics
 
@@ -134,7 +138,8 @@ def _check_step(model: pl.LightningModule, command: str) -> None:
 
 def _share_data(ctx: RunContext, objects: UserObjects, command: str) -> None:
     world_size = ctx.topology.world_size
-    if command in _LOADERS and world_size > 1 and ctx.config.trainer.use_distributed_sampler:
+    # Lightning distributes predictions well.
+    if command != "predict" and world_size > 1 and ctx.config.trainer.use_distributed_sampler:
         owner = objects.model if objects.data is None else objects.data
         share_evaluation_data(owner, _LOADERS[command], world_size, ctx.topology.rank)
 
@@ -164,7 +169,19 @@ def _run(trainer: pl.Trainer, command: str, objects: UserObjects, checkpoint: st
     if command == "predict":
         trainer.predict(objects.model, return_predictions=False, **options)
         return []
-    return (trainer.validate if command == "validate" else trainer.test)(objects.model, **options)
+    # Lightning's table, which `verbose` prints, cuts long names.
+    return (trainer.validate if command == "validate" else trainer.test)(objects.model, **options, verbose=False)
+
+
+def _print_metrics(command: str, metrics: Sequence[Mapping[str, float]], console: Console) -> None:
+    """One line for each metric of each loader."""
+    values = {name: f"{value:.6g}" for each in metrics for name, value in each.items()}
+    if not values:
+        return
+    title = f"{command.capitalize()} metric"
+    longest = max(map(len, (title, *values)))
+    for name, value in {title: "value", **values}.items():
+        console.print(f"{name:{longest}}  {value}", highlight=False, markup=False, soft_wrap=True)
 
 
 class PredictionFiles(BasePredictionWriter):

@@ -104,7 +104,7 @@ def explain_error(ctx: RunContext, error: Exception) -> Exception:
     # of the run may end this one.
     storage = explain_any_os_error(error, ctx.run.path)
     ctx.status.record_error(error if storage is None else storage)
-    ctx.status.write_traceback(error)
+    ctx.status.write_traceback(error, is_raised=ctx.stays_open)
     if storage is not None:
         return _with_checkpoint(ctx, storage)
     rank, host = ctx.topology.rank, ctx.topology.host
@@ -163,5 +163,5 @@ def _record_out_of_memory(ctx: RunContext, error: Exception) -> Exception:
                             allocated_bytes=failure.allocated_bytes, go_on=failure.restarts,
                             checkpoint=_find_checkpoint(ctx))  # fmt: skip
     add_oom_record(ctx.run.path, OomRecord.of(ctx.config.to_dict(), plan.to_dict()))
-    ctx.status.write_traceback(error)
+    ctx.status.write_traceback(error, is_raised=ctx.stays_open)
     return failure

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,12 +16,14 @@ from launcher.core.atomic_write import make_private
 from launcher.core.distribution import __version__
 from launcher.core.events import FILE_NAME, EventLog
 from launcher.core.output import RunOutput
+from launcher.core.python_terms import to_python_terms
 from launcher.core.secrets import redact
 from launcher.core.terminal import make_console
 from launcher.hardware.devices import library_versions
 from launcher.planning.plan import Plan
 from launcher.planning.table import print_plan
 from launcher.process.open_resources import close_kept_open
+from launcher.process.titles import set_rank_title
 from launcher.runs.directory import RunDirectory
 from launcher.training.context import RunContext
 from launcher.training.decision import decide_together, gather_facts
@@ -67,9 +70,13 @@ def fit(
         decision, run = decide_together(config, topology, facts, store, given)
         with _released(run):
             plan = Plan.from_dict(decision.values["plan"])
+            set_rank_title(topology.rank, topology.world_size, run.name)
             session.move_log(run.log_file(topology.rank), run=run.path)
             _remove_unused_folder(Path(config.runs_dir).absolute(), run)
-            output = RunOutput(EventLog(run.path / FILE_NAME, topology.rank), make_console(), topology.rank == 0)
+            translate = str if given is None else to_python_terms
+            plan = replace(plan, notices=tuple(map(translate, plan.notices)))
+            output = RunOutput(EventLog(run.path / FILE_NAME, topology.rank), make_console(), topology.rank == 0,
+                               translate=translate)  # fmt: skip
             ctx = RunContext(config, topology, plan, run, store, decision.attempt, output, session.status, given,
                              stays_open)  # fmt: skip
             announce(ctx)
@@ -120,4 +127,4 @@ def announce(ctx: RunContext) -> None:
     print_plan(plan, console)
     if run.resume_from is not None:
         events.write("resumed", checkpoint=str(run.resume_from))
-        console.print(f"resuming from {run.resume_from}", highlight=False, markup=False)
+        console.print(f"resuming from {run.resume_from}", highlight=False, markup=False, soft_wrap=True)

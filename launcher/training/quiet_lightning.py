@@ -24,6 +24,8 @@ _WARNINGS = (
     # The summary counts parameters; the plan shows their size in half precision.
     ".*is not supported by the model summary.*",
     ".*LeafSpec.*",
+    # `launcher convert` makes one file of it.
+    ".*When saving the DeepSpeed Stage 3 checkpoint.*",
     # DeepSpeed with torch 2.13.
     ".*(all_gather_into|reduce_scatter)_tensor` is deprecated.*",
 )

@@ -24,8 +24,9 @@ from launcher.planning.changes import PlanChanges
 from launcher.planning.fit_plan import check_model
 from launcher.runs.continuation import Stop, describe_stop
 from launcher.runs.selection import find_last_checkpoint
-from launcher.training.callbacks.events import EventWriter, as_numbers
+from launcher.training.callbacks.events import EventWriter
 from launcher.training.callbacks.memory import MeasuredMemory
+from launcher.training.callbacks.progress import as_numbers
 from launcher.training.callbacks.run_callbacks import RunParts, run_callbacks
 from launcher.training.callbacks.run_checkpoint import find_best_checkpoint
 from launcher.training.context import RunContext

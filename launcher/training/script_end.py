@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
+from launcher.agreement.process_group import rank_zero_has_ended
 from launcher.agreement.script_ranks import end_script_ranks, is_script_rank, list_ended_ranks
-from launcher.core.errors import Interrupted, TrainingError, UsageError
+from launcher.core.error_display import format_failure, show_once
+from launcher.core.errors import Interrupted, LauncherError, TrainingError, UsageError
 from launcher.core.secrets import scrub
 from launcher.hardware.topology import Topology
 from launcher.process.rank_status import RankError
@@ -28,6 +31,8 @@ _GRACE = 10.0
 # Seconds until the other ranks are ended after Ctrl-C.
 _GRACE_AT_CTRL_C = 1.0
 _POLL_INTERVAL = 0.05
+# Seconds that another rank waits for rank zero to print the error that ends both.
+_REPORT_TIMEOUT = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +60,18 @@ class _Training:
             return [0]  # rank zero serves the store and has ended
         return []
 
-    def first_failure(self) -> dict[str, Any] | None:
-        """The report of the rank that failed first; None if all ranks only lost the connection to another one."""
-        ends = [json.loads(text) for text in self.store.multi_get([_key(rank) for rank in range(self.world_size)])]
-        failed = [end for end in ends if end and not end["lost_peer"]]
-        return min(failed, key=lambda end: end["time"], default=None)
+    def read_failures(self) -> list[dict[str, Any]]:
+        """The reports of the ranks that have failed, the first failure first."""
+        keys = [_key(rank) for rank in range(self.world_size)]
+        known = [key for key in keys if self.store.check([key])]
+        failed = [end for text in self.store.multi_get(known) if (end := json.loads(text))] if known else []
+        return sorted(failed, key=lambda end: (end["lost_peer"], end["time"]))
+
+
+def _format_failures(failed: Sequence[Mapping[str, Any]]) -> str:
+    """The report of the ranks that failed; the first failure first."""
+    first, *others = failed
+    return format_failure(first["text"], [f"rank {end['rank']} {end['end']}" for end in others], first["traceback"])
 
 
 _current: list[_Training] = []
@@ -67,6 +79,13 @@ _current: list[_Training] = []
 
 def _key(rank: int) -> str:
     return f"left/{rank}"
+
+
+def _without(value: Any, secrets: Sequence[Any]) -> Any:
+    """A text, or a sequence of texts, without the secrets."""
+    if isinstance(value, tuple):
+        return [scrub(line, secrets) for line in value]
+    return scrub(value, secrets) if isinstance(value, str) else value
 
 
 @contextmanager
@@ -87,8 +106,13 @@ def announce_end_of_training(store: Any, topology: Topology, secrets: Iterable[A
         raise
     except Exception as error:
         found = RankError.from_exception(error, time.time(), 0)
-        text = scrub(f"rank {topology.rank} ({topology.host}) failed first: {found.kind}: {found.message}", secrets)
-        training.report_end({"rank": topology.rank, "text": text, "time": found.time, "lost_peer": found.lost_peer})
+        what = f"{found.kind}: {found.message}"
+        end = "lost the connection to another rank" if found.lost_peer else what
+        values = {"rank": topology.rank, "text": f"rank {topology.rank} ({topology.host}) failed first: {what}",
+                  "end": end, "traceback": found.traceback, "time": found.time,
+                  "lost_peer": found.lost_peer}  # fmt: skip
+        hidden = list(secrets)
+        training.report_end({name: _without(value, hidden) for name, value in values.items()})
         raise
     training.report_end({})
 
@@ -133,20 +157,41 @@ def _raise_first_failure(training: _Training, error: Exception) -> None:
     if missing and training.rank == 0:
         # Within a collective they take SIGTERM as a request to save, which they cannot do.
         end_script_ranks(0.0, 1.0)
-        if ended and isinstance(error, TrainingError):
-            names = "; ".join(f"rank {rank} of this script {how}" for rank, how in ended.items())
-            raise TrainingError(f"{names}; rank 0 then failed: {error}", rank=min(ended)) from error
     elif 0 in missing:
         # Rank zero is in a collective that this rank has left, and detects the end of this rank.
         raise SystemExit(1) from error
-    elif isinstance(error, TrainingError) and not missing:
-        first = training.first_failure()
-        if first is not None and first["rank"] != training.rank and RankError.from_exception(error, 0.0, 0).lost_peer:
-            raise TrainingError(first["text"], rank=first["rank"]) from error
+    if not isinstance(error, TrainingError):
+        return
+    failed = training.read_failures()
+    if failed and not failed[0]["lost_peer"]:
+        error.report = _format_failures(failed)
+        if failed[0]["rank"] != training.rank and RankError.from_exception(error, 0.0, 0).lost_peer:
+            raise TrainingError(failed[0]["text"], rank=failed[0]["rank"], report=error.report) from error
+    elif ended and training.rank == 0:
+        names = "; ".join(f"rank {rank} of this script {how}" for rank, how in ended.items())
+        raise TrainingError(f"{names}; rank 0 then failed: {error}", rank=min(ended)) from error
+
+
+def shows_errors() -> bool:
+    """Whether this rank of a script prints the error that ends it: one rank prints it for all, rank zero if it ends.
+
+    Rank zero waits for the others to end, so that the error is the last line on the terminal.
+    """
+    if not is_script_rank():
+        return True
+    if os.environ["RANK"] == "0":
+        end_script_ranks()
+        return True
+    give_up = time.monotonic() + _REPORT_TIMEOUT
+    while time.monotonic() < give_up:
+        if rank_zero_has_ended():
+            return False
+        time.sleep(_POLL_INTERVAL)
+    return True
 
 
 def ends_script(train: Callable[P, R]) -> Callable[P, R]:
-    """Make `train` raise the error that ends a script after a signal, after all its resources are released."""
+    """Make `train` raise the error that ends a script after all its resources are released; see `show_once`."""
 
     @functools.wraps(train)
     def outer(*args: P.args, **options: P.kwargs) -> R:
@@ -156,5 +201,9 @@ def ends_script(train: Callable[P, R]) -> Callable[P, R]:
             if error.users_handler is not None:
                 error.users_handler()
             raise error.for_script() from None
+        except LauncherError as error:
+            if options.get("stays_open", True):
+                show_once(error, shows_errors)
+            raise
 
     return outer

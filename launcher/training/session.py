@@ -14,6 +14,7 @@ from launcher.core.secrets import find_secrets
 from launcher.hardware.topology import Topology
 from launcher.process.rank_log import RankLog
 from launcher.process.rank_status import RankStatusWriter
+from launcher.process.titles import set_rank_title
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ def rank_session(
     `env` defines which rank this is. The output of `terminal_ranks` goes to the terminal too; None means all ranks.
     """
     topology = Topology.from_env(env, socket.gethostname())
+    set_rank_title(topology.rank, topology.world_size)
     status = RankStatusWriter.from_env(env)
     status.hide_values(find_secrets(config.to_dict()).values())
     log = RankLog(Path(config.runs_dir).absolute(), topology.rank, terminal_ranks)

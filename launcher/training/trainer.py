@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import ModelSummary, ProgressBar, RichModelSummary, RichProgressBar
+from lightning.pytorch.callbacks import ModelSummary, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
@@ -24,9 +24,11 @@ from launcher.checkpoint.reader import guarded_loads
 from launcher.checkpoint.resume import check_fits_model
 from launcher.checkpoint.storage import explained_saves, explained_writes
 from launcher.config.schema import RunConfig
+from launcher.core.terminal import is_interactive
 from launcher.hardware.topology import Topology
 from launcher.planning.deepspeed_facts import pretends_cpu_fp16
-from launcher.training.callbacks.events import ProgressLines
+from launcher.training.callbacks.model_summary import ShortModelSummary
+from launcher.training.callbacks.progress import ProgressLines, TerminalProgress
 from launcher.training.callbacks.run_checkpoint import (
     RunCheckpoint,
     accept_file_urls,
@@ -77,7 +79,7 @@ def build_trainer(
         plugins.append(FixedClusterEnvironment(_location(topology)))
     # Lightning refuses a second progress bar, and a progress bar callback without the flag.
     has_bar = any(isinstance(each, ProgressBar) for each in callbacks)
-    shows_bar = has_bar or (topology.rank == 0 and ctx.output.console.is_terminal)
+    shows_bar = has_bar or (topology.rank == 0 and is_interactive(ctx.output.console))
     precision: dict[str, Any] = {"precision": plan.precision} if plugin is None else {}
     trainer = pl.Trainer(
         **plain_options(config),
@@ -156,10 +158,12 @@ def _added_callbacks(ctx: RunContext, callbacks: Sequence[pl.Callback], has_bar:
         accept_file_urls(callbacks)
         added.append(RunCheckpoint(config.checkpoint, ctx.run.checkpoints))
     has_summary = any(isinstance(each, ModelSummary) for each in callbacks)
-    if config.trainer.enable_model_summary is not False and not config.trainer.barebones and not has_summary:
-        added.append(RichModelSummary())
+    # A restart trains the same model.
+    wants_summary = config.trainer.enable_model_summary is not False and ctx.topology.restart_count == 0
+    if wants_summary and not config.trainer.barebones and not has_summary:
+        added.append(ShortModelSummary(console))
     if _wants_bar(config) and ctx.topology.rank == 0 and not has_bar:
-        added.append(RichProgressBar() if console.is_terminal else ProgressLines(console))
+        added.append(TerminalProgress(console) if is_interactive(console) else ProgressLines(console))
     return added
 
 

@@ -195,16 +195,39 @@ def _known(cls: type[Any], skip: Collection[str] = frozenset()) -> set[str]:
     return set(vars(_parser(cls, frozenset(skip)).get_defaults().get("it", jsonargparse.Namespace())))
 
 
+def argument_names(cls: type[Any]) -> list[str]:
+    """The names of a class's arguments, in its order."""
+    known = _known(cls)
+    own = [parameter.name for parameter in _own_parameters(cls) if parameter.name in known]
+    return [*own, *sorted(known - set(own))]
+
+
+def accepts_true(cls: type[Any], name: str) -> bool:
+    """Whether an argument is a flag: one that accepts a boolean, or anything."""
+    parameter = inspect.signature(cls.__init__).parameters.get(name)
+    if parameter is None:
+        return True
+    if parameter.annotation is parameter.empty:
+        return parameter.default is None or parameter.default is parameter.empty or isinstance(parameter.default, bool)
+    hint = _hint_of(cls, name)
+    return hint in (Any, object, bool, None) or bool in typing.get_args(hint)
+
+
+def _hint_of(cls: type[Any], name: str) -> Any:
+    """The type of an argument; None for one that only a type checker can read."""
+    try:
+        return typing.get_type_hints(cls.__init__)[name]
+    except (NameError, TypeError, KeyError):
+        return None
+
+
 def _takes_null(cls: type[Any], name: str) -> bool:
     """Whether the argument accepts null; one without a type hint accepts anything."""
     parameter = inspect.signature(cls.__init__).parameters.get(name)
     if parameter is None or parameter.annotation is parameter.empty or parameter.default is None:
         return True
-    try:
-        hint = typing.get_type_hints(cls.__init__)[name]
-    except (NameError, TypeError, KeyError):
-        return True  # a hint that only a type checker can read
-    return hint in (Any, object, type(None)) or type(None) in typing.get_args(hint)
+    hint = _hint_of(cls, name)
+    return hint in (Any, object, None, type(None)) or type(None) in typing.get_args(hint)
 
 
 def _own_parameters(cls: type[Any]) -> list[inspect.Parameter]:

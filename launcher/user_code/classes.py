@@ -14,9 +14,17 @@ from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import DDPStrategy
 
 from launcher.config.schema import RunConfig
+from launcher.config.suggestions import ClassFindings
 from launcher.core.errors import ConfigError, Problem
 from launcher.core.secrets import find_secrets, scrub
-from launcher.user_code.arguments import argument_problems, make_arguments, make_object, read_argument
+from launcher.user_code.arguments import (
+    accepts_true,
+    argument_names,
+    argument_problems,
+    make_arguments,
+    make_object,
+    read_argument,
+)
 from launcher.user_code.imports import import_class
 from launcher.user_code.optimizers import add_configure_optimizers, optimizer_problems
 
@@ -50,6 +58,23 @@ def import_classes(config: RunConfig) -> UserClasses:
     Raises:
         ConfigError: lists every class that does not import or is of the wrong kind, and every wrong argument.
     """
+    found, problems = check_classes(config)
+    if not config.model:
+        text = "no model was given; add class_path, or start from load_config(), which has the demo"
+        problems.append(Problem("model", text))
+    if problems:
+        raise ConfigError(problems)
+    owner, batch_size = _find_batch_size(config, found)
+    specs = _as_list(config.trainer.plugins)
+    kinds = [import_class(spec["class_path"], PLUGINS, "trainer.plugins") for spec in specs]
+    if duplicates := find_duplicate_plugins(kinds, "trainer.plugins"):
+        raise ConfigError(duplicates)
+    own = [kind for kind in kinds if issubclass(kind, Precision)]
+    return UserClasses(found["model"], found.get("data"), owner, batch_size, own[0] if own else None)
+
+
+def check_classes(config: RunConfig) -> tuple[dict[str, type[Any]], list[Problem]]:
+    """The classes of the model and the data that can be imported, and every problem of the config's classes."""
     problems: list[Problem] = []
     found: dict[str, type[Any]] = {}
     for key, base in (("model", pl.LightningModule), ("data", pl.LightningDataModule)):
@@ -68,19 +93,16 @@ def import_classes(config: RunConfig) -> UserClasses:
     if config.ddp:
         problems += argument_problems(DDPStrategy, "ddp", {"dict_kwargs": config.ddp})
     problems += optimizer_problems(config)
-    if not config.model:
-        text = "no model was given; add class_path, or start from load_config(), which has the demo"
-        problems.append(Problem("model", text))
-    if problems:
-        secrets = find_secrets(config.to_dict()).values()
-        raise ConfigError(Problem(p.path, scrub(p.message, secrets)) for p in problems)
-    owner, batch_size = _find_batch_size(config, found)
-    specs = _as_list(config.trainer.plugins)
-    kinds = [import_class(spec["class_path"], PLUGINS, "trainer.plugins") for spec in specs]
-    if duplicates := find_duplicate_plugins(kinds, "trainer.plugins"):
-        raise ConfigError(duplicates)
-    own = [kind for kind in kinds if issubclass(kind, Precision)]
-    return UserClasses(found["model"], found.get("data"), owner, batch_size, own[0] if own else None)
+    secrets = find_secrets(config.to_dict()).values()
+    return found, [Problem(each.path, scrub(each.message, secrets)) for each in problems]
+
+
+def inspect_classes(config: RunConfig) -> ClassFindings:
+    """The problems of the classes that a config names, and the arguments of its model and data."""
+    found, problems = check_classes(config)
+    flags = {f"{key}.init_args.{name}": accepts_true(cls, name)
+             for key, cls in found.items() for name in argument_names(cls)}  # fmt: skip
+    return ClassFindings(tuple(problems), flags)
 
 
 def find_duplicate_plugins(kinds: Sequence[type[Any]], field: str) -> list[Problem]:
@@ -129,6 +151,12 @@ def _spec(config: RunConfig, classes: UserClasses, key: str, micro_batch_size: i
 def make_callbacks(config: RunConfig) -> list[pl.Callback]:
     """The user's callbacks, in their order."""
     return [make_object(pl.Callback, spec) for spec in _as_list(config.trainer.callbacks)]
+
+
+def callback_classes(config: RunConfig) -> list[type[pl.Callback]]:
+    """The classes of the user's callbacks."""
+    specs = _as_list(config.trainer.callbacks)
+    return [import_class(spec["class_path"], pl.Callback, "trainer.callbacks") for spec in specs]
 
 
 def make_loggers(config: RunConfig) -> list[Logger]:

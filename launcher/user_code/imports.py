@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
 import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from launcher.core.distribution import OWN_PACKAGES
@@ -35,21 +37,39 @@ def import_class(path: str, base: type[Any] | tuple[type[Any], ...], field: str)
     except (Exception, SystemExit) as error:
         # The user's module may raise any error; its last line has the message.
         last = traceback.format_exception_only(error)[-1].strip()
-        message = _hidden_package(error) or (
-            f"{path} does not import: {last}{_place(error)}; correct the module, or give another path"
-        )
+        advice = _similar_module(error) or "correct the module, or give another path"
+        message = _hidden_package(error) or f"{path} does not import: {last}{_place(error)}; {advice}"
         raise ConfigError([Problem(field, message)]) from error
     found = getattr(module, name, None)
     if found is None:
         where = getattr(module, "__file__", None) or "a folder without __init__.py"
+        # The file of a library is of no use to the user.
+        place = "" if "site-packages" in where else f" the module is {where}:"
         message = _hidden_folder(module_name.partition(".")[0]) or (
-            f"module {module_name} has no {name}; the module is {where}: correct the name"
+            f"module {module_name} has no {name};{place} {_similar_class(name, module, bases)}"
         )
         raise ConfigError([Problem(field, message)])
     if not (inspect.isclass(found) and issubclass(found, bases)):
         message = foreign_lightning(found) or f"{path} is not a {kind}; it is {_describe(found)}: give a {kind}"
         raise ConfigError([Problem(field, message)])
     return found
+
+
+def _similar_class(name: str, module: ModuleType, bases: tuple[type[Any], ...]) -> str:
+    """The advice for a name that a module does not have."""
+    classes = [key for key, value in vars(module).items() if inspect.isclass(value) and issubclass(value, bases)]
+    close = difflib.get_close_matches(name, classes, n=1)
+    return f"did you mean {close[0]}?" if close else "correct the name"
+
+
+def _similar_module(error: BaseException) -> str | None:
+    """The advice for a misspelt module of the current folder; None if there is no similar one."""
+    name = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
+    if not isinstance(name, str) or "." in name:
+        return None
+    here = [file.stem for file in Path.cwd().iterdir() if file.suffix == ".py" or (file / "__init__.py").exists()]
+    close = difflib.get_close_matches(name, here, n=1)
+    return f"did you mean {close[0]}?" if close else None
 
 
 def foreign_lightning(found: Any) -> str | None:

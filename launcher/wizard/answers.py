@@ -17,6 +17,7 @@ from launcher.config.schema import RunConfig, config_fields
 from launcher.core.atomic_write import write_file
 from launcher.core.errors import ConfigError, Problem
 from launcher.core.nested import flatten
+from launcher.wizard.notes import find_notes, find_split_problems
 
 if TYPE_CHECKING:
     from launcher.hardware.devices import Hardware
@@ -175,16 +176,14 @@ class WizardConfig:
             Errors contain the answer, the given value and what is valid. Requests that this hardware cannot meet are
             warnings: a config may be written on a laptop for a cluster.
         """
-        # Here: few callers validate, and it imports the rules of precision.
-        from launcher.wizard.notes import find_notes
-
         errors = tuple(self.errors())
         return ValidationResult(errors, () if errors else find_notes(vars(self), hardware))
 
     def errors(self) -> list[Problem]:
         """Problems of the answers, each with the name of its answer."""
         names = {path: name for name, path in _PATHS.items()}
-        return [Problem(names.get(p.path, p.path), p.message) for p in all_problems(self.values())]
+        problems = [Problem(names.get(p.path, p.path), p.message) for p in all_problems(self.values())]
+        return problems or find_split_problems(vars(self))
 
     def to_run_config(self) -> RunConfig:
         """The config as `launcher fit --config` reads it, with the demo if no model is set.
@@ -207,10 +206,12 @@ class WizardConfig:
             ConfigError: the answers have errors, or the file cannot be written; an existing file is unchanged.
         """
         path = Path(path)
-        errors = all_problems(self.values())
+        errors = all_problems(self.values()) or find_split_problems(vars(self))
         if errors:
             raise ConfigError(errors)
-        text = json.dumps(self.values(), indent=1) + "\n" if path.suffix == ".json" else self.to_yaml(comments)
+        # A file without settings would be an error.
+        values = self.values() or {"model": None}
+        text = json.dumps(values, indent=1) + "\n" if path.suffix == ".json" else self.to_yaml(comments)
         try:
             # Replaces the target of a link, not the link.
             write_file(path.resolve(), text)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.config.loading import read_sources
 from launcher.config.presets import preset_names, preset_summary
-from launcher.core.errors import UsageError
+from launcher.core.command_parser import CommandParser
+from launcher.core.errors import ConfigError, UsageError
 from launcher.wizard.answers import WizardConfig
 
 _DEFAULT_OUTPUT = Path("run.yaml")
@@ -20,11 +22,14 @@ _CANCELLED = 130
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `launcher init`."""
-    presets = "\n".join(f"  {name:18}{preset_summary(name)}" for name in preset_names())
-    parser = argparse.ArgumentParser(
+    presets = "\n".join(
+        textwrap.fill(f"{name:18}{preset_summary(name)}", 79, initial_indent="  ", subsequent_indent=" " * 20)
+        for name in preset_names()
+    )
+    parser = CommandParser(
         "launcher init",
         usage="launcher init [options] [--key value ...]",
-        description="Write a config in five steps: model and data, hardware and cluster, precision and strategy, "
+        description="Write a config in five steps: model and data, hardware and cluster, precision\nand strategy, "
         "logging, review.\nCtrl-C at any question cancels, and nothing is written.",
         epilog=f"presets:\n{presets}\n\nfurther settings, with the keys of the config file:\n"
         "  --model my_pkg.MyModule   --model.lr 1e-4   --trainer.max_epochs 3",
@@ -90,7 +95,10 @@ def _check_answers(config: WizardConfig) -> None:
         from launcher.user_code.classes import import_classes
 
         import_classes(config.to_run_config())
-    for warning in config.validate().warnings:
+    result = config.validate()
+    if result.errors:
+        raise ConfigError(result.errors)
+    for warning in result.warnings:
         sys.stderr.write(f"warning: {warning.path}: {warning.message}\n")
 
 

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from launcher.core.errors import Problem
+from strategies.batch import BatchSplitError, split_batch
 from strategies.precision import AUTO, Precision, PrecisionError, RankCapability, normalize_precision, reconcile
 
 if TYPE_CHECKING:
     from launcher.hardware.devices import Hardware
 
+_ONE_RANK = "single_device"
 _FULL = (Precision.FP32_TRUE, Precision.FP64_TRUE)
 
 
@@ -35,6 +37,29 @@ def find_notes(answers: Mapping[str, Any], hardware: Hardware | None = None) -> 
             hardware = detect_hardware("auto" if answers["accelerator"] != "cpu" else "cpu", 0)
         notes += [*_check_precision(answers, hardware), *_check_devices(answers, hardware)]
     return tuple(notes)
+
+
+def find_split_problems(answers: Mapping[str, Any]) -> list[Problem]:
+    """Problems of the batch size or the strategy with the number of ranks, which no machine solves."""
+    devices, nodes, samples = answers["devices"], answers["num_nodes"], answers["global_batch_size"]
+    if not isinstance(devices, int):
+        return []
+    # With an unknown number of nodes, one has to work at least.
+    ranks = devices * (nodes if isinstance(nodes, int) else 1)
+    problems: list[Problem] = []
+    given = answers["settings"].get("trainer.accumulate_grad_batches")
+    accumulate = given if isinstance(given, int) and given > 1 else None
+    if isinstance(samples, int) and samples > 0:
+        try:
+            split_batch(
+                samples, ranks, accumulate=accumulate if isinstance(accumulate, int) and accumulate > 1 else None
+            )
+        except BatchSplitError as error:
+            problems.append(Problem("global_batch_size", str(error)))
+    if answers["strategy"] == _ONE_RANK and ranks > 1:
+        message = f"given {_ONE_RANK}, but there are {ranks} ranks; choose another strategy, or one rank"
+        problems.append(Problem("strategy", message))
+    return problems
 
 
 def _check_contradiction(answers: Mapping[str, Any]) -> list[Problem]:

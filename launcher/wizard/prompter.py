@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -47,22 +49,33 @@ class TerminalPrompter:
         """A line of text that starts as `default`."""
         import questionary
 
-        return questionary.text(message, default=default).unsafe_ask()
+        return questionary.text(_wrap(message), default=default).unsafe_ask()
 
     def select(self, message: str, choices: Sequence[Choice], default: Any = None) -> Any:
         """The value of one of `choices`; starts at the one of `default`."""
         import questionary
 
         # By position: for a choice with the value None, questionary returns the title.
-        lines = [questionary.Choice(choice.title, value=number) for number, choice in enumerate(choices)]
+        lines = [
+            questionary.Choice(_wrap(choice.title, indent=5), value=number) for number, choice in enumerate(choices)
+        ]
         start = lines[_find_position(choices, default)]
-        return choices[questionary.select(message, choices=lines, default=start, instruction=" ").unsafe_ask()].value
+        return choices[
+            questionary.select(_wrap(message), choices=lines, default=start, instruction=" ").unsafe_ask()
+        ].value
 
     def confirm(self, message: str, default: bool = True) -> bool:
         """Yes or no; Enter is `default`."""
         import questionary
 
-        return questionary.confirm(message, default=default).unsafe_ask()
+        return questionary.confirm(_wrap(message), default=default).unsafe_ask()
+
+
+def _wrap(text: str, indent: int = 2) -> str:
+    """Break a text at spaces: questionary cuts lines that are longer than the terminal."""
+    # The mark before the text, and space for the cursor.
+    width = max(20, shutil.get_terminal_size().columns - 6)
+    return textwrap.fill(text, width, subsequent_indent=" " * indent, break_on_hyphens=False)
 
 
 class PlainPrompter:

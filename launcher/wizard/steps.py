@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from launcher.core.errors import LauncherError, Problem
 from launcher.core.yaml_loader import Loader
 from launcher.wizard.answers import WizardConfig
 from launcher.wizard.machine import MachineFacts
+from launcher.wizard.notes import find_split_problems
 from launcher.wizard.prompter import Choice, Prompter
 from slurm.partitions import Partition
 from strategies.precision import Precision
@@ -56,7 +57,7 @@ class ValueQuestion:
     """A question for one value.
 
     Attributes:
-        default: the answer that keeps the default of the config.
+        default: the answer that keeps the default of the config; an empty line gives it.
         is_text: whether digits stay text.
         most: largest number; None for no limit.
         limit: what `most` is.
@@ -77,8 +78,7 @@ def ask_model_and_data(config: WizardConfig, session: WizardSession) -> WizardCo
     if config.model is None:
         return config.with_answers(data=None, data_args=None)
     config = _ask_class(config, session, "data", "Data: the LightningDataModule (empty: the model has its own loaders)")
-    message = "Samples per optimizer step, over all ranks (empty: the batch size of the data on each rank)"
-    config = _ask_value(config, session, ValueQuestion("global_batch_size", message))
+    config = _ask_batch(config, session)
     return _ask_value(config, session, ValueQuestion("max_epochs", "Passes over the data, in epochs (-1: no limit)"))
 
 
@@ -97,27 +97,62 @@ def ask_hardware(config: WizardConfig, session: WizardSession) -> WizardConfig:
     config = config.with_preset(preset) if preset else config.without_preset()
     partition = _ask_partition(config, session, machine.partitions) if machine.partitions else None
     config = config.with_answers(partition=partition.name if partition else None)
-    gpus = partition.gpus_per_node if partition else None
-    ranks = ValueQuestion("devices", "Ranks on each node (auto: all GPUs, or one process on a CPU)", "auto",
-                          most=gpus or None, limit=f"GPUs on a node of partition {config.partition}")  # fmt: skip
-    nodes = ValueQuestion("num_nodes", "Nodes (auto: as torchrun or SLURM start them)", "auto",
-                          most=partition.nodes if partition else None,
-                          limit=f"nodes in partition {config.partition}")  # fmt: skip
-    return _ask_value(_ask_value(config, session, ranks), session, nodes)
+    return _ask_ranks(config, session)
 
 
 def ask_precision_and_strategy(config: WizardConfig, session: WizardSession) -> WizardConfig:
     """Mixed precision and strategy; shows the plan before and after."""
-    show_plan(config, session)
+    while not show_plan(config, session) and find_split_problems(vars(config)):
+        question = "Batch and ranks do not fit. What do you change?"
+        config = _change_split(config, session, question) or config
     while True:
         config = _ask_precision(config, session)
         strategies = [Choice(entry.name, f"{entry.name}: {entry.summary}") for entry in list_strategies()]
         strategies.insert(0, Choice(AUTO, "auto: the launcher chooses, and gives its reasons"))
         strategy = session.prompter.select("Strategy", strategies, config.strategy or AUTO)
         config = _with_answer(config, "strategy", strategy, default="auto")
-        question = "There is no plan for these answers on this machine. Answer again?"
-        if show_plan(config, session) or not session.prompter.confirm(question):
+        if show_plan(config, session):
             return config
+        others = [
+            Choice("again", "precision and strategy"),
+            Choice(False, "nothing: the config is for another machine"),
+        ]
+        question = "No plan here. What do you change?"
+        changed = _change_split(config, session, question, others)
+        if changed is None:
+            return config
+        config = changed
+
+
+def _change_split(
+    config: WizardConfig, session: WizardSession, question: str, others: Sequence[Choice] = ()
+) -> WizardConfig | None:
+    """Ask for the ranks or the batch size again; the same config for another choice, None for no change."""
+    choices = [Choice("ranks", "ranks and nodes"), Choice("batch", "samples per optimizer step"), *others]
+    default = "ranks" if find_split_problems(vars(config)) else "again"
+    answer = session.prompter.select(question, choices, default)
+    if answer == "ranks":
+        return _ask_ranks(config, session)
+    if answer == "batch":
+        return _ask_batch(config, session)
+    return config if answer else None
+
+
+def _ask_ranks(config: WizardConfig, session: WizardSession) -> WizardConfig:
+    """Ranks on each node, and nodes."""
+    partition = next((p for p in session.machine.partitions if p.name == config.partition), None)
+    gpus = partition.gpus_per_node if partition else None
+    ranks = ValueQuestion("devices", "Ranks on each node (empty: all GPUs, or one process on a CPU)", "auto",
+                          most=gpus or None, limit=f"GPUs on a node of partition {config.partition}")  # fmt: skip
+    nodes = ValueQuestion("num_nodes", "Nodes (empty: as torchrun or SLURM start them)", "auto",
+                          most=partition.nodes if partition else None,
+                          limit=f"nodes in partition {config.partition}")  # fmt: skip
+    return _ask_value(_ask_value(config, session, ranks), session, nodes)
+
+
+def _ask_batch(config: WizardConfig, session: WizardSession) -> WizardConfig:
+    message = "Samples per optimizer step, over all ranks (empty: the batch size of the data on each rank)"
+    return _ask_value(config, session, ValueQuestion("global_batch_size", message))
 
 
 def ask_logging(config: WizardConfig, session: WizardSession) -> WizardConfig:
@@ -132,7 +167,9 @@ def ask_logging(config: WizardConfig, session: WizardSession) -> WizardConfig:
     mode = session.prompter.select("Weights & Biases", modes, config.wandb_mode or "auto")
     config = _with_answer(config, "wandb_mode", mode, default="auto")
     if config.wandb_mode != "disabled":
-        config = _ask_value(config, session, ValueQuestion("wandb_project", "W&B project", "launcher", is_text=True))
+        config = _ask_value(
+            config, session, ValueQuestion("wandb_project", "W&B project (empty: launcher)", "launcher", is_text=True)
+        )
     message = "Name of the run (empty: from date and config)"
     return _ask_value(config, session, ValueQuestion("name", message, is_text=True))
 
@@ -160,7 +197,8 @@ def _ask_precision(config: WizardConfig, session: WizardSession) -> WizardConfig
         Choice(False, "no: 32-bit"),
         Choice("name", "a precision by name, which every rank must support"),
     ]
-    answer = session.prompter.select("Train in mixed precision? It is faster and needs less memory", choices, current)
+    session.show("Mixed precision is faster and needs less memory.", style="dim")
+    answer = session.prompter.select("Train in mixed precision?", choices, current)
     if answer != "name":
         return config.with_answers(use_mixed_precision=answer, precision=None)
     names = [Choice("auto", "auto: the best that all ranks support"), *(Choice(p.value, p.value) for p in Precision)]
@@ -250,11 +288,12 @@ def _ask_value(config: WizardConfig, session: WizardSession, question: ValueQues
     """One value; asks until it is valid. An empty text is no answer."""
     name, most = question.name, question.most
     current = getattr(config, name)
-    typed = question.default if current is None else str(current)
+    # A default in the line would have to be deleted before another answer is typed.
+    typed = "" if current in (None, question.default) else str(current)
     while True:
         typed = session.prompter.text(question.message, typed).strip()
         is_number = typed.lstrip("-").isdecimal() and not question.is_text
-        value: Any = int(typed) if is_number else typed or None
+        value: Any = int(typed) if is_number else typed or question.default or None
         errors = _find_errors(name, value)
         if most is not None and isinstance(value, int) and value > most:
             errors.append(Problem(name, f"given {value}; expected at most {most}: the {question.limit}"))

@@ -41,6 +41,12 @@ def command(who: str, ranks: int, steps: int, restarts: int, pause: float) -> li
                 "--data.batch_size", "2", "--wandb.mode", "disabled", "--trainer.max_steps", str(steps),
                 "--trainer.max_epochs", "-1", "--checkpoint.every_n_steps", "1", "--trainer.callbacks",
                 marks]  # fmt: skip
+    plain = ["--standalone", "--nproc-per-node", str(ranks), "--max-restarts", str(restarts),
+             str(Path(__file__).with_name("plain_clock.py"))]  # fmt: skip
+    if who == "launcher run":
+        return [sys.executable, "-m", "launcher", "run", *plain]
+    if who == "torchrun, plain script":
+        return [sys.executable, "-m", "torch.distributed.run", *plain]
     return peer_command(who, ranks, restarts)
 
 

@@ -76,6 +76,17 @@ def test_a_class_that_is_not_a_lightning_module(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("ranks", ["1", "2"])
+def test_a_missing_loader_is_reported_once_for_all_ranks(tmp_path: Path, ranks: str) -> None:
+    output = _refused(tmp_path, "--model", "tests.support.toy.Toy", "--nproc-per-node", ranks)
+    assert output.count("data: not given, and Toy has no train_dataloader; give --data my_pkg.MyData, or ") == 1
+
+
+def test_a_misspelt_module_of_the_folder_is_suggested(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("")
+    assert "No module named 'mnie'; did you mean mine?" in _refused(tmp_path, "--model", "mnie.Model")
+
+
 def test_an_empty_dataset(tmp_path: Path) -> None:
     assert "the training data is empty" in _refused(tmp_path, *SETTINGS, "--data.size", "0")
 

@@ -33,6 +33,12 @@ def test_the_coordinators_script_trains_on_two_ranks(tmp_path: Path) -> None:
     assert only_run(tmp_path).joinpath("checkpoints", "last.ckpt").is_file()
 
 
+def test_a_function_runs_on_two_ranks(tmp_path: Path) -> None:
+    output = run_block(tmp_path, "docs/how-to/scripts-and-notebooks.md", "import launch")
+    assert output.splitlines()[-1] == "[2.0, 2.0]"
+    assert "[rank 1] sum: 2.0" in output
+
+
 def test_the_callback_logs_in_the_users_trainer(tmp_path: Path) -> None:
     run_block(tmp_path, "docs/how-to/falling-loss-scale.md", "AmpWandbCallback")
     rows = [row for row in history_rows(tmp_path) if row.get("amp/enabled")]

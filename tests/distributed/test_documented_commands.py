@@ -23,6 +23,7 @@ ELSEWHERE = {
     "torchrun --nproc-per-node 8": "8 ranks; test_agreement_run.py has two of torchrun's",
     "python -m launcher fit --nproc-per-node": "several ranks; test_coordinator_run.py and test_hangs.py have two",
     "python -m launcher fit --nnodes": "several machines; test_nodes.py has two agents on one",
+    "python -m launcher run": "several ranks; test_plain_scripts.py has two",
     "python -m launcher submit": "queued for real by tests/slurm and test_local_submit.py; dry runs are below",
     "python -m launcher status lr": "a sweep's; test_local_sweep.py and tests/slurm have one",
     "python -m launcher cancel": "test_local_submit.py cancels a run that trains",
@@ -81,7 +82,8 @@ def test_every_submission_passes_its_dry_run(
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     write_user_files(tmp_path)
-    arguments = [*shlex.split(command)[3:], *([] if "--dry-run" in command else ["--dry-run"])]
+    submit, *given = shlex.split(command)[3:]
+    arguments = [submit, *([] if "--dry-run" in command else ["--dry-run"]), *given]
     assert cli.run(arguments) == 0, capsys.readouterr()
 
 

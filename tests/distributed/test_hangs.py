@@ -14,7 +14,7 @@ from tests.support.runs import events_of, toy_env
 
 pytestmark = pytest.mark.slow
 # Much longer than a step on a busy machine.
-HANG = ("--hang-timeout", "20", "--trainer.log_every_n_steps", "1")
+HANG = ("--hang-timeout", "8", "--trainer.log_every_n_steps", "1")
 
 
 def test_a_sleeping_rank_is_reported_with_its_position_and_all_stacks_are_saved(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
@@ -11,10 +12,19 @@ from tests.support.lightning_versions import VERSIONS, check
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(scope="module")
+def trainings() -> dict[str, Future[list[tuple[str, str]]]]:
+    """All versions at once: they mostly wait for the package index."""
+    with ThreadPoolExecutor(len(VERSIONS)) as pool:
+        return {requirement: pool.submit(check, [requirement]) for requirement in VERSIONS}
+
+
 @pytest.mark.case(49)
 @pytest.mark.parametrize("requirement", VERSIONS)
-def test_the_callback_logs_the_same_under_every_lightning(requirement: str) -> None:
-    ((_, line),) = check([requirement])
+def test_the_callback_logs_the_same_under_every_lightning(
+    requirement: str, trainings: dict[str, Future[list[tuple[str, str]]]]
+) -> None:
+    ((_, line),) = trainings[requirement].result()
     result = json.loads(line)
     package, _, version = requirement.partition("==")
     assert result["version"].startswith(version.rstrip("*"))

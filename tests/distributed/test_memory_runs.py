@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from launcher.runs.oom_record import FILE_NAME, read_memory_record
-from tests.support.processes import launcher, run, run_warm, torchrun
+from tests.support.processes import launcher, run_warm, torchrun
 from tests.support.runs import PERSISTENT, REPOSITORY, TOY, WORKERS, events_of, only_run, toy_env
 
 H100S = ("--gpus", "64", "--gpus-per-node", "8", "--gpu", "h100")
@@ -111,7 +111,7 @@ def test_a_restart_by_torchrun_uses_the_next_strategy(tmp_path: Path) -> None:
                  *TOY[2:], "--accelerator", "cpu", "--on_oom", "next", "--checkpoint.every_n_steps", "1",
                  "--trainer.max_steps", "4", *PERSISTENT)  # fmt: skip
     command = torchrun(2, *arguments, options=("--max-restarts", "1"))
-    ended = run(command, tmp_path, env=toy_env(tmp_path / "trace"), timeout=240).check()
+    ended = run_warm(command, tmp_path, env=toy_env(tmp_path / "trace"), timeout=240).check()
     directory = only_run(tmp_path)
     plans = [event["plan"] for event in events_of(directory, "planned")]
     following = plans[0]["memory"]["next"]

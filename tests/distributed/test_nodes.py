@@ -87,7 +87,7 @@ def test_after_a_lost_node_a_smaller_run_keeps_the_global_batch(tmp_path: Path) 
     arguments = ("--model", "mark.Mark", "--max-restarts", "2", "--checkpoint.every_n_steps", "1",
                  "--trainer.max_epochs", "10",
                  # One node is enough, so the first must wait for the second one's slow start.
-                 "--rdzv-conf", "join_timeout=120,last_call_timeout=10")  # fmt: skip
+                 "--rdzv-conf", "join_timeout=120,last_call_timeout=5")  # fmt: skip
     zero, one = _fit_on_nodes(tmp_path, "1:2", [arguments, arguments], lose_node_one)
 
     assert one.code == -signal.SIGKILL
@@ -131,7 +131,7 @@ def test_the_loss_of_the_node_that_serves_the_rendezvous_ends_the_run_and_is_rep
 
 
 def test_a_hang_is_reported_on_the_waiting_node_and_on_the_sleeping_one(tmp_path: Path) -> None:
-    arguments = ("--model", "tests.support.faulty.Faulty", "--model.fault", "sleep", "--hang-timeout", "30")
+    arguments = ("--model", "tests.support.faulty.Faulty", "--model.fault", "sleep", "--hang-timeout", "10")
     zero, one = _fit_on_nodes(tmp_path, "2", [arguments, arguments])
 
     hung = r"hung at step 3: it was in .*; it did not enter all_reduce of .*, in which rank 0 waits"

@@ -109,18 +109,32 @@ _AGAIN = """
 end = coordinator.train(model, data, name="second", enable_progress_bar=False)
 print("FOUND", json.dumps(end["trainer"].global_step))
 """
+# Functions of cells, which use variables of other cells, in processes of their own.
+_LAUNCH = """
+import launcher
+def work(value):
+    print("in a rank")
+    return [int(os.environ["RANK"]), value, x.shape[0], isinstance(model, Net)]
+print("FOUND", json.dumps(launcher.launch(work, (5,))))
+"""
+_LAUNCH_FAILS = """
+def fails():
+    if os.environ["RANK"] == "1":
+        raise KeyError("of a cell's function")
+launcher.launch(fails)
+"""
 
 
 @pytest.mark.case(44)
 def test_a_notebook_trains_on_two_ranks_in_a_real_kernel(tmp_path: Path) -> None:
-    cells = [_MODEL, _TRAIN, _LOOK, _TEST, _BY_HAND, _FAIL, _REFUSED, _AGAIN]
+    cells = [_MODEL, _TRAIN, _LOOK, _TEST, _BY_HAND, _FAIL, _REFUSED, _AGAIN, _LAUNCH, _LAUNCH_FAILS]
     (tmp_path / "cells").write_text(json.dumps(cells))
     folders = {name: str(tmp_path / "home") for name in ("HOME", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR")}
     env = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "2", **folders}
     command = [sys.executable, "-m", "tests.support.notebook_kernel", "cells"]
     shown = run(command, tmp_path, env=env, timeout=280).check(0).output
     outputs = [re.sub(r"\x1b\[[\d;]*m", "", "".join(cell)) for cell in json.loads((tmp_path / "cells").read_text())]
-    _, trained, looked, tested, by_hand, failed, refused, again = outputs
+    _, trained, looked, tested, by_hand, failed, refused, again, launched, launch_failed = outputs
     assert "2 x " in trained, shown
     assert "ranks" in trained
     assert "this is a notebook" not in trained
@@ -131,11 +145,20 @@ def test_a_notebook_trains_on_two_ranks_in_a_real_kernel(tmp_path: Path) -> None
     ((found, right),) = found_in(tested)
     assert found == pytest.approx(right), "the Trainer that came back evaluates on two ranks"
     assert found_in(by_hand) == [True], "each sample once, the gradients averaged over the ranks"
-    # The cell shows the rank's traceback with the line of the user's code.
-    assert "TrainingError: rank 1 (" in failed
-    assert 'raise ValueError("the cell\'s own mistake")' in failed
+    # The cell shows the rank's traceback once, with the line of the user's code.
+    lines = failed.strip().splitlines()
+    lines = lines[next(number for number, line in enumerate(lines) if "failed first" in line) :]
+    assert re.fullmatch(r"rank 1 \(.+\) failed first: ValueError: the cell's own mistake at step 3", lines[0]), failed
+    assert lines[1].startswith("other ranks: rank 0 ")
+    assert lines[-2:] == ['    raise ValueError("the cell\'s own mistake")', "ValueError: the cell's own mistake"]
+    assert failed.count("Traceback") == 1
     assert "UsageError: run 'first' exists already" in refused
     assert found_in(again) == [8], again
+    assert found_in(launched) == [[[0, 5, 64, True], [1, 5, 64, True]]], launched
+    assert all(f"[rank {rank}] in a rank" in launched for rank in (0, 1))
+    lines = launch_failed.strip().splitlines()
+    assert re.fullmatch(r"rank 1 \(.+\) failed first: KeyError: .*", lines[0]), launch_failed
+    assert lines[-2:] == ['    raise KeyError("of a cell\'s function")', 'KeyError: "of a cell\'s function"']
     for name in ("first", "second"):
         logs = (tmp_path / "runs" / name / "logs").iterdir()
         assert sorted(log.name for log in logs) == ["rank-0.log", "rank-1.log"]

@@ -44,17 +44,20 @@ def _read_json(project: Path, *arguments: str) -> Any:
     return json.loads(run_warm(launcher(*arguments), project).check().output)
 
 
-def _figures(value: Any) -> Any:
-    """The values without texts and times."""
-    if isinstance(value, dict):
-        return {key: _figures(each) for key, each in value.items() if key not in TEXTS}
-    return [_figures(each) for each in value] if isinstance(value, list) else value
+def _figures(value: Any, expected: Any) -> Any:
+    """The values without texts, and without fields that later versions have added to the expected ones."""
+    if isinstance(expected, dict) and isinstance(value, dict):
+        return {key: _figures(value.get(key), each) for key, each in expected.items() if key not in TEXTS}
+    if isinstance(expected, list) and isinstance(value, list) and len(value) == len(expected):
+        return [_figures(*pair) for pair in zip(value, expected, strict=True)]
+    return value
 
 
 @pytest.mark.parametrize("name", ["ddp-fp16", "zero-bf16"])
 def test_an_old_run_is_reported_with_the_same_figures(name: str, project: Path) -> None:
-    assert _figures(_read_json(project, "report", name, "--json")) == _figures(EXPECTED[name]["report"])
-    assert _figures(_read_json(project, "status", name, "--json")) == _figures(EXPECTED[name]["status"])
+    for command in ("report", "status"):
+        expected = EXPECTED[name][command]
+        assert _figures(_read_json(project, command, name, "--json"), expected) == _figures(expected, expected)
     page = run_warm(launcher("report", name), project).check()
     assert (project / "runs" / name / "report.html").stat().st_size > 10_000, page.output
 

@@ -46,10 +46,10 @@ def _contrast(page: Page, selector: str, attribute: str) -> float:
 
 
 def _pictures(page: Page, file: Path) -> list[float]:
-    """For each plot the share of pixels that are not background."""
+    """For each visible plot the share of pixels that are not background."""
     boxes = page.evaluate(
         """[...document.querySelectorAll('.plot svg')].map(e => { const b = e.getBoundingClientRect();
-             return [b.x + scrollX, b.y + scrollY, b.width, b.height] })"""
+             return [b.x + scrollX, b.y + scrollY, b.width, b.height] }).filter(b => b[2])"""
     )
     page.screenshot(file)
     pixels = matplotlib.image.imread(file)[:, :, :3]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import run, torchrun
+from tests.support.processes import run_warm, torchrun
 from tests.support.runs import PERSISTENT, TOY, WORKERS, events_of, only_run, read_trace, toy_env
 
 pytestmark = pytest.mark.slow
@@ -18,7 +18,7 @@ def test_a_killed_rank_is_replaced_and_the_run_continues_in_its_directory(tmp_pa
                  "--model.kill_at", "5", "--model.by_rank", str(victim),
                  *(PERSISTENT if victim else WORKERS))  # fmt: skip
     command = torchrun(2, *arguments, options=("--max-restarts", "1"))
-    run(command, tmp_path, env=toy_env(tmp_path / "trace"), timeout=150).check()
+    run_warm(command, tmp_path, env=toy_env(tmp_path / "trace"), timeout=150).check()
 
     directory = only_run(tmp_path)
     attempts = events_of(directory, "run_started")

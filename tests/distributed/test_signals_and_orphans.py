@@ -108,11 +108,13 @@ def _press_until_it_ends(agent: int) -> None:
 
 def test_no_process_remains_when_the_agent_is_killed(tmp_path: Path) -> None:
     seen: list[list[str]] = []
+    titles = set[str]()
 
     def kill_agent(agent: int) -> None:
         # A stopped rank cannot end itself.
-        below = [pid for pid, command in session_processes(agent) if "forkserver" in command and pid != agent]
+        below = [pid for pid, command in session_processes(agent) if command.startswith("launcher: ") and pid != agent]
         seen.append([str(pid) for pid in below])
+        titles.update(command.rstrip() for _, command in session_processes(agent) if command.startswith("launcher: "))
         # The workers started last.
         os.kill(below[2], signal.SIGSTOP)
         os.kill(agent, signal.SIGKILL)
@@ -120,6 +122,10 @@ def test_no_process_remains_when_the_agent_is_killed(tmp_path: Path) -> None:
     finished = _fit(tmp_path, kill_agent, *PERSISTENT, start=run)
     assert finished.code == -signal.SIGKILL
     assert len(seen[0]) == 7, "the fork server, its two ranks, and two loader workers of each"
+    roles = ["agent", "fork server", *(f"rank {rank} of 2" for rank in range(2)),
+             *(f"loader worker {worker} of rank {rank}" for worker in range(2) for rank in range(2))]  # fmt: skip
+    # The server starts before the run has a name.
+    assert titles == {f"launcher: {role}{'' if role == 'fork server' else ' (run it)'}" for role in roles}
     deadline = time.monotonic() + 30
     while (left := [p for p in map(int, seen[0]) if _runs(p)]) and time.monotonic() < deadline:
         select.select([], [], [], 0.05)
@@ -135,7 +141,7 @@ def _runs(pid: int) -> bool:
 
 def test_a_killed_fork_server_is_a_failure_and_the_restart_works(tmp_path: Path) -> None:
     def kill_server(agent: int) -> None:
-        children = [pid for pid, command in session_processes(agent) if "forkserver" in command]
+        children = [pid for pid, command in session_processes(agent) if command.startswith("launcher: fork server")]
         os.kill(min(children), signal.SIGKILL)
 
     arguments = ("--max-restarts", "1", "--checkpoint.every_n_steps", "1", "--trainer.max_epochs", "3")

@@ -79,7 +79,7 @@ def terminals() -> Iterator[list[Terminal]]:
 
 
 @pytest.mark.case(45)
-@pytest.mark.parametrize(("term", "columns"), [("xterm-256color", 200), ("dumb", 40)])
+@pytest.mark.parametrize(("term", "columns"), [("xterm-256color", 80), ("dumb", 40)])
 def test_five_steps_on_a_terminal_write_a_config_that_trains(
     tmp_path: Path, terminals: list[Terminal], term: str, columns: int
 ) -> None:
@@ -93,10 +93,19 @@ def test_five_steps_on_a_terminal_write_a_config_that_trains(
     terminal.child.expect_exact("161 parameters")
     terminal.answer("Data: the LightningDataModule", "tests.support.toy.ToyData")
     terminal.answer("Its arguments", "size: 32")
-    terminal.answer("Samples per", "8")
+    terminal.answer("Samples per", "8" if not plain else "12")
     terminal.answer("Passes over", "2")
-    terminal.answer("Begin with a preset?", "")
-    terminal.answer("Ranks on each node", "")
+    terminal.child.expect_exact("Begin with a preset?")
+    if not plain:
+        # Long texts continue on the next line instead of being cut.
+        terminal.child.expect_exact("with a full copy of the model on each")
+        terminal.child.expect_exact("     (DDP).")
+    terminal.press("after a requeue" if not plain else "number, 1 to", "\r")
+    terminal.answer("Ranks on each node", "8" if plain else "3")
+    terminal.answer("Nodes", "")
+    # Eight samples cannot be shared by three ranks.
+    terminal.answer("Batch and ranks do not fit. What do you change?", "1" if plain else "")
+    terminal.answer("Ranks on each node", "-" if plain else "\b")
     terminal.answer("Nodes", "")
     terminal.child.expect_exact("Plan")
     terminal.answer("Train in mixed precision?", "1" if plain else "")
@@ -110,7 +119,8 @@ def test_five_steps_on_a_terminal_write_a_config_that_trains(
     config = load_config([tmp_path / "run.yaml"])
     assert config.model == {"class_path": "tests.support.toy.Toy", "init_args": {"lr": 0.01}}
     assert config.data == {"class_path": "tests.support.toy.ToyData", "init_args": {"size": 32}}
-    assert (config.use_amp, config.global_batch_size, config.wandb.mode) == (True, 8, "disabled")
+    batch = 12 if plain else 8
+    assert (config.use_amp, config.global_batch_size, config.wandb.mode) == (True, batch, "disabled")
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["run.yaml"]
 
     env = {"PYTHONPATH": str(REPOSITORY), "TRACE": str(tmp_path / "trace")}
@@ -118,7 +128,7 @@ def test_five_steps_on_a_terminal_write_a_config_that_trains(
     finished = only_run(tmp_path)
     assert finished.name == "from-wizard"
     (planned,) = events_of(finished, "planned")
-    assert planned["plan"]["batch"]["global_batch_size"] == 8
+    assert planned["plan"]["batch"]["global_batch_size"] == batch
 
 
 @pytest.mark.parametrize("question", ["Model: the", "Begin with", "Train in mixed", "Weights & Biases", "What now?"])

@@ -106,6 +106,6 @@ def arguments_of(command: str) -> Sequence[str] | None:
 def write_user_files(folder: Path) -> None:
     """The reader's package, and every config file that the pages show."""
     (folder / "my_pkg.py").write_text(USER_PACKAGE)
-    for block in blocks("yaml"):
-        if block.title:
+    for block in (*blocks("yaml"), *blocks("python")):
+        if block.title in ("train.py",) or (block.title and block.language == "yaml"):
             (folder / block.title).write_text(block.text)

@@ -22,7 +22,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 # The oldest Lightning 2 that trains with the newest torch, the newest one, and the last of Lightning 1, with
 # short precision strings.
 VERSIONS = ("lightning==2.1.4", "lightning==2.6.*", "pytorch_lightning==1.9.5")
-_OWN = ("lightning", "pytorch_lightning", "launcher")
+# setuptools too: pip would replace the files behind the link.
+_OWN = ("lightning", "pytorch_lightning", "training_launcher", "setuptools", "pkg_resources", "distutils_hack")
 
 
 def make_environment(folder: Path, requirement: str) -> Path:

@@ -201,8 +201,9 @@ def _leave(body: Any) -> NoReturn:
         code = ending.code if isinstance(ending.code, int) else 1 if ending.code else 0
         if isinstance(ending.code, str):
             sys.stderr.write(f"{ending.code}\n")
-    except BaseException:  # noqa: BLE001 -- the last frame of this process
-        traceback.print_exc()
+    except BaseException as error:  # noqa: BLE001 -- the last frame of this process
+        # Libraries install their own hook.
+        sys.excepthook(type(error), error, error.__traceback__)
     try:
         vars(threading)["_shutdown"]()
         vars(atexit)["_run_exitfuncs"]()

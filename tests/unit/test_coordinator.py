@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import os
 import pickle
@@ -19,9 +20,11 @@ from torch.utils.data import DataLoader
 
 import launcher.coordinator as module
 from launcher import TrainingCoordinator
-from launcher.config.schema import RunConfig, WandbOptions
+from launcher.config.coordinator_arguments import NO_ARGUMENT, RENAMED
+from launcher.config.schema import CheckpointOptions, RunConfig, TrainerOptions, WandbOptions, WatchOptions
 from launcher.config.validation import parse_config
-from launcher.core.errors import ConfigError, Interrupted, TrainingError, UsageError
+from launcher.core.errors import ConfigError, Interrupted, Problem, TrainingError, UsageError
+from launcher.process.rank_status import RankStatusWriter
 from launcher.training import script_end
 from launcher.training.result import FitResult
 from launcher.user_code.objects import UserObjects
@@ -63,14 +66,14 @@ def loader() -> DataLoader[Any]:
     return DataLoader(Numbers(8), batch_size=4)
 
 
-def test_the_defaults_are_the_contracts(fits: Fits) -> None:
+def test_the_defaults_are_those_of_the_config(fits: Fits) -> None:
     TrainingCoordinator(use_gpu=False).train(Toy(), loader())
     (config,) = fits.configs
-    assert (config.runs_dir, config.precision, config.strategy) == ("runs", "16", "auto")
+    assert (config.runs_dir, config.precision, config.strategy) == ("runs", "auto", "auto")
     assert (config.devices, config.num_nodes, config.accelerator) == ("auto", "auto", "cpu")
-    assert (config.trainer.gradient_clip_val, config.trainer.max_epochs, config.seed) == (1.0, 1, 42)
-    assert (config.use_amp, config.resume, config.name) == (None, "none", None)
-    assert config.on_precision_change == "notice"
+    changed = {name for name, value in config.to_dict().items() if value != RunConfig().to_dict()[name]}
+    assert changed == {"accelerator", "trainer", "model"}
+    assert config.trainer == TrainerOptions(max_epochs=1)
     assert config.model == {"class_path": "tests.support.toy.Toy"}, "for whoever reads the run's config"
 
 
@@ -101,7 +104,7 @@ def test_lightnings_variables_stand_in_for_defaults(fits: Fits, monkeypatch: pyt
     usual, asked = fits.configs
     assert (usual.trainer.max_epochs, usual.trainer.limit_val_batches, usual.precision) == (3, 2, "bf16-mixed")
     assert (asked.trainer.max_epochs, asked.trainer.limit_val_batches, asked.precision) == (7, 5, "32")
-    assert (usual.wandb.mode, usual.trainer.gradient_clip_val) == ("disabled", 1.0)
+    assert (usual.wandb.mode, usual.trainer.gradient_clip_val) == ("disabled", None)
 
 
 def test_with_a_gpu_wanted_the_launcher_looks_for_one() -> None:
@@ -126,12 +129,13 @@ def test_each_argument_is_an_attribute_as_it_was_given(tmp_path: Path) -> None:
         "devices": "2", "num_nodes": 3, "notebook_processes": True, "callbacks": callback, "loggers": [logger],
         "plugins": plugin, "wandb": WandbOptions("disabled"), "on_precision_change": "error",
     }  # fmt: skip
-    assert set(given) == set(inspect.signature(TrainingCoordinator).parameters)
+    assert {*given, "settings"} == set(inspect.signature(TrainingCoordinator).parameters)
     made = TrainingCoordinator(**given)
     assert {name: getattr(made, name) for name in given} == given
     defaults = TrainingCoordinator()
     for name, parameter in inspect.signature(TrainingCoordinator).parameters.items():
-        assert getattr(defaults, name) == parameter.default, name
+        if name != "settings":
+            assert getattr(defaults, name) == parameter.default, name
 
 
 def test_two_trainings_of_one_coordinator_are_independent(fits: Fits) -> None:
@@ -213,16 +217,15 @@ def test_all_wrong_settings_are_reported_together_with_suggestions(fits: Fits, t
     with pytest.raises(ConfigError) as caught:
         wrong.train(Toy(), loader(), name="../elsewhere", max_epochs=-7, max_step=3, seed=-1)
     reported = {problem.path: problem.message for problem in caught.value.problems}
-    assert set(reported) == {"name", "seed", "devices", "strategy", "trainer.gradient_clip_val", "trainer.max_epochs",
-                         "trainer.max_step"}  # fmt: skip
-    assert reported["trainer.max_step"] == "unknown key; did you mean trainer.max_steps?"
+    assert set(reported) == {"name", "seed", "devices", "strategy", "gradient_clip_val", "max_epochs", "max_step"}
+    assert reported["max_step"] == "unknown key; did you mean max_steps?"
     assert fits.configs == []
     assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("name", ["callbacks", "logger", "plugins"])
 def test_objects_among_the_trainers_options_are_pointed_to_their_place(fits: Fits, name: str) -> None:
-    with pytest.raises(ConfigError, match=rf"trainer\.{name}: give (callbacks|loggers|plugins) to TrainingCoordinator"):
+    with pytest.raises(ConfigError, match=rf" {name}: give (callbacks|loggers|plugins) to TrainingCoordinator"):
         coordinator().train(Toy(), loader(), **{name: [pl.Callback()]})
 
 
@@ -325,13 +328,81 @@ def test_under_torchrun_it_is_one_of_torchruns_ranks(fits: Fits, monkeypatch: py
     assert fits.env is None, "the environment says which rank this is"
 
 
-@pytest.mark.parametrize("clip", [1.0, 0.5])
-def test_a_model_that_optimizes_by_hand_is_not_clipped_by_default(fits: Fits, clip: float) -> None:
-    model = Toy()
-    model.automatic_optimization = False
-    coordinator(gradient_clip_val=clip).train(model, loader())
-    # A number that the user chose is passed to Lightning, which reports the error.
-    assert fits.configs[0].trainer.gradient_clip_val == (None if clip == 1.0 else clip)
+def test_only_a_training_without_another_limit_has_one_epoch(fits: Fits) -> None:
+    limits: list[dict[str, Any]] = [
+        {},
+        {"max_steps": 5},
+        {"max_time": "00:01:00:00"},
+        {"max_steps": 5, "max_epochs": 3},
+        {"max_steps": -1},
+    ]
+    for given in limits:
+        coordinator().train(Toy(), loader(), **given)
+    assert [config.trainer.max_epochs for config in fits.configs] == [1, None, None, 3, 1]
+
+
+# A value of each key that is not the default.
+_VALUES: dict[str, Any] = {
+    "runs_dir": "elsewhere", "accelerator": "cpu", "resume": "auto", "precision": "32-true", "strategy": "ddp",
+    "devices": 1, "num_nodes": 2, "wandb": {"mode": "offline", "tags": ["a"]}, "name": "mine",
+    "on_precision_change": "error", "seed": 3, "use_amp": False, "global_batch_size": 8,
+    "deepspeed_config": {"zero_allow_untested_optimizer": True}, "precision_fallback": True, "memory_share": 0.5,
+    "on_oom": "next", "ddp": {"bucket_cap_mb": 5}, "static_graph": True, "resume_trust": True, "agreement_timeout": 9.0,
+    "process_group_timeout": 60.0, "checkpoint": {"every_n_steps": 5, "save_top_k": 2}, "watch": {"floor_steps": 7},
+    "trainer": {"gradient_clip_val": 0.5, "max_epochs": 3, "log_every_n_steps": 2},
+}  # fmt: skip
+_OF_TRAIN = {"name", "seed", "use_amp", "resume_from_checkpoint"}
+
+
+@pytest.mark.parametrize("key", [entry.name for entry in dataclasses.fields(RunConfig)])
+def test_each_key_of_the_config_is_an_argument_or_the_error_states_what_to_do(
+    key: str, fits: Fits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if key in NO_ARGUMENT:
+        calls = [lambda: coordinator(**{key: {}}), lambda: coordinator().train(Toy(), loader(), **{key: {}})]
+        for call in calls[: 1 if key == "model" else 2]:
+            with pytest.raises(ConfigError) as caught:
+                call()
+            assert caught.value.problems == (Problem(key, NO_ARGUMENT[key]),)
+        return
+    monkeypatch.setattr(RankStatusWriter, "has_agent", True)
+    value = _VALUES[key]
+    if key == "trainer":
+        coordinator().train(Toy(), loader(), **value)
+    else:
+        name = next((name for name, known in RENAMED.items() if known == key), key)
+        given = {name: False if name == "use_gpu" else value}
+        of_train = name in _OF_TRAIN
+        TrainingCoordinator(**({} if of_train else given)).train(Toy(), loader(), **(given if of_train else {}))
+    found = fits.configs[0].to_dict()[key]
+    assert (({name: found[name] for name in value}) if isinstance(value, dict) and key != "ddp" else found) == value
+
+
+def test_settings_may_be_records_too(fits: Fits) -> None:
+    coordinator(checkpoint=CheckpointOptions(save_top_k=3), watch=WatchOptions(floor_steps=2)).train(Toy(), loader())
+    assert (fits.configs[0].checkpoint.save_top_k, fits.configs[0].watch.floor_steps) == (3, 2)
+
+
+def test_wrong_names_of_arguments_are_reported_in_the_terms_of_python() -> None:
+    with pytest.raises(ConfigError) as caught:
+        coordinator(global_batchsize=8, name="x", max_epochs=3, runs_dir="r", resume="auto")
+    assert str(caught.value).splitlines() == [
+        "the call has 5 problems:",
+        "  global_batchsize: unknown key; did you mean global_batch_size?",
+        "  name: give it to train, as name",
+        "  max_epochs: give it to train, as max_epochs",
+        "  runs_dir: give output_dir to TrainingCoordinator",
+        "  resume: give it as resume_from_checkpoint",
+    ]
+    with pytest.raises(ConfigError, match=r"checkpoint\.every: unknown key; did you mean checkpoint\.every_n"):
+        coordinator(checkpoint={"every": 3})
+    with pytest.raises(ConfigError, match="watch: given 3; expected WatchOptions"):
+        coordinator(watch=3)
+
+
+def test_a_restart_that_nothing_would_make_is_an_error(fits: Fits) -> None:
+    with pytest.raises(ConfigError, match="on_oom: given 'next', but no agent restarts this script"):
+        coordinator(on_oom="next").train(Toy(), loader())
 
 
 def test_what_torch_compile_made_of_a_module_is_trained_and_given_back(fits: Fits) -> None:

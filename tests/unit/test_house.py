@@ -18,6 +18,7 @@ INDEPENDENT_OPTIONS = {
     "launcher.coordinator.TrainingCoordinator.__init__",
     "launcher.coordinator.TrainingCoordinator.train",
     "launcher.demo.model.DemoGPT.__init__",
+    "launcher.launch_function.launch",
     "launcher.monitoring.amp_callback.AmpWandbCallback.__init__",
     "strategies.memory.estimate_memory",
     "strategies.precision_agreement.reconcile",

@@ -108,5 +108,8 @@ def _run_of(record: Record) -> Path:
 
 
 def _command(submission: Submission) -> list[str]:
+    if submission.script is not None:
+        ranks = ("--nproc-per-node", str(submission.config.devices))
+        return [*submission.command, *ranks, *submission.script.script]
     resume = "auto" if submission.resume_from is None else str(submission.resume_from)
     return [*submission.command, "--resume", resume]

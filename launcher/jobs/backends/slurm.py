@@ -190,4 +190,5 @@ def _fit_request(submission: Submission, cwd: Path) -> FitRequest:
         fruitless_limit=submission.options.max_fruitless,
         interface=submission.options.interface,
         join_timeout=submission.options.join_timeout,
+        script=() if submission.script is None else submission.script.script,
     )

@@ -1,17 +1,15 @@
-"""The progress of a training: events in the run directory, and lines for output without a progress bar."""
+"""The progress of a training as events in the run directory."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
-from rich.console import Console
-from torch import Tensor
 from typing_extensions import override
 
 from launcher.core.events import EventLog
+from launcher.training.callbacks.progress import as_numbers, logging_interval
 
 # Layer-wise learning rates can be many; the first ones show the schedule.
 _RATES_IN_EVENT = 8
@@ -33,6 +31,17 @@ class EventWriter(pl.Callback):
             self._events.write("training_started", step=trainer.global_step, epoch=trainer.current_epoch)
 
     @override
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Lightning computes the metrics of an epoch after its `on_train_epoch_end`.
+        if self.batches:
+            self._write_epoch(trainer, trainer.current_epoch - 1)
+
+    def _write_epoch(self, trainer: pl.Trainer, epoch: int) -> None:
+        if trainer.is_global_zero and trainer.logged_metrics:
+            metrics = as_numbers(trainer.logged_metrics)
+            self._events.write("epoch", step=trainer.global_step, epoch=epoch, metrics=metrics)
+
+    @override
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -45,7 +54,7 @@ class EventWriter(pl.Callback):
             # The first step includes the warm-up; speed is measured from its end.
             self._since = (time.perf_counter(), step)
             self._events.write("first_step", step=step)
-        elif step % _interval(trainer) == 0:
+        elif step % logging_interval(trainer) == 0:
             now = time.perf_counter()
             before, before_step = self._since
             self._since = (now, step)
@@ -69,63 +78,13 @@ class EventWriter(pl.Callback):
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.batches:
+            self._write_epoch(trainer, max(trainer.current_epoch - 1, 0))
         if trainer.is_global_zero:
             self._events.write("training_ended", step=trainer.global_step, epoch=trainer.current_epoch)
-
-
-class ProgressLines(pl.Callback):
-    """Prints one line at each logging interval, for output that is not a terminal."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._began = 0.0
-        self._first = 0
-        self._step = -1
-
-    @override
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._began, self._first = time.perf_counter(), trainer.global_step
-        self._step = trainer.global_step
-
-    @override
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        step = trainer.global_step
-        if step == self._step or step % _interval(trainer):
-            return
-        self._step = step
-        speed = (step - self._first) / max(time.perf_counter() - self._began, 1e-9)
-        total = trainer.estimated_stepping_batches
-        of = f"/{total:g}" if total not in (-1, float("inf")) else ""
-        self._print(f"step {step}{of}  {_format_metrics(trainer.progress_bar_metrics)}  {speed:.1f} steps/s")
-
-    @override
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.sanity_checking:
-            validated = {k: v for k, v in trainer.progress_bar_metrics.items() if "val" in k}
-            self._print(f"validation at step {trainer.global_step}  {_format_metrics(validated)}")
-
-    def _print(self, line: str) -> None:
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def as_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Metrics with one element as Python numbers; reads them from the device."""
-    return {k: float(v) for k, v in metrics.items() if not isinstance(v, Tensor) or v.numel() == 1}
 
 
 def learning_rates(trainer: pl.Trainer) -> list[float]:
     """The learning rates of the next step, in the order of the parameter groups; equal rates are listed once."""
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
     return list(dict.fromkeys(float(group["lr"]) for group in groups if "lr" in group))[:_RATES_IN_EVENT]
-
-
-def _interval(trainer: pl.Trainer) -> int:
-    """Steps between two reports. Lightning sets this attribute late and does not declare it."""
-    return max(getattr(trainer, "log_every_n_steps", 0), 1)
-
-
-def _format_metrics(metrics: Mapping[str, Any]) -> str:
-    values = {k: v for k, v in metrics.items() if k != "v_num"}
-    return "  ".join(f"{k} {float(v):.4g}" for k, v in values.items())

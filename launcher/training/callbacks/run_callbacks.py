@@ -18,9 +18,10 @@ from launcher.loggers.wandb_run import QueuedWandbLogger
 from launcher.monitoring.buffers import BufferMonitor
 from launcher.monitoring.rank_monitor import RankMonitor
 from launcher.runs.selection import LAST_CHECKPOINT
-from launcher.training.callbacks.events import EventWriter, as_numbers
+from launcher.training.callbacks.events import EventWriter
 from launcher.training.callbacks.heartbeat import heartbeat_callbacks
 from launcher.training.callbacks.memory import MeasuredMemory, MemoryReporter
+from launcher.training.callbacks.progress import as_numbers
 from launcher.training.callbacks.run_checkpoint import LastCheckpointWriter, PlanRecorder, find_best_checkpoint
 from launcher.training.context import RunContext
 from launcher.training.resume.epoch_metrics import EpochMetrics

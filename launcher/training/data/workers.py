@@ -13,6 +13,7 @@ from lightning.fabric.utilities.seed import pl_worker_init_function
 from torch.utils.data import get_worker_info
 
 from launcher.process.parent_death import die_with_parent
+from launcher.process.titles import set_worker_title
 from launcher.training.data.sample_seeds import seed_each_sample
 
 # Seconds after a scheduler's signal in which the rank saves and leaves.
@@ -22,6 +23,7 @@ _GRACE = 300.0
 def start_worker(worker_id: int, *, inner: Callable[[int], Any] | None, rank: int) -> None:
     """Initialize a loader worker of the rank; a `worker_init_fn`, which calls the user's own one (`inner`)."""
     _end_with_rank()
+    set_worker_title(worker_id, rank)
     ignore_scheduler_signals()
     if inner is not None:
         inner(worker_id)

@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import torch
 from typing_extensions import override
 
-from launcher.training.callbacks.events import as_numbers
+from launcher.training.callbacks.progress import as_numbers
 
 KEY = "launcher_monitored"
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 
-from launcher.agent.preload_modules import find_installed_imports
+from launcher.agent.fork_server_process import USER_MODULES
+from launcher.agent.preload_modules import find_installed_imports, list_script_modules
+from launcher.agent.script_main import ScriptTask
 
 
 def _files(folder: Path, **files: str) -> None:
@@ -125,3 +128,38 @@ def test_a_folder_without_an_init_file_belongs_to_the_user(folder: Path) -> None
 def test_a_users_file_hides_an_installed_package_of_the_same_name(folder: Path) -> None:
     _files(folder, wandb="import yaml", mine="import wandb")
     assert find_installed_imports(["mine.Model"]) == ["yaml"]
+
+
+def _preloaded(task: ScriptTask, chosen: list[str] | None = None) -> list[str]:
+    modules = list_script_modules(task, chosen)
+    assert "launcher.agent.script_main" in modules[: modules.index(USER_MODULES)]
+    return modules[modules.index(USER_MODULES) + 1 :]
+
+
+def test_a_scripts_head_decides_what_is_preloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    _files(
+        tmp_path,
+        scripts__slash__train="""
+            import yaml
+            import rich, helpers
+            if __name__ == "__main__":
+                import pandas
+        """,
+        scripts__slash__helpers="import packaging.version",
+        # The working directory is not on the path of a script.
+        helpers="import questionary",
+        pkg__slash____init__="import jsonargparse",
+        pkg__slash__train="from . import data\nimport psutil",
+        pkg__slash__data="import docstring_parser",
+        pkg__slash____main__="import submitit",
+    )
+    path = tuple(sys.path)
+    assert _preloaded(ScriptTask("file", "scripts/train.py", (), path)) == ["yaml", "rich", "packaging.version"]
+    assert _preloaded(ScriptTask("module", "pkg.train", (), path)) == ["jsonargparse", "docstring_parser", "psutil"]
+    assert _preloaded(ScriptTask("module", "pkg", (), path)) == ["jsonargparse", "submitit"]
+    assert _preloaded(ScriptTask("program", "sh", (), path)) == []
+    assert tuple(sys.path) == path
+    assert "torch" in list_script_modules(ScriptTask("file", "scripts/train.py", (), path), None)
+    assert _preloaded(ScriptTask("file", "scripts/train.py", (), path), ["torch"]) == ["torch"]
+    assert "torch" not in list_script_modules(ScriptTask("file", "scripts/train.py", (), path), [])

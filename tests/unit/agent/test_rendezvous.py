@@ -7,12 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
-from torch.distributed import TCPStore
+from torch.distributed import PrefixStore, TCPStore
 from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo
 from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import create_handler
 
-from launcher.agent.rendezvous import OneStoreRendezvous
+from launcher.agent.fixed_rendezvous import FixedRendezvous, NumberedNode
+from launcher.agent.rendezvous import FreshStoreRendezvous, OneStoreRendezvous
 from launcher.config.launch_options import LaunchOptions
 
 TIMEOUT = 60
@@ -43,3 +45,24 @@ def _ranks(numbers: Sequence[int | None]) -> list[int]:
 )
 def test_ranks_follow_the_numbers_of_the_nodes(numbers: list[int | None], ranks: list[int]) -> None:
     assert _ranks(numbers) == ranks
+
+
+def test_each_attempt_of_plain_code_has_an_empty_store() -> None:
+    server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    nodes: list[FreshStoreRendezvous] = []
+    for number in range(2):
+        client = TCPStore("127.0.0.1", server.port, wait_for_workers=False, timeout=timedelta(seconds=TIMEOUT))
+        address = RendezvousStoreInfo("127.0.0.1", server.port)
+        inner = FixedRendezvous(PrefixStore("run", client), address, NumberedNode(number, 2), TIMEOUT)
+        nodes.append(FreshStoreRendezvous(inner, LaunchOptions(min_nodes=2, max_nodes=2, node_rank=number)))
+    for attempt in range(3):
+        with ThreadPoolExecutor(len(nodes)) as pool:
+            infos = list(pool.map(lambda node: node.next_rendezvous(), nodes, timeout=TIMEOUT))
+        (address,) = {(info.bootstrap_store_info.master_addr, info.bootstrap_store_info.master_port) for info in infos}
+        assert (address[1] == server.port) == (attempt == 0), "a port that the user has given is used first"
+        ranks = TCPStore(address[0], address[1], is_master=False, wait_for_workers=False)
+        assert not ranks.check(["default_pg"]), "a key of the attempt before"
+        ranks.set("default_pg", "0")
+    assert nodes[0].use_agent_store
+    for node in nodes:
+        node.shutdown()

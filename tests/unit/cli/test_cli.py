@@ -73,8 +73,8 @@ def test_a_heavy_import_is_detected(tmp_path: Path) -> None:
         (
             "zzz",
             (
-                "commands are fit, plan, validate, test, predict, submit, status, logs, cancel, init, convert, doctor, "
-                "report, completion"
+                "commands are fit, plan, validate, test, predict, run, submit, status, logs, cancel, init, convert, "
+                "doctor, report, help, completion"
             ),
         ),
         ("reprot", "did you mean report?"),
@@ -91,7 +91,7 @@ def test_a_config_error_lists_every_problem_without_a_traceback(tmp_path: Path, 
     assert "error: the config has 3 problems:\n" in ended.output
     assert "  none.yaml: no such file" in ended.output
     assert "  seed: given 'many'" in ended.output
-    assert "  trainer.max_epoch: unknown key; did you mean trainer.max_epochs?" in ended.output
+    assert "  trainer.max_epoch: unknown key; did you mean --trainer.max_epochs 3?" in ended.output
     assert "Traceback" not in ended.output
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
 

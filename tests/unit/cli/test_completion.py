@@ -55,6 +55,8 @@ CASES = [
     ("fit --wandb.mode o", ["online", "offline"]),
     ("--global_b", ["--global_batch_size"]),
     ("fit --key", []),
+    ("help pl", ["plan"]),
+    ("validate --ckpt", ["--ckpt-path", "--ckpt_path"]),
 ]
 
 

@@ -19,13 +19,14 @@ RAISED = {
     for name, kind in vars(errors).items()
     if inspect.isclass(kind) and issubclass(kind, errors.LauncherError)
 } - {"TrainingError", "OutOfMemoryError", "Interrupted"}  # fmt: skip
-# Messages whose advice is inserted from a table.
+# Messages whose advice is inserted from a table or a function.
 INSERTED = {"cannot differ: {}", "not supported here; {}", "{} holds runs and is none itself; {}",
-            "{} takes no {}; {}", "{} takes no {}; {}{}", "given {}; {}", "no plan meets the config:\n{}"}  # fmt: skip
+            "{} takes no {}; {}", "{} takes no {}; {}{}", "given {}; {}", "no plan meets the config:\n{}",
+            "launcher report needs matplotlib: {}"}  # fmt: skip
 # Advice: an order, the valid values, or a guess at the intended value.
 NEXT = re.compile(
-    r"\b(add|ask|begin|cancel|check|choose|correct|did you mean|allocate|destroy|end|expected|free|give|install|"
-    r"keep|leave|load|look|make|move|name|needs? (?:a|as|to)|open|pip install|put|raise|remove|run|save|say|see|"
+    r"\b(add|ask|begin|call|cancel|check|choose|correct|did you mean|allocate|destroy|end|expected|free|give|install|"
+    r"keep|leave|load|look|make|move|name|needs? (?:a|as|to)|open|pip install|put|raise|remove|return|run|save|say|see|"
     r"set|start|submit|take|try|unset|update|use|valid|wait|write|must|says where|asks nothing|"
     r"(?:presets|the runs|commands) (?:are|in)|writes one|given as)\b|--[a-z]|so .* expects|use `strategy: NAME`"
 )

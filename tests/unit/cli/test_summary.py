@@ -31,5 +31,46 @@ def test_the_command_for_the_report_can_be_pasted_with_and_without_matplotlib(
     (line,) = [line for line in print_to_text(tmp_path).splitlines() if line.startswith("report")]
     command = "python -m launcher report runs/it"
     assert line.split(maxsplit=1)[1].rstrip() == (
-        command if installed else f'pip install "launcher[plot]" && {command}'
+        command if installed else f'pip install "training-launcher[plot]" && {command}'
     )
+
+
+NAMES = ["loss", "train_regression_mean_absolute_error", "validation_regression_root_mean_squared_error", "val_loss",
+         "train_gradient_norm_of_the_encoder_part", "learning_rate_of_the_first_group"]  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [40, 80, 100_000])
+@pytest.mark.parametrize("count", [0, 1, 6])
+def test_no_metric_is_divided_and_no_command_has_a_line_break(tmp_path: Path, width: int, count: int) -> None:
+    stream = io.StringIO()
+    none: Any = None  # the plan is not used
+    run = tmp_path / "a run with a long name that was given by a user"
+    metrics = dict.fromkeys(NAMES[:count], 0.123456)
+    print_summary(FitResult(run, none, metrics, 3, run / "checkpoints" / "last.ckpt"),
+                  Console(file=stream, width=width))  # fmt: skip
+    lines = stream.getvalue().splitlines()
+    places = [next(i for i, line in enumerate(lines) if line.startswith(each)) for each in ("metrics", "run ")]
+    shown = [item for line in lines[slice(*places)] for item in line[12:].split("  ")]
+    assert shown == ([f"{name} 0.1235" for name in metrics] or ["none logged"])
+    assert all(len(line) <= max(width, 12 + 53) for line in lines[slice(*places)])
+    (last,) = [line for line in lines if line.startswith("continue")]
+    assert last[12:] == (f"python -m launcher fit --config '{run}/config.yaml' --resume auto --trainer.max_epochs N")
+
+
+@pytest.mark.parametrize(("folders", "shown"), [
+    ([], None),
+    (["run-1-id", "run-2-id"], "runs/it/wandb/run-2-id"),
+    (["offline-run-1-id"], "wandb sync runs/it/wandb/offline-run-1-id"),
+    (["offline-run-1-id", "offline-run-2-id", "run-3-id"],
+     'for run in runs/it/wandb/offline-run-*; do wandb sync "$run"; done'),
+])  # fmt: skip
+def test_a_run_has_one_line_of_wandb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folders: list[str], shown: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in folders:
+        place = tmp_path / "runs" / "it" / "wandb" / name
+        place.mkdir(parents=True)
+        (place / "run-id.wandb").write_bytes(b"x" * 100)
+    lines = [line[12:] for line in print_to_text(tmp_path).splitlines() if line.startswith("W&B")]
+    assert lines == ([] if shown is None else [shown])

@@ -10,7 +10,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.config.loading import load_config, load_values, parse_overrides, read_config_file, read_preset
+from launcher.config.command_line import parse_overrides
+from launcher.config.config_file import read_config_file
+from launcher.config.loading import load_config, load_values, read_preset
 from launcher.config.schema import RunConfig
 from launcher.config.validation import parse_config
 from launcher.core.errors import ConfigError, Problem
@@ -37,8 +39,31 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     assert problem.message.startswith("no such file")
 
 
-def test_a_folder_in_place_of_a_file_is_named(tmp_path: Path) -> None:
-    assert problem_of(tmp_path).message.startswith("cannot be read: ")
+def test_a_similar_file_is_suggested_for_a_missing_one(tmp_path: Path) -> None:
+    write(tmp_path, "seed: 1", "run.yaml")
+    assert problem_of(tmp_path / "rum.yaml").message == f"no such file; did you mean {tmp_path / 'run.yaml'}?"
+
+
+def test_a_folder_in_place_of_a_file_is_named_with_files_in_it(tmp_path: Path) -> None:
+    assert problem_of(tmp_path) == Problem(str(tmp_path), "is a folder; give a file in it")
+    file = write(tmp_path, "seed: 1")
+    assert problem_of(tmp_path).message == f"is a folder; give a file in it, such as {file}"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *(("config.yaml", text) for text in ("", "# only a comment\n", "{}", "null", "---\n")),
+        ("config.json", "{}"),
+        ("config.json", "null"),
+    ],
+)
+def test_a_file_without_settings_is_an_error_and_not_the_demo(tmp_path: Path, name: str, text: str) -> None:
+    file = write(tmp_path, text, name)
+    assert problem_of(file) == Problem(str(file), "the file has no settings; write some, or do not give this file")
+    parent = write(tmp_path, f"model: {name}", "parts.yaml")
+    assert problem_of(parent).path == str(file), "a part of the config in a file of its own, too"
+    assert problem_of(write(tmp_path, "", "cut.json")).path == f"{tmp_path / 'cut.json'}, line 1"
 
 
 @pytest.mark.parametrize(
@@ -91,7 +116,7 @@ def test_an_impossible_yaml_value_is_reported_with_its_file(tmp_path: Path, text
         ),
         (
             "wandb: disabled\ntrainer: {logger: false}",
-            Problem("wandb", "given 'disabled'; expected a mapping of settings"),
+            Problem("wandb", "given 'disabled'; expected a mapping of settings; did you mean wandb.mode: disabled?"),
         ),
     ],
 )
@@ -117,7 +142,8 @@ def test_the_problems_of_all_sources_are_listed_at_once(tmp_path: Path) -> None:
         load_config([tmp_path / "none.yaml", broken, wrong], ["stray", "--devices", "0"])
 
     paths = [problem.path for problem in caught.value.problems]
-    assert paths == [str(tmp_path / "none.yaml"), f"{broken}, line 1, column 5", "stray", "seeed", "model.class_path"]
+    assert paths == [str(tmp_path / "none.yaml"), f"{broken}, line 1, column 5", "stray", "seeed", "devices",
+                     "model.class_path"]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -275,7 +301,7 @@ def test_data_without_a_model_is_reported() -> None:
 def test_without_model_and_data_the_given_settings_apply_to_the_demo(tmp_path: Path) -> None:
     demo = parse_config(read_preset("demo"))
     assert demo.model is not None
-    assert load_config() == load_config([write(tmp_path, "# nothing\n")]) == demo
+    assert load_config() == load_config([write(tmp_path, "model: null\n")]) == demo
 
     config = load_config([], ["--trainer.max_epochs", "7"])
 

@@ -12,6 +12,8 @@ import yaml
 
 from docs.generate.cli import commands as subcommands
 from docs.generate.cli import find_parser
+from launcher.cli.run import prepare_script_submission
+from launcher.cli.submit import split_arguments
 from launcher.config.loading import load_config
 from launcher.config.presets import preset_names
 from tests.support.documentation import (
@@ -102,11 +104,18 @@ def test_every_quoted_command_is_accepted(
 def assert_accepted(words: list[str]) -> None:
     """The subcommand's own parser takes the options, and the rest are settings."""
     command = words.pop(0) if words and not words[0].startswith("-") else "fit"
+    if command == "submit" and {"--script", "-m"} & set(words):
+        own, script = split_arguments(words)
+        options, overrides = find_parser(command).parse_known_args(own)
+        prepare_script_submission(
+            overrides, [*(["-m", options.module] if options.module else [options.script]), *script]
+        )
+        return
     options, overrides = find_parser(command).parse_known_args(words)
     known = vars(options)
     assert known.get("preset") in (None, *preset_names())
     files = known.get("config") or []
-    if command in ("status", "logs", "cancel", "report", "convert", "doctor", "completion"):
+    if command in ("run", "status", "logs", "cancel", "report", "convert", "doctor", "completion"):
         assert overrides == []
         return
     load_config(files, overrides)

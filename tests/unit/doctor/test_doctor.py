@@ -6,6 +6,7 @@ import http.server
 import json
 import resource
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -77,6 +78,25 @@ def test_every_library_of_the_launcher_is_checked() -> None:
     names = {finding.name for finding in doctor_checks.check_versions()}
     assert {"python", "torch", "lightning", "deepspeed", "wandb", "submitit"} <= names
     assert not names & {"pytest", "ruff"}, "extras are not needed"
+
+
+def test_a_package_that_overwrites_the_command_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert run_checks([doctor_checks.check_command]) == ()
+    stranger = tmp_path / "launcher-0.1.dist-info"
+    stranger.mkdir()
+    (stranger / "METADATA").write_text("Metadata-Version: 2.1\nName: launcher\nVersion: 0.1\n")
+    (finding,) = run_checks([doctor_checks.check_command])
+    assert finding.status == "warning"
+    assert "'launcher' 0.1 is installed too" in finding.found
+    assert finding.advice.startswith("pip uninstall launcher, then reinstall training-launcher")
+
+
+def test_a_copy_that_was_never_installed_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_checks, "DISTRIBUTION", "no-such-package-anywhere")
+    python, finding = doctor_checks.check_versions()
+    assert (python.name, finding.name, finding.status) == ("python", "no-such-package-anywhere", "warning")
+    assert finding.advice.startswith("pip install -e /")
 
 
 def test_free_space_is_compared_with_the_needed_space(tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ def _events(run: Path, *kinds: tuple[str, dict[str, Any]]) -> None:
         log.write(kind, **fields)
 
 
+UNREPORTED = "no report at its end: killed, or the node was lost"
 STARTED = ("run_started", {})
 FINISHED = ("finished", {"step": 9, "metrics": {"loss": 0.5}})
 FAILED = ("failed", {"error": "nan"})
@@ -59,14 +60,21 @@ STOPPED = ("interrupted", {"signal": 15, "step": 5})
         (JobState("PENDING", "(Resources)"), 0, [], "queued", "(Resources)"),
         (JobState("PENDING", "(BeginTime)"), 1, [STARTED, STOPPED], "requeued", "(BeginTime)"),
         (JobState("RUNNING", "n[1-2]"), 1, [STARTED], "running", "n[1-2]"),
-        (JobState("COMPLETED", exit_code=0), 1, [STARTED, FINISHED], "done", ""),
-        (JobState("FAILED", exit_code=1), 1, [STARTED, FAILED], "failed", "FAILED, exit code 1: nan"),
-        (JobState("CANCELLED"), 1, [STARTED, STOPPED], "cancelled", "CANCELLED: by signal 15 after step 5"),
+        (JobState("COMPLETED", exit_code=0), 1, [STARTED, FINISHED], "done", "done after 9 steps"),
+        (JobState("FAILED", exit_code=1), 1, [STARTED, FAILED], "failed", "FAILED, exit code 1: rank 0: nan"),
+        (JobState("CANCELLED"), 1, [STARTED, STOPPED], "cancelled",
+         "CANCELLED: the job was cancelled; stopped by SIGTERM at step 5; no checkpoint saved"),
         (JobState("FAILED", exit_code=2), 2, [STARTED, MISSING], "failed",
-         "FAILED, exit code 2: node 1, 3 did not join"),
-        (JobState("NODE_FAIL"), 1, [STARTED], "failed", "NODE_FAIL"),
-        (JobState("UNKNOWN"), 1, [STARTED, FINISHED], "done", "SLURM no longer knows the job"),
-        (JobState("UNKNOWN"), 1, [STARTED], "ended", "SLURM no longer knows the job"),
+         "FAILED, exit code 2: nodes 1, 3 did not join"),
+        (JobState("NODE_FAIL"), 1, [STARTED], "failed", "NODE_FAIL: a node of the job failed"),
+        (JobState("TIMEOUT", exit_code=143), 1, [STARTED, STOPPED], "failed",
+         "TIMEOUT: SLURM ended the job at its time limit; stopped by SIGTERM at step 5; no checkpoint saved"),
+        (JobState("PREEMPTED"), 1, [STARTED], "failed", "PREEMPTED: SLURM preempted the job for another one"),
+        (JobState("OUT_OF_MEMORY"), 1, [STARTED], "failed",
+         "OUT_OF_MEMORY: SLURM killed the job: out of the memory it asked for"),
+        (JobState("UNKNOWN"), 1, [STARTED, FINISHED], "done", "done after 9 steps; SLURM no longer knows the job"),
+        (JobState("UNKNOWN"), 1, [STARTED], "ended",
+         f"{UNREPORTED}; SLURM no longer knows the job"),
     ],
 )  # fmt: skip
 def test_the_state_combines_the_queue_and_the_events(
@@ -107,7 +115,7 @@ def test_a_run_that_was_not_submitted_is_running_while_its_directory_is_locked(t
 def test_a_later_attempt_clears_the_end_of_an_earlier_one(tmp_path: Path) -> None:
     _events(tmp_path, STARTED, ("failed", {"error": "x"}), STARTED)
     progress = summarize_events(tmp_path / "events.jsonl")
-    assert (progress.attempts, progress.ending, progress.detail) == (2, None, "")
+    assert (progress.attempts, progress.endings.find_ending("it")) == (2, None)
 
 
 @pytest.mark.parametrize("name", ["none", "../it", "/etc", "", ".", "a/../it"])
@@ -344,7 +352,7 @@ def test_the_status_of_a_job_with_ranks_comes_from_its_events(tmp_path: Path) ->
     _events(run, STARTED, FAILED)
     (run / "logs").mkdir()
     (run / "logs/rank-0.log").write_text("trained\n")
-    assert (read_run_status(run).detail, b"".join(read_log(run, 0))) == ("nan", b"trained\n")
+    assert (read_run_status(run).detail, b"".join(read_log(run, 0))) == ("rank 0: nan", b"trained\n")
 
 
 def test_the_status_of_a_job_without_an_error_has_its_last_line(tmp_path: Path) -> None:

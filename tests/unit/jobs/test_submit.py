@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from launcher.cli import main as cli
 from launcher.config.schema import SlurmOptions
 from slurm.job import list_job_options
-from tests.support.processes import Finished, launcher, run
+from tests.support.processes import Finished, launcher, run, run_warm
 from tests.support.run_directories import fill, small_disk
 from tests.support.stand_ins import TAKEN, StandIns
 
@@ -39,9 +40,11 @@ def cwd(tmp_path: Path) -> Path:
     return tmp_path / "cwd"
 
 
-def submit(cwd: Path, slurm: StandIns | None, *given: str, **env: str) -> Finished:
+def submit(
+    cwd: Path, slurm: StandIns | None, *given: str, start: Callable[..., Finished] = run_warm, **env: str
+) -> Finished:
     path = {"PATH": "/nowhere"} if slurm is None else slurm.env
-    return run(launcher("submit", *MODEL, *given), cwd, env={**path, **env}, timeout=60)
+    return start(launcher("submit", *MODEL, *given), cwd, env={**path, **env}, timeout=60)
 
 
 def test_a_dry_run_prints_the_submitted_script_and_creates_nothing(cwd: Path, slurm: StandIns) -> None:
@@ -62,7 +65,7 @@ def test_a_dry_run_prints_the_submitted_script_and_creates_nothing(cwd: Path, sl
     assert re.search(r"ranks +16 x GPU of the nodes on 2 nodes", printed)
     assert re.search(r"strategy +ddp ", printed)
 
-    submit(cwd, slurm, *JOB, "--no-snapshot").check()
+    submit(cwd, slurm, *JOB, "--no-snapshot", start=run).check()
     assert (slurm.folder / "script").read_bytes() == dry.stdout
     assert (cwd / "runs/it/submissions/1/42_submission.sh").read_bytes() == dry.stdout
 
@@ -70,7 +73,7 @@ def test_a_dry_run_prints_the_submitted_script_and_creates_nothing(cwd: Path, sl
 def test_the_submission_is_private_and_prints_the_next_commands(cwd: Path, slurm: StandIns) -> None:
     before = os.umask(0o027)
     try:
-        output = submit(cwd, slurm, *JOB).check().output
+        output = submit(cwd, slurm, *JOB, start=run).check().output
     finally:
         os.umask(before)
     # The job inherits the user's umask.
@@ -278,3 +281,24 @@ def test_the_record_has_the_job(cwd: Path, slurm: StandIns) -> None:
     submit(cwd, slurm, *JOB).check()
     record = json.loads((cwd / "runs/it/submissions/1/submission.json").read_text())
     assert (record["cluster"], record["job_id"], record["nodes"]) == ("slurm", "42", 2)
+
+
+def test_a_plain_script_is_submitted_without_a_config(cwd: Path, slurm: StandIns) -> None:
+    (cwd / "train.py").write_text("")
+    given = ("--script", "train.py", *JOB, "--name", "it", "--max-restarts", "1", "--no-snapshot")
+    path = {**slurm.env}
+    dry = run(launcher("submit", *given, "--dry-run", "--", "--lr", "1"), cwd, env=path, timeout=60).check()
+    assert "#SBATCH --nodes=2" in dry.output
+    assert f"launcher run --name it --runs-dir {cwd / 'runs'} --max-restarts 1 train.py --lr 1\n" in dry.output
+    assert sorted(file.name for file in cwd.iterdir()) == ["train.py"]
+    run(launcher("submit", *given, "--", "--lr", "1"), cwd, env=path, timeout=60).check()
+    assert not (cwd / "runs" / "it" / "submissions" / "1" / "config.yaml").exists()
+    again = run(launcher("submit", *given), cwd, env=path, timeout=60).check(2)
+    assert "run 'it' is running already" in again.output
+    for wrong, message in (
+        (("--script", "train.py", "--sweep", "a=1"), "--sweep: given with a script, which has no config"),
+        (("--script", "train.py", "-m", "pkg"), "-m: given with --script"),
+        (("--name", "x", "--", "--lr"), "--: given without --script or -m"),
+        (("--script", "missing.py"), "given 'missing.py', which does not exist"),
+    ):
+        assert message in run(launcher("submit", *wrong), cwd, env=path, timeout=60).check(2).output

@@ -133,7 +133,7 @@ UNREADABLE = [
     '{"time":5,"rank":0,"kind":"step","step":3,"metrics":{"loss":"low"}}',
     '{"time":5,"rank":0,"kind":"ranks","step":3,"ranks":[0,1],"loss_scale":[1]}',
     '{"time":5,"rank":0,"kind":"ranks","step":3,"ranks":[0],"loss_scale":[{}]}',
-    '{"time":5,"rank":0,"kind":"ranks","step":3,"ranks":[0],"peak_memory":[1%s]}' % ("0" * 400),
+    '{"time":5,"rank":0,"kind":"ranks","step":3,"ranks":[0],"own_seconds":[1%s]}' % ("0" * 400),
     '{"time":5,"rank":0,"kind":"ranks","step":3,"ranks":{}}',
     '{"time":5,"rank":0,"kind":"ranks","step":3,"ranks":[]}',
     '{"time":5,"rank":0,"kind":"planned","plan":"none"}',

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import datetime
+import json
 import math
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from launcher.core.events import EventLog
 from launcher.report.command import render
+from launcher.report.overview import to_values
 from launcher.report.source import read_run
 from tests.support.made_run import START, MadeRun, with_memory
 
@@ -91,7 +96,7 @@ def test_every_plot_has_a_title_a_caption_and_a_legend(run: MadeRun) -> None:
     pictures = [attrs for tag, attrs in page.tags if tag == "svg" and attrs.get("role") == "img"]
     names = [attrs["aria-labelledby"] for attrs in pictures]
     expected = ["loss", "rate", "scale-plot", "time", "own", "bars", "memory-plot", "timeline"]
-    assert names == [f"{name}-t {name}-d" for name in expected]
+    assert names == [f"{name}{kind}-t {name}-d" for name in expected for kind in ("", "-narrow")]
     assert [tag for tag, _ in page.tags].count("figcaption") == len(expected)
     assert sum(attrs.get("class") == "legend" for _, attrs in page.tags) == len(expected)
     # Every table has headers and a caption.
@@ -195,7 +200,8 @@ def test_attempts_are_listed_with_their_ends_and_repeated_steps(run: MadeRun) ->
     assert "1 restart" in page
     # The second attempt was killed.
     assert "ended without a record" in page
-    assert "Resume from the last checkpoint: launcher fit --config" in page
+    assert "no report at its end: killed, or the node was lost Next: --resume auto continues it." in page
+    assert f"launcher fit --config {run.path}/config.yaml --resume auto" in page
     assert "torch 2.13.0 2.99" in page
 
 
@@ -242,7 +248,7 @@ def test_the_last_lines_of_the_rank_that_failed_are_shown(run: MadeRun) -> None:
     )
     run.write_event("failed", rank=1, host="node1", error="ValueError: no")
     page = written(run).text
-    assert "rank 1 (node1): ValueError: no" in page
+    assert "rank 1 on node1: ValueError: no Next: fix it; then run it again." in page
     assert "line 99 bar 3% ValueError: no" in page
     assert "line 50" not in page
     assert "bar 1%" not in page
@@ -260,9 +266,31 @@ def test_two_runs_are_compared(tmp_path: Path) -> None:
     assert "skipped steps 2 (gradients not finite) \u2013" in page.text
     assert len(set(page.ids())) == len(page.ids())
     pictures = [attrs["aria-labelledby"] for tag, attrs in page.tags if tag == "svg" and attrs.get("role") == "img"]
-    assert pictures == ["loss-t loss-d", "rate-t rate-d", "scale-t scale-d", "time-t time-d"]
+    assert [name for name in pictures if "narrow" not in name] == [
+        f"{name}-t {name}-d" for name in ("loss", "rate", "scale", "time", "metric-0")
+    ]
     # Steps, loss and precision; the time is near, all else is the same or missing in one.
     assert [attrs for tag, attrs in page.tags if tag == "tr"].count({"class": "marked"}) == 3
+
+
+def test_several_runs_are_compared_with_every_metric(tmp_path: Path) -> None:
+    runs = [trained(MadeRun(tmp_path / name, seed=seed)) for seed, name in enumerate("abcd")]
+    runs[2].write_event("validation", step=100, metrics={"val_acc": 0.75})
+    page = Outline(render([read_run(run.path) for run in runs], START))
+    assert "a, b, c and d" in page.text
+    assert "optimizer steps 100 100 100 100" in page.text
+    assert "seed 0 1 2 3" in page.text
+    assert "val_acc \u2013 \u2013 0.75 \u2013" in page.text
+    assert "Not logged by a, b, d." in page.text
+    assert "loss 0.8283 (0.8283 to 3.615)" in page.text
+    assert len(set(page.ids())) == len(page.ids())
+
+
+def test_a_comparison_of_many_runs_has_colors_for_the_first(tmp_path: Path) -> None:
+    runs = [read_run(trained(MadeRun(tmp_path / f"run-{i}"), steps=20).path) for i in range(12)]
+    page = Outline(render(runs, START)).text
+    assert "run-0, run-1, run-2, run-3, run-4 and 7 more" in page
+    assert "The first 8 runs have a color each; the other 4 are thin gray lines." in page
 
 
 def test_a_run_compared_with_itself_has_no_difference(run: MadeRun) -> None:
@@ -270,3 +298,123 @@ def test_a_run_compared_with_itself_has_no_difference(run: MadeRun) -> None:
     page = Outline(render([read, read], START))
     assert page.text.count("No difference.") == 3
     assert "differs" not in page.text
+
+
+def test_values_are_shown_as_in_yaml_and_not_as_in_python(tmp_path: Path) -> None:
+    when = datetime.datetime(2026, 11, 25, 1, 44, tzinfo=datetime.UTC)
+    options = {
+        "layers": [64, 128],
+        "options": [{"bias": True, "init": None}],
+        "mean": 0.1 + 0.2,
+        "lr": 1e-05,
+        "empty": [],
+    }
+    run = MadeRun(tmp_path / "first", model={"class_path": "my.Model", "init_args": options})
+    run.start()
+    run.step(10)
+    run.write_event("straggler", ranks=[1], steps=9, own_seconds=[0.1, None], text=None)
+    run.write_event("a_kind_of_a_later_version", values={"a": None, "b": [True, {"c": when.isoformat()}]})
+    run.write_event("evaluated", command="test", checkpoint="last.ckpt", metrics=[{"test_acc": 0.5}, {"x": "nan"}])
+    run.write_event("finished", step=10, metrics={})
+    page = written(run).text
+    for shown in ("layers [64, 128]", "options [{bias: true, init: null}]", "mean 0.3", "lr 1e-05", "empty []",
+                  "own_seconds [0.1, null]", "values {a: null, b: [true, {c: 2026-11-25T01:44:00+00:00}]}",
+                  "test of last.ckpt: test_acc 0.5, x nan"):  # fmt: skip
+        assert shown in page
+    assert not re.search(r"None|True|False|\{'|\['|0\.30000", page.replace("`static_graph = True`", ""))
+
+
+def test_every_metric_has_a_plot_and_a_row_and_pairs_share_one(run: MadeRun) -> None:
+    run.start()
+    for step in (10, 20):
+        logged = {"train/acc": 0.1 * step, "train_loss": 1.0, "lr_scale": 1.0, **{f"m/{i}": step for i in range(30)}}
+        run.write_event("step", 1, step=step, metrics=logged)
+        run.write_event("validation", 1, step=step, metrics={"val/acc": 0.5 / step, "val_loss": 2.0 + step})
+    run.write_event("finished", step=20, metrics={"total": 7.0})
+    run.write_event("evaluated", command="test", checkpoint="c", metrics=[{"test/acc": 0.25}])
+    outline = written(run)
+    titles = [text for text in outline.texts if text.strip()]
+    for name in ("train/acc", "val/acc", "test/acc", "lr_scale", "total", *(f"m/{i}" for i in range(30))):
+        assert name in titles
+    assert "acc" in titles, "the title of the pair"
+    assert outline.text.count("acc train/acc val/acc test/acc") == 1, "the legend of the pair"
+    assert "37 metrics, all but those of the loss in 33 plots" in outline.text
+    assert "the plots after the first 12 open on a click" in outline.text
+    assert "total 7 7 (step 20) 7 (step 20) 1 at the end" in outline.text
+
+
+def test_a_run_with_many_metrics_stays_small_and_starts_with_a_few_plots(tmp_path: Path) -> None:
+    run = MadeRun(tmp_path / "first")
+    run.start()
+    for step in range(10, 1010, 10):
+        run.write_event("step", 1, step=step, metrics={f"metric_{i}": math.sin(step * i) for i in range(80)})
+    page = render([read_run(run.path)], START)
+    assert len(page) < 600_000, "1.5 MB with 200 metrics"
+    assert page.count('class="small"') == 79
+    assert page.partition("<details>")[0].count('class="small"') == 12
+
+
+def test_peak_memory_is_the_same_everywhere(tmp_path: Path) -> None:
+    run = MadeRun(tmp_path / "first")
+    run.start()
+    run.step(10)
+    run.ranks(10, memory=3 * 2**30)
+    run.write_event("memory", step=10, planned={"total": 2**32}, ranks=[0, 1], measured=[7 * 2**29, 2**30],
+                    measured_by="most bytes that torch's allocator had in use on the device")  # fmt: skip
+    run.write_event("finished", step=10, metrics={})
+    read = read_run(run.path)
+    values, page = to_values(read), written(run).text
+    assert values["peak_memory"] == {"highest": 7 * 2**29, "by_rank": {"0": 7 * 2**29, "1": 3 * 2**30},
+                                     "of": "allocated by torch on the device; it reserves more"}  # fmt: skip
+    assert (values["figures"]["peak memory"], read.status.peak_memory) == (7 * 2**29, 7 * 2**29)
+    assert "peak memory 3.5 GiB of one rank; allocated by torch on the device; it reserves more" in page
+    assert "peak memory : allocated by torch on the device; it reserves more." in page
+    both = Outline(render([read, read], START)).text
+    assert "peak memory 3.5 GiB (of one rank; allocated by torch on the device; it reserves more)" in both
+
+
+def test_the_growth_of_memory_on_a_cpu_is_not_the_peak(tmp_path: Path) -> None:
+    run = MadeRun(tmp_path / "first")
+    run.plan["device_kind"] = "cpu"
+    run.start()
+    run.step(10)
+    run.ranks(10, memory=3 * 2**30)
+    run.write_event("memory", step=10, planned={"total": 2**20}, ranks=[0, 1], measured=[2**20, 2**19],
+                    measured_by="growth of the process's resident memory since before the model was made")  # fmt: skip
+    run.write_event("finished", step=10, metrics={})
+    read, page = read_run(run.path), written(run).text
+    assert (read.status.peak_memory, read.status.peak_memory_of) == (3 * 2**30, "resident memory of the process (RSS)")
+    assert "peak memory 3 GiB of one rank; resident memory of the process (RSS)" in page
+    assert (
+        "The process of a rank had at most 3 GiB: resident memory of the process (RSS). Compared with the plan" in page
+    )
+    assert "The highest growth was 1 MiB (rank 0)" in page
+
+
+def test_the_reason_of_the_end_is_the_same_in_the_page_the_status_and_the_json(run: MadeRun) -> None:
+    run.start()
+    run.step(10)
+    run.write_event("checkpoint", step=10)
+    run.write_event("finished", step=10, metrics={}, reason="max_time")
+    status = read_run(run.path).status
+    assert status.detail == "trainer.max_time is over, after 10 steps"
+    page = written(run).text
+    assert f"{status.detail} Next: {status.advice}." in page
+    assert to_values(read_run(run.path))["ending"] == {
+        "state": "done", "reason": "max_time", "detail": status.detail, "advice": status.advice, "command": "",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("events", [[], ["run_started"], ["run_started", "rank_failed"]])
+def test_a_run_of_a_script_without_config_plan_and_metrics_is_shown(tmp_path: Path, events: list[str]) -> None:
+    path = tmp_path / "script"
+    (path / "logs").mkdir(parents=True)
+    for kind in events:
+        EventLog(path / "events.jsonl", 0).write(kind, exit_code=3, host="n1", restart=False)
+    read = read_run(path)
+    page = Outline(render([read], START)).text
+    assert Outline(render([read, read, read], START)).text
+    assert json.dumps(to_values(read), allow_nan=False)
+    if "rank_failed" in events:
+        assert "rank 0 on n1 ended with exit code 3" in page
+        assert read.status.advice == "see: launcher logs script --rank 0; then run it again"

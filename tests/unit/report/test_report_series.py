@@ -18,10 +18,8 @@ from launcher.report.series import (
     Skip,
     count_skipped_steps,
     decimate,
-    find_loss,
     find_skips,
     find_stragglers,
-    find_validation_loss,
     group_equal,
     smooth,
     smooth_by_medians,
@@ -39,7 +37,7 @@ def table(skipped: list[float | None], steps: list[int] | None = None) -> RankTa
     nothing = np.full((len(skipped), 1), np.nan)
     counts = np.array([[s] for s in skipped], dtype=float)
     at = np.array(steps or range(10, 10 * len(skipped) + 1, 10), dtype=float)
-    return RankTable(at, (0,), nothing, counts, nothing, nothing, nothing, nothing)
+    return RankTable(at, (0,), nothing, counts, nothing, nothing, nothing)
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=3000), st.integers(10, 100))
@@ -68,25 +66,6 @@ def test_a_trend_starts_without_bias_and_skips_values_that_are_not_finite() -> N
 def test_the_trend_of_times_ignores_an_outlier() -> None:
     trend = smooth_by_medians(line([10_000.0, *[1.0] * 99]), blocks=10)
     assert trend.values.tolist() == [1.0] * 10
-
-
-@pytest.mark.parametrize(
-    ("names", "wanted"),
-    [
-        (["acc", "train_loss"], "train_loss"),
-        (["my_loss", "loss"], "loss"),
-        (["val_loss", "my_loss"], "my_loss"),
-        (["acc", "f1"], "acc"),
-        ([], None),
-    ],
-)
-def test_the_loss_is_found_by_name(names: list[str], wanted: str | None) -> None:
-    metrics = dict.fromkeys(names, 1.0)
-    step = {"time": START, "rank": 0, "kind": "step", "step": 1, "metrics": metrics}
-    events = [step, {**step, "kind": "validation", "metrics": {**metrics, "val_loss": 2.0}}]
-    history = read_history(events)
-    assert find_loss(history) == wanted
-    assert find_validation_loss(history) == "val_loss"
 
 
 def test_skipped_steps_are_found_in_their_intervals() -> None:
@@ -120,7 +99,6 @@ def _interval(step: int, own: list[float], data: float = 0.0, skipped: int | Non
     return {
         "time": START + step, "rank": 0, "kind": "ranks", "step": step, "ranks": list(range(size)), "own_seconds": own,
         "step_seconds": [1.0] * size, "data_seconds": [data] * size, "skipped_steps": [skipped] * size,
-        "peak_memory": [100 * (r + 1) for r in range(size)],
     }  # fmt: skip
 
 
@@ -132,7 +110,7 @@ def test_stragglers_are_found_by_the_rule_of_the_alerts() -> None:
     assert [s.rank for s in summaries] == [0, 1, 2]
     slow = summaries[2]
     assert (slow.own_seconds, slow.own_factor, slow.share_slowest) == (0.5, 2.5, 7 / 8)
-    assert (slow.skipped_steps, slow.peak_memory, slow.data_seconds) == (4, 300, 0.1)
+    assert (slow.skipped_steps, slow.data_seconds) == (4, 0.1)
     assert count_skipped_steps(history) == 4
     assert find_stragglers(summaries, WatchOptions()) == [2]
     assert find_stragglers(summaries, WatchOptions(slow_factor=3)) == []

@@ -184,8 +184,9 @@ def test_a_failed_allocation_counts_like_an_oom_kill() -> None:
 def test_the_status_of_a_run_reports_out_of_memory(tmp_path: Path) -> None:
     events = tmp_path / "events.jsonl"
     events.write_text(json.dumps({"time": 1.0, "rank": 0, "kind": "out_of_memory", "strategy": "ddp"}) + os.linesep)
-    status = summarize_events(events)
-    assert (status.ending, status.detail) == ("failed", "out of memory with ddp")
+    ending = summarize_events(events).endings.find_ending("it")
+    assert ending is not None
+    assert (ending.state, ending.text) == ("failed", "rank 0: out of memory with ddp")
 
 
 def test_the_next_strategy_respects_the_config() -> None:

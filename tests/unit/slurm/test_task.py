@@ -234,3 +234,20 @@ def test_the_first_checkpoint_is_used_until_the_run_has_its_own(tmp_path: Path) 
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt.manifest").touch()
     assert make_agent_command(request, _TASK, None, {})[0][-2:] == ["--resume", "auto"]
+
+
+def test_a_plain_script_follows_the_options_of_the_node_and_resumes_itself(tmp_path: Path) -> None:
+    script = ("-m", "pkg.train", "--lr", "1")
+    request = FitRequest(str(tmp_path), str(tmp_path), ("launcher", "run"), "/cwd", 2, 8, "USR2", script=script)
+    arguments, _ = _command(request, {})
+    assert arguments[:4] == ["launcher", "run", "--nproc-per-node", "8"]
+    assert arguments[-len(script) :] == list(script)
+    assert "--resume" not in arguments
+    assert make_agent_command(request, _TASK, None, {})[0][2:] == ["--nproc-per-node", "8", *script]
+
+
+def test_a_plain_script_is_queued_again_however_often(tmp_path: Path) -> None:
+    node = Node(tmp_path, fruitless_limit=1, script=("train.py",))
+    for restarts in range(3):
+        assert node.attempt(restarts=restarts) == 75, node.output
+    assert "stopped; the job is queued again" in node.output

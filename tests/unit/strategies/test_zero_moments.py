@@ -36,7 +36,8 @@ def beside_states(
     settings = ZeroSettings(bucket, overlap, persistence_threshold=0, prefetch_bucket_size=0)
     found = estimate_memory(model, trace, candidate, ranks, Precision.FP32_TRUE, settings=settings,
                             whole_process=process, accumulate=accumulate)  # fmt: skip
-    return found.phase, found.gradients + found.activations + found.buffers - (PROCESS if process else 0)
+    beside = found.gradients + found.activations + found.temporaries + found.buffers
+    return found.phase, beside - (PROCESS if process else 0)
 
 
 def test_activations_and_gradients_of_different_moments_are_not_added() -> None:

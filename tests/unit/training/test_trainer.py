@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +24,8 @@ from launcher.core.events import EventLog
 from launcher.core.output import RunOutput
 from launcher.hardware.topology import Topology
 from launcher.process.rank_status import RankStatusWriter
-from launcher.training.callbacks.events import ProgressLines
+from launcher.training.callbacks.model_summary import ShortModelSummary
+from launcher.training.callbacks.progress import ProgressLines, TerminalProgress
 from launcher.training.context import RunContext
 from launcher.training.trainer import build_trainer
 from launcher.user_code.classes import import_classes
@@ -40,6 +42,13 @@ def rank_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rank_zero_only, "rank", vars(rank_zero_only)["rank"])
 
 
+class Screen(io.StringIO):
+    """A terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 def built(tmp_path: Path, own: list[Any], trainer: dict[str, Any] | None = None, **options: Any) -> Any:
     """A Trainer with the user's callbacks for the rank of `env`, on a terminal or not."""
     env, is_terminal = options.pop("env", {}), options.pop("is_terminal", False)
@@ -51,7 +60,9 @@ def built(tmp_path: Path, own: list[Any], trainer: dict[str, Any] | None = None,
         precision="32-true", device_kind="cpu", strategy=choice, deepspeed=None, batch=SimpleNamespace(accumulate=1)
     )
     run: Any = SimpleNamespace(path=tmp_path, checkpoints=tmp_path, resume_from=None)
-    output = RunOutput(EventLog(tmp_path / "events.jsonl", topology.rank), Console(force_terminal=is_terminal), False)
+    screen = Screen() if is_terminal else io.StringIO()
+    console = Console(file=screen, force_terminal=is_terminal, _environ={"TERM": "xterm"})
+    output = RunOutput(EventLog(tmp_path / "events.jsonl", topology.rank), console, False)
     config = parse_config({"trainer": trainer or {}})
     ctx = RunContext(config, topology, plan, run, None, "0", output, RankStatusWriter.from_env({}))
     objects = UserObjects(
@@ -76,7 +87,13 @@ def test_rank_zero_has_a_bar_on_a_terminal_and_lines_elsewhere(tmp_path: Path) -
     found = {(place, rank): [type(each) for each in kept(built(tmp_path, [], env=env, is_terminal=place),
                                                          callbacks.ProgressBar, ProgressLines)]
              for place in (False, True) for rank, env in enumerate([{}, _RANK_ONE])}  # fmt: skip
-    assert found == {(False, 0): [ProgressLines], (False, 1): [], (True, 0): [callbacks.RichProgressBar], (True, 1): []}
+    assert found == {(False, 0): [ProgressLines], (False, 1): [], (True, 0): [TerminalProgress], (True, 1): []}
+
+
+@pytest.mark.parametrize(("restarts", "expected"), [("0", [ShortModelSummary]), ("1", [])])
+def test_a_restart_does_not_repeat_the_model_summary(tmp_path: Path, restarts: str, expected: list[Any]) -> None:
+    trainer = built(tmp_path, [], env={**_RANK_ONE, "TORCHELASTIC_RESTART_COUNT": restarts})
+    assert [type(each) for each in kept(trainer, callbacks.ModelSummary)] == expected
 
 
 @pytest.mark.parametrize("summary", [callbacks.ModelSummary, callbacks.RichModelSummary])

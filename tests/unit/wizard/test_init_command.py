@@ -9,6 +9,7 @@ import pytest
 
 from launcher.cli import main as cli
 from launcher.config.loading import load_config
+from launcher.core.errors import ConfigError
 from launcher.wizard import command as init_command
 from launcher.wizard.answers import WizardConfig
 from launcher.wizard.wizard import SetupWizard
@@ -32,12 +33,25 @@ def test_yes_writes_the_preset_with_the_settings_on_top(folder: Path, capsys: py
 
 
 def test_a_file_overrides_the_preset_and_settings_override_the_file(folder: Path) -> None:
-    (folder / "old.json").write_text('{"devices": 3, "seed": 1, "precision": "bf16"}')
+    (folder / "old.json").write_text('{"num_nodes": 1, "seed": 1, "precision": "bf16"}')
     arguments = ["init", "--yes", "--from", "old.json", "--preset", "debug", "--seed", "2", "-o", "new.json"]
     assert cli.run(arguments) == 0
     config = load_config(["new.json"])
-    assert (config.devices, config.seed, config.precision, config.strategy) == (3, 2, "bf16", "single_device")
+    assert (config.num_nodes, config.seed, config.precision, config.strategy) == (1, 2, "bf16", "single_device")
     assert load_config(["old.json"]).seed == 1
+
+
+@pytest.mark.parametrize("name", ["run.yaml", "run.json"])
+def test_a_batch_that_the_ranks_cannot_share_is_not_written(
+    folder: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["init", "--yes", "--devices", "2", "--global_batch_size", "7", "-o", name]) == 2
+    assert (
+        "global_batch_size 7 cannot be shared by 2 ranks; nearest: global_batch_size 6 or 8" in capsys.readouterr().err
+    )
+    with pytest.raises(ConfigError):
+        WizardConfig(devices=2, global_batch_size=7).save(name)
+    assert not (folder / name).exists()
 
 
 def test_an_existing_file_is_not_replaced(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from launcher import SetupWizard, WizardConfig
+from launcher.config.loading import load_config
 from launcher.config.schema import RunConfig
 from launcher.core.errors import Problem
 from launcher.hardware.devices import Device, Hardware
+from launcher.planning.dry_run import plan_here
 from launcher.wizard.machine import MachineFacts
+from launcher.wizard.prompter import Choice
 from slurm.partitions import Partition
 from tests.support.scripted_prompter import DEFAULT, ScriptedPrompter
 
@@ -133,7 +138,7 @@ def test_a_model_that_fails_on_the_meta_device_is_kept_only_after_a_question() -
 
 def test_an_answer_out_of_range_is_reported_and_asked_again() -> None:
     samples, passes = ["0", "many", "8"], ["-2", "1.5", "3"]
-    given = {"Samples": samples, "Passes": passes, "Ranks": ["0", "2"], "Name": ["../x", "ok"], "There": False}
+    given = {"Samples": samples, "Passes": passes, "Ranks": ["0", "2"], "Name": ["../x", "ok"], "No_plan": False}
     config, _, screen = wizard(**TOY | given)
     assert config is not None
     assert (config.global_batch_size, config.max_epochs, config.devices, config.name) == (8, 3, 2, "ok")
@@ -149,7 +154,7 @@ def test_an_answer_out_of_range_is_reported_and_asked_again() -> None:
 
 
 def test_partitions_are_offered_and_limit_ranks_and_nodes() -> None:
-    config, prompter, screen = wizard(partitions=CLUSTER, Ranks=["8", "4"], Nodes=["7", "6"], There=False)
+    config, prompter, screen = wizard(partitions=CLUSTER, Ranks=["8", "4"], Nodes=["7", "6"], No_plan=False)
     assert config is not None
     assert (config.partition, config.devices, config.num_nodes) == ("gpu", 4, 6)
     assert prompter.titles["SLURM partition"] == ["gpu", "cpu", "none: without SLURM"]
@@ -184,11 +189,48 @@ def test_the_plan_is_shown_before_and_after_the_answers() -> None:
 
 def test_an_impossible_strategy_is_reported_and_asked_again() -> None:
     start = WizardConfig(accelerator="cpu", devices=2)
-    config, prompter, screen = wizard(start, **TOY | {"Strategy": ["single_device", "ddp"]})
+    config, prompter, screen = wizard(start, **TOY | {"Strategy": ["single_device", "ddp"], "No_plan": "again"})
     assert config is not None
     assert config.strategy == "ddp"
     assert "no plan for this machine: no plan meets the config" in screen
-    assert ("There is no plan for these answers on this machine. Answer again?", True) in prompter.asked
+    assert ("No plan here. What do you change?", "ranks") in prompter.asked
+
+
+def test_a_batch_that_the_ranks_cannot_share_leads_back_to_ranks_or_batch() -> None:
+    start = WizardConfig(accelerator="cpu")
+    question = "Batch and ranks do not fit. What do you change?"
+    answers = {"Samples": ["7", "9"], "Ranks": ["2", "3"], "Batch": ["batch", "ranks"]}
+    config, prompter, screen = wizard(start, **TOY | answers)
+    assert config is not None
+    assert (config.global_batch_size, config.devices) == (9, 3)
+    assert "global_batch_size 7 cannot be shared by 2 ranks" in screen
+    asked = [message for message, _ in prompter.asked]
+    assert asked.count(question) == 2
+    assert asked.index(question) < asked.index("Train in mixed precision?")
+
+
+@pytest.mark.parametrize("strategy", ["auto", "single_device", "ddp"])
+@pytest.mark.parametrize("samples", ["7", "8"])
+@pytest.mark.parametrize(("ranks", "nodes"), [("", ""), ("2", ""), ("1", "2"), ("2", "2")])
+def test_each_config_that_the_review_writes_loads_and_has_a_plan(
+    samples: str, ranks: str, nodes: str, strategy: str, tmp_path: Path
+) -> None:
+    class Writes(ScriptedPrompter):
+        """Writes the config if the review offers it."""
+
+        def select(self, message: str, choices: Sequence[Choice], default: Any = None) -> Any:
+            offered = [choice.value for choice in choices]
+            return super().select(message, choices, "cancel" if default == "write" not in offered else default)
+
+    answers = {"Samples": [samples, "8"], "Ranks": ranks, "Nodes": nodes, "Strategy": strategy, "No_plan": False}
+    prompter = Writes(**TOY | answers, Batch="batch")
+    machine = MachineFacts("laptop", CPU)
+    made = SetupWizard(prompter, console=Console(file=io.StringIO(), width=80), look=lambda: machine)
+    config = made.run(WizardConfig(accelerator="cpu"))
+    assert (config is None) == (strategy == "single_device" and (ranks, nodes) != ("", ""))
+    if config is not None:
+        config.save(tmp_path / "run.yaml")
+        assert plan_here(load_config([tmp_path / "run.yaml"]), "laptop").plan.batch.global_batch_size in (7, 8)
 
 
 def test_a_precision_by_name_and_a_plain_answer_replace_each_other() -> None:
@@ -214,7 +256,7 @@ def test_enter_keeps_everything_of_a_config_that_is_edited() -> None:
 
 def test_after_the_review_a_step_can_be_answered_again_with_another_preset() -> None:
     config, prompter, _ = wizard(
-        WizardConfig(accelerator="cpu"), Begin=["debug", "ddp-node"], What=[1, "write"], There=False
+        WizardConfig(accelerator="cpu"), Begin=["debug", "ddp-node"], What=[1, "write"], No_plan=False
     )
     assert config is not None
     assert (config.preset, config.strategy, config.devices, config.max_epochs) == ("ddp-node", "ddp", "auto", None)
@@ -226,7 +268,7 @@ def test_cancelling_at_the_review_returns_nothing() -> None:
 
 
 def test_answers_that_contradict_each_other_cannot_be_written() -> None:
-    prompter = ScriptedPrompter(What="cancel", There=False)
+    prompter = ScriptedPrompter(What="cancel", No_plan=False)
     start = WizardConfig(settings={"sed": 3})
     SetupWizard(prompter, console=Console(file=io.StringIO()), look=lambda: MachineFacts("h", CPU)).run(start)
     assert "write the config" not in prompter.titles["What now?"]

@@ -1,0 +1,217 @@
+"""`launcher run`: ranks of a plain PyTorch script, with torchrun's flags."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from launcher.cli.parsers import new_parser
+from launcher.cli.torchrun_flags import add_torchrun_flags, read_flags, read_hidden_ranks
+from launcher.config.launch_options import read_launch_options
+from launcher.core.command_parser import CommandParser
+from launcher.core.errors import LaunchError, Problem
+
+if TYPE_CHECKING:
+    from launcher.jobs.submission import ScriptCommand
+
+_DESCRIPTION = """\
+start the ranks of a PyTorch script that calls init_process_group itself
+
+The script runs as under torchrun: the same environment variables, sys.argv,
+__main__ and working directory. It needs no Lightning. The output of every rank
+is in runs/NAME/logs/rank-<r>.log; `launcher status`, `launcher logs` and
+`launcher report` know the run by its name."""
+_EPILOG = """\
+examples:
+  launcher run --nproc-per-node 8 train.py --lr 1e-3
+  launcher run --nproc-per-node gpu --max-restarts 3 -m pkg.train --config a.yaml
+  launcher run --nnodes 2 --node-rank 0 --rdzv-endpoint node0:29400 train.py
+
+exit codes:
+  0 done   2 usage   128+N stopped by signal N   otherwise that of the rank that
+  failed first
+"""
+_CONFIGS = (".yaml", ".yml", ".json")
+_NAME = re.compile(r"[^A-Za-z0-9_.-]+")
+
+
+def build_parser() -> CommandParser:
+    """The parser of the command's options."""
+    usage = "launcher run [options] SCRIPT.py|-m MODULE [arguments of the script]"
+    parser = new_parser("run", usage=usage, description=_DESCRIPTION, epilog=_EPILOG)
+    # As torchrun: `--nnode 1` is `--nnodes 1`.
+    parser.allow_abbrev = True
+    parser.add_argument("-m", "--module", action="store_true", help="SCRIPT is a module, as in `python -m`")
+    parser.add_argument("--name", help="name of the run (default: date and script); an existing one is continued")
+    parser.add_argument("--runs-dir", "--runs_dir", "--log-dir", "--log_dir", dest="runs_dir", metavar="FOLDER",
+                        help="of the runs (default runs)")  # fmt: skip
+    parser.add_argument("--preload", metavar="MODULE,...",
+                        help="modules that are imported once for all ranks, or none (default: torch, and what the head "
+                        "of the script imports from installed packages)")  # fmt: skip
+    add_torchrun_flags(parser)
+    parser.add_argument("script", nargs="?", metavar="SCRIPT", help=argparse.SUPPRESS)
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return parser
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Start the ranks of this node and wait for them; returns the exit code."""
+    options = build_parser().parse_args(list(arguments))
+    flags = read_flags(options, os.environ)
+    hides = read_hidden_ranks(flags)
+    # All ranks are shown unless the user selects some.
+    launch = read_launch_options({**flags, "terminal_ranks": flags["terminal_ranks"] or "all"})
+    kind = check_script(options.script, is_module=options.module, is_program=options.no_python)
+    from launcher.agent.script_main import ScriptTask, find_unset_variables
+    from launcher.agent.script_start import ScriptStart, start_script
+    from launcher.process.socket_folder import socket_folder
+    from launcher.process.titles import prepare_titles
+
+    prepare_titles()
+    task = ScriptTask(
+        kind,
+        options.script,
+        tuple(options.arguments),
+        search_path=tuple(find_search_path(sys.path, Path.cwd(), sys.argv[0])),
+        is_safe_path=bool(os.environ.get("PYTHONSAFEPATH")),
+        role=flags["role"] or "default",
+        max_restarts=launch.max_restarts,
+        unset=find_unset_variables(os.environ),
+        reports_progress=launch.hang_timeout is not None,
+    )
+    shown = launch.terminal_ranks
+    start = ScriptStart(
+        task,
+        launch,
+        Path(options.runs_dir or "runs"),
+        options.name or make_run_name(options.script, time.localtime()),
+        is_shown=lambda rank, local: (shown is None or rank in shown) and not hides(local),
+        preload=read_preload(options.preload),
+    )
+    with socket_folder():
+        return start_script(start)
+
+
+@dataclass(frozen=True, slots=True)
+class ScriptSubmission:
+    """A script to submit: its run, the ranks on each node, and the command without them."""
+
+    name: str
+    runs_dir: str
+    devices: int | Literal["auto"]
+    command: ScriptCommand
+
+
+def prepare_script_submission(run_options: Sequence[str], script: Sequence[str]) -> ScriptSubmission:
+    """Check options of `launcher run`, and a script or `-m` and a module with arguments, as a job gets them.
+
+    Raises:
+        LaunchError: an option is wrong, or is one that the job sets on its nodes.
+    """
+    from launcher.jobs.submission import ScriptCommand
+
+    options = build_parser().parse_args([*run_options, *script])
+    flags = read_flags(options, {})
+    read_hidden_ranks(flags)
+    launch = read_launch_options({**flags, "terminal_ranks": flags["terminal_ranks"] or "all"})
+    fixed = ("nnodes", "node_rank", "rdzv_endpoint", "rdzv_id", "master_addr", "master_port", "rdzv_backend")
+    problems = [Problem(f"--{name.replace('_', '-')}", "the job sets it on its nodes; use --nodes and leave it out")
+                for name in fixed if flags[name] is not None]  # fmt: skip
+    ranks = launch.nproc_per_node
+    devices: int | Literal["auto"] = ranks if isinstance(ranks, int) else "auto"
+    if isinstance(ranks, str):
+        message = f"given {ranks}; expected a number here, or --gpus-per-node"
+        problems.append(Problem("--nproc-per-node", message))
+    if problems:
+        raise LaunchError(problems)
+    check_script(options.script, is_module=options.module, is_program=options.no_python)
+    kept = remove_options(run_options, ("name", "runs-dir", "log-dir", "nproc-per-node"))
+    name = options.name or make_run_name(options.script, time.localtime())
+    command = ScriptCommand(tuple(kept), tuple(script))
+    return ScriptSubmission(name, options.runs_dir or "runs", devices, command)
+
+
+def remove_options(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The arguments without these options and their values."""
+    spellings = {spelling for name in names for spelling in (f"--{name}", f"--{name.replace('-', '_')}")}
+    kept: list[str] = []
+    skips = False
+    for argument in arguments:
+        if skips:
+            skips = False
+            continue
+        skips = argument in spellings
+        if not skips and argument.partition("=")[0] not in spellings:
+            kept.append(argument)
+    return kept
+
+
+def check_script(
+    script: str | None, *, is_module: bool = False, is_program: bool = False
+) -> Literal["file", "module", "program"]:
+    """What `script` is.
+
+    Raises:
+        LaunchError: it is missing, does not exist, or is a config of `launcher fit`.
+    """
+    if script is None:
+        raise LaunchError([Problem("SCRIPT", "not given; give a Python file, or -m and a module")])
+    if is_module and is_program:
+        raise LaunchError([Problem("--no-python", "given with -m; leave out one of them")])
+    if is_program:
+        return "program"
+    if is_module:
+        _check_module(script)
+        return "module"
+    if script.startswith("-"):
+        raise LaunchError([Problem(script, "not an option of `launcher run`; see launcher run --help")])
+    if not Path(script).exists():
+        message = f"given {script!r}, which does not exist in {Path.cwd()}; give the path of a Python file"
+        raise LaunchError([Problem("SCRIPT", message)])
+    if script.endswith(_CONFIGS):
+        message = f"given {script!r}, which is no Python file; a config is for `launcher fit --config {script}`"
+        raise LaunchError([Problem("SCRIPT", message)])
+    return "file"
+
+
+def _check_module(name: str) -> None:
+    import importlib.util
+
+    first = name.partition(".")[0]
+    # The parent package is not imported: it may be the user's code.
+    if importlib.util.find_spec(first) is None:
+        hint = f"; without -m, {name} is a file" if name.endswith(".py") and Path(name).exists() else ""
+        message = f"given {name!r}, but there is no module {first!r} in {Path.cwd()} or installed{hint}"
+        raise LaunchError([Problem("-m", f"{message}; check the name")])
+
+
+def make_run_name(script: str, now: time.struct_time) -> str:
+    """Date, time and the script's name."""
+    stem = Path(script.rstrip("/")).name.removesuffix(".py")
+    return f"{time.strftime('%Y%m%d-%H%M%S', now)}-{_NAME.sub('-', stem).strip('-.') or 'script'}"
+
+
+def read_preload(text: str | None) -> tuple[str, ...] | None:
+    """The modules of `--preload`; empty for `none`, None if it was not given."""
+    if text is None:
+        return None
+    return () if text == "none" else tuple(filter(None, (each.strip() for each in text.split(","))))
+
+
+def find_search_path(path: Sequence[str], cwd: Path, program: str) -> list[str]:
+    """Python's search path without the first entries, which are for the launcher's own start."""
+    found = list(path)
+    # `launcher.cli.main` adds the working directory, and so does `python -m`.
+    if found and found[0] in ("", str(cwd)):
+        del found[0]
+    # Python adds the folder of the console script.
+    if found and found[0] == str(Path(program).resolve().parent):
+        del found[0]
+    return found

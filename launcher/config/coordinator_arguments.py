@@ -1,0 +1,126 @@
+"""The arguments of `TrainingCoordinator` as a config: the same keys and defaults, under the names of Python."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal, TypedDict, TypeVar
+
+from launcher.config.schema import CheckpointOptions, RunConfig, TrainerOptions, WandbOptions, WatchOptions
+from launcher.config.validation import find_problems
+from launcher.core.errors import CallError, Problem
+from launcher.core.python_terms import to_python_problem
+
+Group = TypeVar("Group", CheckpointOptions, WandbOptions, WatchOptions)
+
+
+class CoordinatorSettings(TypedDict, total=False):
+    """Settings of `TrainingCoordinator` with the name, the meaning and the default of the config's key."""
+
+    global_batch_size: int | None
+    deepspeed_config: str | dict[str, Any] | None
+    precision_fallback: bool
+    memory_share: float
+    on_oom: Literal["stop", "next"]
+    ddp: dict[str, Any] | None
+    static_graph: bool | Literal["auto"]
+    resume_trust: bool
+    agreement_timeout: float
+    process_group_timeout: float
+    checkpoint: CheckpointOptions | Mapping[str, Any]
+    watch: WatchOptions | Mapping[str, Any]
+
+
+# Other arguments, and the key of each.
+RENAMED = {
+    "output_dir": "runs_dir", "use_gpu": "accelerator", "resume_from_checkpoint": "resume", "precision": "precision",
+    "strategy": "strategy", "devices": "devices", "num_nodes": "num_nodes", "wandb": "wandb", "name": "name",
+    "on_precision_change": "on_precision_change", "seed": "seed", "use_amp": "use_amp",
+}  # fmt: skip
+# Keys that are no argument, and what to do instead.
+NO_ARGUMENT = {
+    "model": "give the object to train",
+    "data": "give the object to train",
+    "optimizer": "create it in the model's configure_optimizers",
+    "lr_scheduler": "create it in the model's configure_optimizers",
+    "slurm": "only `launcher submit` uses it; in a batch script, start the script with srun",
+}
+# Arguments of Lightning's Trainer that hold objects, and the coordinator's names for them.
+_OBJECTS = {"callbacks": "callbacks", "logger": "loggers", "plugins": "plugins"}
+_OF_CONSTRUCTOR = ("devices", "num_nodes", "precision", "strategy", "output_dir", "loggers", "wandb",
+                   "on_precision_change", *CoordinatorSettings.__annotations__)  # fmt: skip
+# Arguments of a Trainer, of its `fit` or of the config that `train` does not accept: what to do instead.
+_ELSEWHERE = {
+    **NO_ARGUMENT,
+    **{name: f"give it to TrainingCoordinator, as {name}" for name in _OF_CONSTRUCTOR},
+    "runs_dir": "give output_dir to TrainingCoordinator",
+    "accelerator": "give use_gpu to TrainingCoordinator: False trains on the CPU",
+    "default_root_dir": "give output_dir to TrainingCoordinator: each training has a folder there",
+    "ckpt_path": "give it as resume_from_checkpoint",
+    "resume": "give it as resume_from_checkpoint",
+}
+_OF_TRAIN = ("name", "seed", "use_amp", "resume_from_checkpoint", *(f.name for f in dataclasses.fields(TrainerOptions)))
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Check the names of further arguments of `TrainingCoordinator`.
+
+    Raises:
+        CallError: lists each one that is no argument, with what to do.
+    """
+    unknown = [name for name in settings if name not in CoordinatorSettings.__annotations__]
+    if not unknown:
+        return
+    found: list[Problem] = []
+    for name in unknown:
+        if name in NO_ARGUMENT:
+            text = NO_ARGUMENT[name]
+        elif name in _OF_TRAIN:
+            text = f"give it to train, as {name}"
+        else:
+            text = _ELSEWHERE.get(name) or to_python_problem(find_problems({name: None})[0]).message
+        found.append(Problem(name, text))
+    raise CallError(found)
+
+
+def to_group(kind: type[Group], given: Group | Mapping[str, Any] | None, name: str) -> Group:
+    """A group of settings from a record or a mapping of its settings.
+
+    Raises:
+        CallError: a name is not a setting of the group.
+    """
+    if isinstance(given, kind):
+        return given
+    values = dict(given or {}) if given is None or isinstance(given, Mapping) else None
+    if values is None:
+        raise CallError([Problem(name, f"given {given!r}; expected {kind.__name__}(...) or a dict")])
+    known = {entry.name for entry in dataclasses.fields(kind)}
+    if unknown := {key: value for key, value in values.items() if key not in known}:
+        raise CallError([to_python_problem(problem) for problem in find_problems({name: unknown})])
+    return kind(**values)
+
+
+def with_trainer_options(config: RunConfig, trainer: Mapping[str, Any]) -> RunConfig:
+    """The config with these options of Lightning's Trainer.
+
+    Raises:
+        CallError: lists every argument that is not valid.
+    """
+    trainer = dict(trainer)
+    if trainer.get("logger", False) is None:
+        trainer.pop("logger")  # None is the default in a config file
+    elif trainer.get("logger") is False:
+        trainer["logger"] = []
+        config = dataclasses.replace(config, wandb=dataclasses.replace(config.wandb, mode="disabled"))
+    objects = [name for name in _OBJECTS if trainer.get(name) and trainer[name] is not True]
+    elsewhere = [name for name in _ELSEWHERE if name in trainer]
+    plain = {name: value for name, value in trainer.items() if name not in (*objects, *elsewhere)}
+    # Defaults need no check, and the check of every field takes time.
+    defaults = RunConfig().to_dict()
+    given = {name: value for name, value in config.to_dict().items() if value != defaults[name]}
+    problems = [to_python_problem(problem) for problem in find_problems({**given, "trainer": plain})]
+    problems += [Problem(name, f"give {_OBJECTS[name]} to TrainingCoordinator, as objects") for name in objects]
+    problems += [Problem(name, _ELSEWHERE[name]) for name in elsewhere]
+    if problems:
+        raise CallError(problems)
+    return dataclasses.replace(config, trainer=TrainerOptions(**plain))

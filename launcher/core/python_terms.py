@@ -1,0 +1,52 @@
+"""Messages about options of the command line, in the terms of `TrainingCoordinator`.
+
+Messages below the command line name its options. `TrainingCoordinator` translates them before a user of Python reads
+them; the options of other programs (srun, torchrun) stay.
+"""
+
+from __future__ import annotations
+
+import re
+
+from launcher.core.errors import CallError, ConfigError, LauncherError, OutOfMemoryError, Problem, UsageError
+
+_TERMS = tuple(
+    (re.compile(pattern), text)
+    for pattern, text in (
+        (r"`launcher fit --help` lists all keys", "`help(TrainingCoordinator)` lists the arguments"),
+        (r"--resume-trust\b", "TrainingCoordinator(resume_trust=True)"),
+        (r"--resume auto\b", 'train(resume_from_checkpoint="auto")'),
+        (r"--resume none\b", "train(resume_from_checkpoint=None)"),
+        (r"--resume PATH\b", "train(resume_from_checkpoint=PATH)"),
+        (r"another --name\b", "another name with train(name=...)"),
+        (r"--name(?: NAME| NEW)?(?![\w-])", "train(name=...)"),
+        (r"--runs-dir(?: DIR)?(?![\w-])", "TrainingCoordinator(output_dir=...)"),
+        (r"--trainer\.(\w+)(?: \w+)?", r"train(\1=...)"),
+        (r"(?<![\w.])trainer\.(\w+)", r"\1"),
+        (r"(?<![\w./])runs_dir\b", "output_dir"),
+    )
+)
+# Keys of the config with another name in Python.
+_NAMES = {"runs_dir": "output_dir", "resume": "resume_from_checkpoint", "accelerator": "use_gpu"}
+
+
+def to_python_terms(text: str) -> str:
+    """A message of the launcher with arguments of `TrainingCoordinator` instead of options."""
+    for pattern, replacement in _TERMS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def to_python_problem(problem: Problem) -> Problem:
+    """A problem of a config's key as one of an argument."""
+    path = _NAMES.get(problem.path, problem.path.removeprefix("trainer."))
+    return Problem(path, to_python_terms(problem.message))
+
+
+def to_python_error(error: LauncherError) -> LauncherError:
+    """The same error with a message in the terms of Python; a message of the user's code is not changed."""
+    if type(error) is ConfigError:
+        return CallError(map(to_python_problem, error.problems)).with_traceback(error.__traceback__)
+    if isinstance(error, UsageError | OutOfMemoryError) and error.args:
+        error.args = (to_python_terms(str(error)), *error.args[1:])
+    return error

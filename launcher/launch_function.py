@@ -1,0 +1,228 @@
+"""`launcher.launch`: runs a function on several ranks of this machine and returns their results."""
+
+from __future__ import annotations
+
+import io
+import linecache
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from launcher.agent.fork_server_process import RANK_VARIABLES
+from launcher.agent.function_call import RANK_MARK, CallFolder, CallOptions, make_pickler
+from launcher.core.error_display import show_once
+from launcher.core.errors import (
+    CallError,
+    LaunchTimeoutError,
+    Problem,
+    TrainingError,
+    UsageError,
+    describe_error,
+    with_cause_type,
+)
+from launcher.process.rank_log import read_tail
+from launcher.process.rank_status import FOLDER_VARIABLE
+
+R = TypeVar("R")
+_ROOT = str(Path(__file__).parents[1])
+# Finds this package where the caller found it, and nothing else before Python's own modules.
+_AGENT = (
+    "import sys; sys.path.append(sys.argv.pop(1)); from launcher.agent.function_agent import main; "
+    "sys.exit(main(sys.argv[1:]))"
+)
+_POLL_INTERVAL = 0.05
+# Seconds that the ranks have to end after Ctrl-C, and after the timeout.
+_GRACE = 5.0
+# Imported once for all ranks if the caller has imported it.
+_SHARED_LIBRARIES = ("lightning.pytorch",)
+
+
+def launch(
+    fn: Callable[..., R],
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    nproc_per_node: int = 2,
+    backend: str | None = None,
+    max_restarts: int = 0,
+    timeout: float | None = None,
+    env: Mapping[str, str] | None = None,
+) -> list[R]:
+    """Call `fn(*args, **kwargs)` on several new processes of this machine, the ranks, and wait for all of them.
+
+    Works in scripts, also without a `__main__` guard, notebooks, tests and threads. The ranks have torchrun's variables
+    (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, ...), so `torch.distributed.init_process_group` needs no arguments.
+    Their output appears here, with the rank before each line. They end when this process ends.
+
+    Args:
+        fn: any function: a lambda, one of a notebook cell or one that uses local variables. It is pickled by value
+            with the global variables that it uses, except functions of imported modules.
+        args: its arguments, the same for all ranks.
+        kwargs: its keyword arguments.
+        nproc_per_node: number of ranks.
+        backend: initialise a process group with this backend, such as 'gloo' or 'nccl', before the call. By default
+            the function does so, if it needs one.
+        max_restarts: how often all ranks are started again after one has failed.
+        timeout: seconds until the ranks are ended; None for no limit.
+        env: environment variables of the ranks, in addition to those of this process.
+
+    Returns:
+        The results, in the order of the ranks. CUDA tensors are moved to the CPU.
+
+    Raises:
+        CallError: lists every argument that is not valid.
+        UsageError: the function or a result cannot be pickled, or this process is such a rank itself.
+        TrainingError: a rank failed. It is also an instance of the class of that rank's exception, which is its
+            `__cause__`, where that can be unpickled; `rank` is the rank that failed first, `report` has its traceback.
+        LaunchTimeoutError: the timeout has passed.
+    """
+    _check_arguments(fn, nproc_per_node, max_restarts, timeout)
+    if RANK_MARK in os.environ:
+        raise UsageError(
+            f"this is rank {os.environ[RANK_MARK]} of a function that `launcher.launch` runs; a rank cannot launch "
+            "further ranks; remove this call, or give the outer one a larger nproc_per_node"
+        )
+    modules = [name for name in _SHARED_LIBRARIES if name in sys.modules]
+    options = CallOptions(nproc_per_node, max_restarts, backend or "", modules, sys.path, _list_sources())
+    function = _pickle_function(fn, args, kwargs)
+    try:
+        folder = CallFolder(Path(tempfile.mkdtemp(prefix="launcher-")))
+    except OSError as error:
+        raise UsageError(
+            f"cannot create a temporary folder: {error.strerror or error}; set TMPDIR to a folder with free space"
+        ) from error
+    try:
+        folder.write_call(options, function)
+        code = _run_agent(folder, options, {**_caller_environment(), **(env or {})}, timeout)
+        return _collect_results(folder, nproc_per_node, code)
+    finally:
+        shutil.rmtree(folder.path, ignore_errors=True)
+
+
+def _check_arguments(fn: Any, ranks: Any, max_restarts: Any, timeout: Any) -> None:
+    problems: list[Problem] = []
+    if not callable(fn):
+        problems.append(Problem("fn", f"given {fn!r}; expected a function"))
+    if type(ranks) is not int or ranks < 1:
+        problems.append(Problem("nproc_per_node", f"given {ranks!r}; expected a number of ranks, at least 1"))
+    if type(max_restarts) is not int or max_restarts < 0:
+        problems.append(Problem("max_restarts", f"given {max_restarts!r}; expected a whole number of at least 0"))
+    if timeout is not None and (not isinstance(timeout, int | float) or not timeout > 0):
+        problems.append(Problem("timeout", f"given {timeout!r}; expected seconds, more than 0, or None"))
+    if problems:
+        raise CallError(problems)
+
+
+def _pickle_function(fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> bytes:
+    stream = io.BytesIO()
+    try:
+        make_pickler(stream).dump((fn, tuple(args), dict(kwargs or {})))
+    except Exception as error:  # any object may raise anything when it is pickled
+        name = getattr(fn, "__qualname__", repr(fn))
+        raise UsageError(
+            f"cannot send {name} and its arguments to the ranks: {describe_error(error)}; create objects that cannot "
+            "be pickled, such as open files, inside the function"
+        ) from error
+    return stream.getvalue()
+
+
+def _list_sources() -> dict[str, list[str]]:
+    """The source of code that is in no file: cells of a notebook."""
+    return {name: list(entry[2]) for name, entry in list(linecache.cache.items())
+            if len(entry) == 4 and entry[1] is None and not Path(name).exists()}  # fmt: skip
+
+
+def _caller_environment() -> dict[str, str]:
+    """This process's variables, without those of a rank."""
+    dropped = {*RANK_VARIABLES, FOLDER_VARIABLE, "TORCHELASTIC_USE_AGENT_STORE", "TORCHELASTIC_ERROR_FILE"}
+    return {name: value for name, value in os.environ.items() if name not in dropped}
+
+
+def _run_agent(folder: CallFolder, options: CallOptions, env: Mapping[str, str], timeout: float | None) -> int:
+    """Run the agent to its end and show the output; returns its exit code."""
+    output = _Output(folder, options.ranks)
+    deadline = None if timeout is None else time.monotonic() + timeout
+    log = os.open(folder.agent_log(), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    command = [sys.executable, "-P", "-c", _AGENT, _ROOT, str(folder.path), str(os.getpid())]
+    try:
+        # In its own session: a Ctrl-C at the terminal reaches it once, through this process.
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=dict(env),
+                                   start_new_session=True)  # fmt: skip
+    finally:
+        os.close(log)
+    try:
+        while process.poll() is None:
+            output.show()
+            if deadline is not None and time.monotonic() > deadline:
+                running = [str(rank) for rank in range(options.ranks) if not folder.has_result(rank)]
+                _stop(process, signal.SIGTERM)
+                raise LaunchTimeoutError(
+                    f"the function did not end within {timeout:g} s: no result from rank {', '.join(running)}; give a "
+                    "larger timeout, or look for a rank that waits for another one"
+                )
+            time.sleep(_POLL_INTERVAL)
+    except KeyboardInterrupt:
+        _stop(process, signal.SIGINT)
+        raise
+    finally:
+        # The ranks end with it.
+        process.kill()
+        process.wait()
+        output.show(is_end=True)
+    return process.returncode
+
+
+def _stop(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """Ask the agent to end the ranks, and give them time for it."""
+    process.send_signal(number)
+    try:
+        process.wait(_GRACE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+
+
+def _collect_results(folder: CallFolder, ranks: int, code: int) -> list[Any]:
+    failure = folder.read_failure()
+    if failure is not None and failure.is_explained:
+        raise UsageError(failure.report)
+    if failure is not None:
+        error = TrainingError(failure.report, rank=failure.rank, report=failure.report)
+        error.__cause__ = folder.load_error(failure.rank, failure.attempt)
+        raise show_once(with_cause_type(error)) from error.__cause__
+    missing = [str(rank) for rank in range(ranks) if not folder.has_result(rank)]
+    if missing or code != 0:
+        lines = read_tail(folder.agent_log(), 2000).strip()
+        why = f"its agent ended with exit code {code}" if code else "the function ended its process itself"
+        raise TrainingError(f"no result from rank {', '.join(missing)}: {why}" + (f"\n{lines}" if lines else ""))
+    return [folder.load_result(rank) for rank in range(ranks)]
+
+
+class _Output:
+    """Copies what the agent and the ranks write to this process's stdout, line by line."""
+
+    def __init__(self, folder: CallFolder, ranks: int) -> None:
+        self._files = {folder.agent_log(): "", **{folder.log(rank): f"[rank {rank}] " for rank in range(ranks)}}
+        self._positions: dict[Path, int] = {}
+
+    def show(self, *, is_end: bool = False) -> None:
+        """Write the new lines; at the end, an unfinished one too."""
+        for path, prefix in self._files.items():
+            try:
+                with path.open("rb") as file:
+                    file.seek(self._positions.get(path, 0))
+                    text = file.read()
+            except FileNotFoundError:
+                continue
+            end = len(text) if is_end else text.rfind(b"\n") + 1
+            self._positions[path] = self._positions.get(path, 0) + end
+            lines = text[:end].decode("utf-8", errors="replace").splitlines()
+            if lines:
+                sys.stdout.write("".join(f"{prefix}{line}\n" for line in lines))
+                sys.stdout.flush()

@@ -1,0 +1,155 @@
+"""`launcher run`: torchrun's flags, and the checks of its command line."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch.distributed.run import get_args_parser
+
+from launcher.cli.run import (
+    build_parser,
+    check_script,
+    find_search_path,
+    make_run_name,
+    prepare_script_submission,
+    read_preload,
+    remove_options,
+)
+from launcher.cli.torchrun_flags import read_flags, read_hidden_ranks
+from launcher.config.launch_options import LaunchOptions, read_launch_options
+from launcher.core.errors import LaunchError
+
+REFUSED = ("event_log_handler", "logs_specs", "duplicate_stdout_filters", "duplicate_stderr_filters", "numa_binding",
+           "virtual_local_rank", "local_addr", "shutdown_timeout")  # fmt: skip
+TORCHRUN = [action for action in get_args_parser()._actions if action.option_strings and action.dest != "help"]
+
+
+@pytest.mark.parametrize("action", TORCHRUN, ids=lambda action: action.dest)
+def test_every_flag_of_torchrun_is_known_or_explained(action: Any) -> None:
+    for spelling in action.option_strings:
+        arguments = [spelling, *([] if action.nargs == 0 else ["1"]), "train.py", spelling, "x"]
+        if action.dest in REFUSED:
+            with pytest.raises(LaunchError, match=r"launcher writes|not supported|filter the files|the ranks have"):
+                build_parser().parse_args(arguments)
+            continue
+        options = build_parser().parse_args(arguments)
+        assert options.script == "train.py"
+        assert options.arguments == [spelling, "x"], "arguments of the script are not read"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], {}),
+        (["--standalone", "--nproc_per_node=4"], {"nproc_per_node": 4}),
+        (["--nnode", "1", "--nproc-per-node", "2"], {"nproc_per_node": 2}),
+        (["--nproc-per-node", "gpu", "--max_restarts", "3"], {"nproc_per_node": "gpu", "max_restarts": 3}),
+        (
+            ["--nnodes", "2", "--node-rank", "1", "--master-addr", "a", "--master-port", "1234"],
+            {"max_nodes": 2, "min_nodes": 2, "node_rank": 1, "endpoint_host": "a", "endpoint_port": 1234},
+        ),
+        (
+            ["--nnodes", "1:4", "--rdzv-backend", "c10d", "--rdzv-endpoint", "a:5", "--rdzv-id", "job"],
+            {"min_nodes": 1, "max_nodes": 4, "endpoint_host": "a", "endpoint_port": 5, "run_id": "job"},
+        ),
+        (["--master_port", "1234"], {"endpoint_port": 1234}),
+        (["--standalone", "--rdzv-endpoint", "far:1", "--nnodes", "2"], {}),
+    ],
+)
+def test_flags_of_torchrun_become_launch_options(arguments: list[str], expected: dict[str, Any]) -> None:
+    options = build_parser().parse_args([*arguments, "train.py"])
+    found = read_launch_options({**read_flags(options, {}), "terminal_ranks": "all"})
+    assert found == LaunchOptions(terminal_ranks=None, **expected)
+
+
+def test_defaults_come_from_torchruns_variables() -> None:
+    options = build_parser().parse_args(["--max-restarts", "1", "train.py"])
+    env = {"PET_NPROC_PER_NODE": "2", "PET_MAX_RESTARTS": "5", "PET_RDZV_BACKEND": "c10d"}
+    flags = read_flags(options, env)
+    assert (flags["nproc_per_node"], flags["max_restarts"], flags["rdzv_backend"]) == ("2", "1", "c10d")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        ([], [0, 1, 2]),
+        (["--local-ranks-filter", "0,2"], [0, 2]),
+        (["--redirects", "3"], []),
+        (["-r", "0:3,1:3"], [2]),
+        (["--tee", "3"], [0, 1, 2]),
+        (["-r", "1:3", "--local_ranks_filter=0,1"], [0]),
+    ],
+)
+def test_the_output_of_ranks_is_hidden_as_in_torchrun(arguments: list[str], shown: list[int]) -> None:
+    hides = read_hidden_ranks(read_flags(build_parser().parse_args([*arguments, "train.py"]), {}))
+    assert [rank for rank in range(3) if not hides(rank)] == shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rdzv-backend", "etcd"], "--rdzv-backend: given 'etcd'; expected c10d or static"),
+        (["--redirects", "1"], "--redirects: given '1'; expected 3 or 0"),
+        (["--redirects", "out"], "--redirects: given 'out'; expected 0 to 3"),
+        (["--local-ranks-filter", "zero"], "--local-ranks-filter: given 'zero'; expected local ranks"),
+        (["--numa-binding", "node"], "--numa-binding: not supported"),
+        (["--virtual-local-rank"], "--virtual-local-rank: not supported"),
+    ],
+)
+def test_a_wrong_or_different_flag_is_explained(arguments: list[str], message: str) -> None:
+    with pytest.raises(LaunchError) as error:
+        read_hidden_ranks(read_flags(build_parser().parse_args([*arguments, "train.py"]), {}))
+    assert message in str(error.value)
+
+
+def test_a_script_is_checked_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "train.py").write_text("")
+    (tmp_path / "run.yaml").write_text("")
+    assert check_script("train.py") == "file"
+    assert check_script(str(tmp_path)) == "file", "a folder with a __main__.py is a script too"
+    assert check_script("train", is_module=True) == "module"
+    assert check_script("nvidia-smi", is_program=True) == "program"
+    for script, options, message in (
+        (None, {}, "SCRIPT: not given; give a Python file, or -m and a module"),
+        ("missing.py", {}, f"given 'missing.py', which does not exist in {tmp_path}"),
+        ("run.yaml", {}, "a config is for `launcher fit --config run.yaml`"),
+        ("--lr", {}, "not an option of `launcher run`"),
+        ("missing.mod", {"is_module": True}, f"there is no module 'missing' in {tmp_path} or installed"),
+        ("x", {"is_module": True, "is_program": True}, "--no-python: given with -m"),
+    ):
+        with pytest.raises(LaunchError) as error:
+            check_script(script, **options)
+        assert message in str(error.value)
+
+
+def test_the_names_and_paths_of_a_run() -> None:
+    now = time.struct_time((2026, 11, 29, 17, 5, 9, 0, 0, 0))
+    assert make_run_name("src/train model.py", now) == "20261129-170509-train-model"
+    assert make_run_name("my_pkg.train", now) == "20261129-170509-my_pkg.train"
+    assert read_preload(None) is None
+    assert read_preload("none") == ()
+    assert read_preload("torch, lightning") == ("torch", "lightning")
+    for path in (["/work", "/env/bin", "/lib"], ["", "/env/bin", "/lib"], ["/work", "/lib"], ["/env/bin", "/lib"]):
+        assert find_search_path(path, Path("/work"), "/env/bin/launcher") == ["/lib"]
+
+
+def test_a_script_is_submitted_with_the_options_that_the_job_does_not_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").write_text("")
+    options = ["--nproc-per-node", "4", "--name=a", "--max-restarts", "2", "--runs_dir", "out"]
+    found = prepare_script_submission(options, ["train.py", "--name", "mine"])
+    assert (found.name, found.runs_dir, found.devices) == ("a", "out", 4)
+    assert found.command.options == ("--max-restarts", "2")
+    assert found.command.script == ("train.py", "--name", "mine")
+    with pytest.raises(LaunchError, match="--nnodes: the job sets it on its nodes; use --nodes"):
+        prepare_script_submission(["--nnodes", "2", "--rdzv-endpoint", "a:1"], ["train.py"])
+    with pytest.raises(LaunchError, match="--nproc-per-node: given gpu; expected a number here, or --gpus-per-node"):
+        prepare_script_submission(["--nproc-per-node", "gpu"], ["train.py"])
+    assert remove_options(["--name", "a", "--x", "--runs_dir=b"], ["name", "runs-dir"]) == ["--x"]

@@ -1,0 +1,168 @@
+"""Suggestions for keys that do not exist: each one is a true setting that the loader then accepts."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from launcher.config.command_line import parse_overrides, read_overrides
+from launcher.config.loading import load_config
+from launcher.config.schema import RunConfig, config_fields
+from launcher.config.suggestions import ClassFindings, CommandKeys
+from launcher.config.synonyms import NOT_NEEDED, SAME_ARGUMENT, SYNONYMS, VALUES
+from launcher.core.errors import ConfigError
+
+KEYS = [path for path, _ in config_fields()]
+# A valid value of each setting that a synonym stands for; 3 for the others.
+SAMPLES = {
+    "accelerator": "cuda", "precision": "bf16", "resume": "last.ckpt", "runs_dir": "out", "name": "first",
+    "strategy": "ddp", "checkpoint.monitor": "val_loss", "wandb.project": "mine", "wandb.entity": "me",
+    "wandb.group": "some", "wandb.tags": "[a, b]", "wandb.mode": "offline", "data": "pkg.Data", "model": "pkg.Model",
+    "optimizer": "torch.optim.Adam", "lr_scheduler": "torch.optim.lr_scheduler.StepLR", "deepspeed_config": "ds.json",
+}  # fmt: skip
+
+
+def message(arguments: list[str], command: CommandKeys | None = None) -> str:
+    """The message about the first problem."""
+    with pytest.raises(ConfigError) as caught:
+        load_config([], arguments, command or CommandKeys())
+    return caught.value.problems[0].message
+
+
+def suggestion(text: str) -> str:
+    found = re.fullmatch(r"unknown key; did you mean (.*)\?", text)
+    assert found is not None, text
+    return found[1]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ds.json").write_text(json.dumps({"zero_optimization": {"stage": 3}}))
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", SYNONYMS)
+def test_each_suggestion_for_another_tools_name_is_accepted(folder: Path, name: str) -> None:
+    first = SYNONYMS[name].split(" ")[0]
+    given = [] if "=" in first else [SAMPLES.get(first, "3")]
+    shown = suggestion(message([f"--{name}", *given]))
+    assert suggestion(message([f"--{name.replace('_', '-')}", *given])) == shown
+    arguments = shlex.split(shown)
+    assert arguments[0] == f"--{first.partition('=')[0]}"
+    assert yaml.safe_load(arguments[1]) == yaml.safe_load(given[0] if given else first.partition("=")[2])
+    more = ["--model", "pkg.Model"] if first == "data" else []
+    assert isinstance(load_config([], [*arguments, *more]), RunConfig)
+    # In a file, the same settings without dashes.
+    file = folder / "run.yaml"
+    file.write_text(yaml.safe_dump({name: yaml.safe_load(given[0]) if given else True}))
+    with pytest.raises(ConfigError) as caught:
+        load_config([file])
+    assert suggestion(caught.value.problems[0].message).partition(":")[0].partition(",")[0] == first.partition("=")[0]
+
+
+def test_no_name_of_another_tool_is_a_setting() -> None:
+    assert not {*SYNONYMS, *NOT_NEEDED} & {*KEYS, *(path.partition(".")[0] for path in KEYS)}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in VALUES.items() for value in values])
+def test_a_value_of_another_tool_is_replaced(key: str, value: str) -> None:
+    name = {"precision": "mixed_precision", "accelerator": "device", "devices": "nproc"}[key]
+    arguments = shlex.split(suggestion(message([f"--{name}", value])))
+    assert arguments == [f"--{key}", VALUES[key][value]]
+    load_config([], arguments)
+
+
+def test_a_deepspeed_file_is_suggested_with_the_strategy_of_its_stage(folder: Path) -> None:
+    assert suggestion(message(["--deepspeed", "ds.json"])) == "--deepspeed_config ds.json --strategy deepspeed_stage_3"
+    assert message(["--deepspeed", "none.json"]).endswith("--strategy deepspeed_stage_2?")
+
+
+@pytest.mark.parametrize("path", KEYS)
+def test_a_missing_letter_is_found_in_every_key(path: str) -> None:
+    """A suggestion is always a key; it is the right one unless another key is as near."""
+    group, dot, name = path.rpartition(".")
+    middle = len(name) // 2
+    misspelt = f"{group}{dot}{name[:middle]}{name[middle + 1 :]}"
+    text = message([f"--{misspelt}", "3"])
+    found = re.findall(r"--(\S+)", text)
+    assert found, text
+    assert set(found) <= {*KEYS, *(each.partition(".")[0] for each in KEYS)}
+    if len(name) > 5:
+        assert path in found, text
+
+
+@pytest.mark.parametrize("prefix", ["--trainer.", "--"])
+def test_the_arguments_of_the_classes_are_suggested(prefix: str) -> None:
+    found = ClassFindings((), {"model.init_args.lr": False, "data.init_args.batch_size": False})
+    command = CommandKeys(inspect=lambda config: found)
+    named = ["--model", "pkg.Model", "--data", "pkg.Data"]
+    for group, expected in ((SAME_ARGUMENT[0], "model.init_args.lr"), (SAME_ARGUMENT[1], "data.init_args.batch_size")):
+        for name in group:
+            assert suggestion(message([*named, f"{prefix}{name}", "0.1"], command)) == f"--{expected} 0.1"
+    assert message([*named, "--num_workers", "2"], command) == (
+        "unknown key; no class takes it; they take model.init_args.lr, data.init_args.batch_size"
+    )
+    assert "--model.init_args.lr 0.1" in message(["--lr", "1"], command), "without a class of the user"
+
+
+def test_the_options_of_the_command_and_their_synonyms_are_suggested() -> None:
+    command = CommandKeys(
+        ("--nproc-per-node", "--json"), {"procs": "--nproc-per-node", "gres": "write --gpus N", "n": "--json"}
+    )
+    assert suggestion(message(["--nproc_per_nod", "2"], command)) == "--nproc-per-node 2"
+    assert suggestion(message(["--procs=2"], command)) == "--nproc-per-node 2"
+    assert message(["--gres", "gpu:1"], command) == "unknown key; write --gpus N"
+    assert message(["-n", "2"], command) == "unknown option; did you mean --json 2?"
+    assert message(["-q", "2"], command) == "not an option; give settings as --key value or --key=value"
+
+
+def test_a_suggestion_never_shows_a_secret() -> None:
+    assert "hunter2" not in message(["--wandb_api_key", "hunter2"])
+
+
+@pytest.mark.parametrize("path", [*KEYS, "ckpt_path", "trainer.devices", "trainer.precision", "trainer.strategy",
+                                  "trainer.accelerator", "model.class_path", "data.init_args"])  # fmt: skip
+def test_a_setting_without_its_value_is_reported(path: str) -> None:
+    hint = str(dict(config_fields()).get(path, ""))
+    for after in ([], ["--seed", "1"]):
+        if "bool" in hint:
+            assert parse_overrides([f"--{path}", *after])
+            continue
+        _, (problem,) = read_overrides([f"--{path}", *after])
+        assert (problem.path, problem.message) == (path, f"given without a value; write --{path} VALUE")
+
+
+@pytest.mark.parametrize("group", ["trainer", "checkpoint", "wandb", "watch", "slurm"])
+def test_a_group_without_a_setting_is_reported(group: str) -> None:
+    _, (problem,) = read_overrides([f"--{group}"])
+    assert f"write one of them, as in --{group}." in problem.message
+
+
+def test_an_argument_of_a_class_without_a_value_is_reported_unless_it_is_a_flag() -> None:
+    found = ClassFindings((), {"model.init_args.lr": False, "model.init_args.compile": True})
+    command = CommandKeys(inspect=lambda config: found)
+    config = load_config([], ["--model", "pkg.Model", "--model.compile"], command)
+    assert config.model == {"class_path": "pkg.Model", "init_args": {"compile": True}}
+    for key in ("--model.lr", "--model.init_args.lr"):
+        with pytest.raises(ConfigError) as caught:
+            load_config([], ["--model", "pkg.Model", key], command)
+        assert str(caught.value).endswith("model.init_args.lr: given without a value; write --model.init_args.lr VALUE")
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        (["--checkpoint", "a.ckpt"], "--resume a.ckpt"),
+        (["--wandb", "mine"], "--wandb.project mine"),
+        (["--wandb", "offline"], "--wandb.mode offline"),
+    ],
+)
+def test_a_text_for_a_group_suggests_its_setting(given: list[str], meant: str) -> None:
+    assert message(given).endswith(f"expected a mapping of settings; did you mean {meant}?")
+    load_config([], meant.split())

@@ -1,0 +1,87 @@
+"""The arguments of `launcher.launch`, and the output that it shows. The calls are in tests/distributed."""
+
+from __future__ import annotations
+
+import linecache
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import launcher.launch_function as module
+from launcher import launch
+from launcher.agent.function_call import RANK_MARK, CallFailure, CallFolder
+from launcher.core.errors import CallError, TrainingError, UsageError
+
+
+def test_wrong_arguments_are_reported_together() -> None:
+    wrong: dict[str, Any] = {"nproc_per_node": "2", "max_restarts": -1, "timeout": 0}
+    with pytest.raises(CallError) as caught:
+        launch("print", **wrong)  # type: ignore[arg-type]
+    assert [problem.path for problem in caught.value.problems] == ["fn", "nproc_per_node", "max_restarts", "timeout"]
+    for ranks in (0, True, 1.0):
+        with pytest.raises(CallError, match=f"given {ranks!r}; expected a number of ranks, at least 1"):
+            launch(print, nproc_per_node=ranks)  # type: ignore[arg-type]
+
+
+def test_arguments_that_cannot_be_pickled_are_an_error_that_names_the_function() -> None:
+    def work(lock: Any) -> None: ...
+
+    with pytest.raises(UsageError, match=r"cannot send .*work and its arguments to the ranks: .*; create objects"):
+        launch(work, (threading.Lock(),))
+
+
+def test_a_rank_cannot_launch_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(RANK_MARK, "1")
+    with pytest.raises(UsageError, match=r"this is rank 1 of a function .*; a rank cannot launch further ranks"):
+        launch(print)
+
+
+def test_the_variables_of_a_rank_are_not_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE", "LAUNCHER_ATTEMPT_DIR", "MINE"):
+        monkeypatch.setenv(name, "1")
+    assert {"MINE"} == {name for name in module._caller_environment() if os.environ[name] == "1"} & {
+        "RANK", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE", "LAUNCHER_ATTEMPT_DIR", "MINE",
+    }  # fmt: skip
+
+
+def test_only_code_without_a_file_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linecache, "cache", {})
+    linecache.getlines(__file__)
+    linecache.cache["/tmp/cell_1.py"] = (5, None, ["x = 1\n"], "/tmp/cell_1.py")
+    assert module._list_sources() == {"/tmp/cell_1.py": ["x = 1\n"]}
+
+
+def test_complete_lines_are_shown_with_their_rank(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = CallFolder(tmp_path)
+    output = module._Output(folder, 2)
+    output.show()
+    folder.log(1).write_bytes(b"one\ntw")
+    folder.agent_log().write_text("notice: x\n")
+    output.show()
+    assert capsys.readouterr().out == "notice: x\n[rank 1] one\n"
+    with folder.log(1).open("ab") as file:
+        file.write("o é".encode()[:-1])
+    output.show()
+    assert capsys.readouterr().out == ""
+    output.show(is_end=True)
+    assert capsys.readouterr().out == "[rank 1] two �\n"
+
+
+def test_each_end_without_results_is_an_error(tmp_path: Path) -> None:
+    folder = CallFolder(tmp_path)
+    folder.save_result(0, "a")
+    with pytest.raises(TrainingError, match="no result from rank 1: the function ended its process itself"):
+        module._collect_results(folder, 2, 0)
+    folder.agent_log().write_text("Killed\n")
+    with pytest.raises(TrainingError, match="no result from rank 1: its agent ended with exit code -9\nKilled"):
+        module._collect_results(folder, 2, -9)
+    folder.write_failure(CallFailure(1, "rank 1 (a) failed first: x", False, 0))
+    with pytest.raises(TrainingError, match=r"rank 1 \(a\) failed first: x") as caught:
+        module._collect_results(folder, 2, 1)
+    assert (caught.value.rank, caught.value.report) == (1, "rank 1 (a) failed first: x")
+    folder.write_failure(CallFailure(1, "rank 1 returned a lock", True, 0))
+    with pytest.raises(UsageError, match="rank 1 returned a lock"):
+        module._collect_results(folder, 2, 1)
