@@ -17,7 +17,7 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous import RendezvousHandler
 
-from launcher.agent.agent_reports import AgentEvents, print_line, report_stop, write_failure
+from launcher.agent.agent_report import AgentReport, print_text
 from launcher.agent.failure_report import RankOutcome, find_first_failure, to_shell_exit_code
 from launcher.agent.fork_server import StartMethod
 from launcher.agent.hang_detection import HangDetector, describe_hang, find_blocking_ranks
@@ -32,7 +32,6 @@ from launcher.agent.signals import AgentSignals, AgentStopped
 from launcher.agent.start_request import StartRequest
 from launcher.process.parent_death import STOP_SIGNALS
 from launcher.process.titles import set_title
-from launcher.runs.continuation import describe_command
 
 # Seconds between two checks with one node and with several. The agent notices the end of a rank immediately.
 _MONITOR_INTERVAL = {False: 0.2, True: 1.0}
@@ -159,11 +158,13 @@ class TrainingAgent(LocalElasticAgent):
         expected = {0, *(code for n in (*STOP_SIGNALS, signal.SIGKILL) for code in (128 + n, -n))}
         if not codes <= expected:
             return self._handle_failure(worker_group)
-        if not self._request.is_plain:
-            run = self._run_directory()
-            outcomes = self._attempt.inspector.collect_outcomes(ranks, {})
-            report_stop(run, number, outcomes, is_second=self.signals.is_second)
+        self._report_stop(number)
         return self._end_attempt(restart=False)
+
+    def _report_stop(self, number: int) -> None:
+        outcomes = self._attempt.inspector.collect_outcomes(self._attempt.ranks(), {})
+        is_second, is_plain = self.signals.is_second, self._request.is_plain
+        self._report.report_stop(number, outcomes, is_second=is_second, is_plain=is_plain)
 
     def _stop_workers(  # pyright: ignore[reportIncompatibleVariableOverride]
         self, worker_group: WorkerGroup
@@ -225,8 +226,8 @@ class TrainingAgent(LocalElasticAgent):
         stacks = None if run is None else run / f"hang-{time.strftime('%Y%m%d-%H%M%S')}"
         if stacks is not None:
             inspector.save_stacks(states, stacks)
-        AgentEvents(run, first.rank).write("hang", seconds=silence, waiting_for=sorted(blocking), stacks=stacks)
-        print_line(describe_hang(silence, sorted(blocking), stacks))
+        self._report.write_event(first.rank, "hang", seconds=silence, waiting_for=sorted(blocking), stacks=stacks)
+        print_text(describe_hang(silence, sorted(blocking), stacks))
         return self._conclude(first, outcomes, self._decide(first))
 
     def _exchange_outcomes(self, worker_group: WorkerGroup, own: list[RankOutcome]) -> list[RankOutcome]:
@@ -251,13 +252,14 @@ class TrainingAgent(LocalElasticAgent):
 
     def _conclude(self, first: RankOutcome, outcomes: Sequence[RankOutcome], decision: RestartDecision) -> RunResult:
         """Report the failure, end the remaining ranks, and let torchelastic restart or stop."""
-        run = self._run_directory()
-        write_failure(run, first, outcomes, decision)
+        self._report.record_failure(first, outcomes, decision)
         if not first.is_interrupted:
             is_own = first.rank in self._attempt.ranks()
             self._request.report_failure(first, outcomes if is_own else [first], decision)
-        if first.error is not None and first.error.storage is not None and (command := describe_command(run)):
-            print_line(command)
+        elif not decision.restart and self.signals.first is None:
+            # A rank received the signal, not the agent.
+            self._report_stop((first.exit_code or 0) - 128)
+        self._report.print_command(first)
         if self._request.is_plain and not decision.restart:
             self._signal_ranks(signal.SIGTERM)
             self._attempt.wait_for_all(_EXIT_TIMEOUT)
@@ -280,13 +282,17 @@ class TrainingAgent(LocalElasticAgent):
     def _record_out_of_memory(self, first: RankOutcome) -> None:
         notice = record_out_of_memory(first, self._run_directory())
         if notice is not None:
-            print_line(notice)
+            print_text(notice)
 
     @property
     def _attempt(self) -> AttemptProcesses:
         if self._current is None:
             raise RuntimeError("no attempt was started")
         return self._current
+
+    @property
+    def _report(self) -> AgentReport:
+        return AgentReport(self._run_directory())
 
     def _run_directory(self) -> Path | None:
         return self._attempt.inspector.find_run_directory(self._attempt.ranks())
