@@ -33,8 +33,9 @@ class AgentReport:
         `is_second`: a second signal killed the ranks. `is_plain`: their code does not know the launcher.
         """
         if is_plain:
-            begin = "second " if is_second else ""
-            print_text(f"{begin}{describe_stop_signal(number)}: the ranks were {'killed' if is_second else 'stopped'}")
+            # `script_start` writes the rest, with the folder of the logs.
+            if is_second:
+                print_text(f"second {describe_stop_signal(number)}: the ranks were killed")
             return
         stop = find_stop(number, outcomes, self._run, is_second=is_second)
         if stop.saved is None and not any(outcome.is_interrupted for outcome in outcomes):
