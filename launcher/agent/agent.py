@@ -6,13 +6,9 @@ its start of an attempt and its monitoring step.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +17,8 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous import RendezvousHandler
 
-from launcher.agent.failure_report import (
-    RankOutcome,
-    find_first_failure,
-    find_stop,
-    name_failure_reason,
-    to_shell_exit_code,
-)
+from launcher.agent.agent_report import AgentReport, print_text
+from launcher.agent.failure_report import RankOutcome, find_first_failure, to_shell_exit_code
 from launcher.agent.fork_server import StartMethod
 from launcher.agent.hang_detection import HangDetector, describe_hang, find_blocking_ranks
 from launcher.agent.node_exchange import NodeExchange
@@ -39,14 +30,8 @@ from launcher.agent.restart_policy import RestartDecision
 from launcher.agent.restarts import RestartTracker, record_out_of_memory
 from launcher.agent.signals import AgentSignals, AgentStopped
 from launcher.agent.start_request import StartRequest
-from launcher.checkpoint.manifest import remove_partial_checkpoints
-from launcher.core.event_text import name_stop_reason
-from launcher.core.events import FILE_NAME, EventLog
-from launcher.core.wrapping import wrap_for
-from launcher.process.heartbeat import NO_STEPS
 from launcher.process.parent_death import STOP_SIGNALS
 from launcher.process.titles import set_title
-from launcher.runs.continuation import describe_command, describe_stop
 
 # Seconds between two checks with one node and with several. The agent notices the end of a rank immediately.
 _MONITOR_INTERVAL = {False: 0.2, True: 1.0}
@@ -127,7 +112,7 @@ class TrainingAgent(LocalElasticAgent):
         self._attempts += 1
         self._hangs = HangDetector(self._options.hang_timeout)
         worker_group.spec.args = (RankTask(self._request.command, str(folder)),)
-        inspector = RankInspector(folder)
+        inspector = RankInspector(folder, has_steps=not self._request.is_plain)
         if self._output is not None:
             self._output.start_attempt(folder, [worker.global_rank for worker in worker_group.workers])
         started = super()._start_workers(worker_group)  # pyright: ignore[reportCallIssue]
@@ -177,16 +162,9 @@ class TrainingAgent(LocalElasticAgent):
         return self._end_attempt(restart=False)
 
     def _report_stop(self, number: int) -> None:
-        """Print once for all ranks what a signal has stopped, and write the event unless the ranks have done so."""
-        run = self._run_directory()
         outcomes = self._attempt.inspector.collect_outcomes(self._attempt.ranks(), {})
-        stop = find_stop(number, outcomes, run, is_second=self.signals.is_second)
-        if stop.saved is None and not any(outcome.is_interrupted for outcome in outcomes):
-            self._write_event(run, outcomes[0].rank, "interrupted", signal=number, step=stop.step, checkpoint=None,
-                              reason=name_stop_reason(number), second=stop.at_once)  # fmt: skip
-        if run is not None and stop.at_once:
-            remove_partial_checkpoints(run / "checkpoints")
-        _print(describe_stop(stop))
+        is_second, is_plain = self.signals.is_second, self._request.is_plain
+        self._report.report_stop(number, outcomes, is_second=is_second, is_plain=is_plain)
 
     def _stop_workers(  # pyright: ignore[reportIncompatibleVariableOverride]
         self, worker_group: WorkerGroup
@@ -248,8 +226,8 @@ class TrainingAgent(LocalElasticAgent):
         stacks = None if run is None else run / f"hang-{time.strftime('%Y%m%d-%H%M%S')}"
         if stacks is not None:
             inspector.save_stacks(states, stacks)
-        self._write_event(run, first.rank, "hang", seconds=silence, waiting_for=sorted(blocking), stacks=stacks)
-        _print(describe_hang(silence, sorted(blocking), stacks))
+        self._report.write_event(first.rank, "hang", seconds=silence, waiting_for=sorted(blocking), stacks=stacks)
+        print_text(describe_hang(silence, sorted(blocking), stacks))
         return self._conclude(first, outcomes, self._decide(first))
 
     def _exchange_outcomes(self, worker_group: WorkerGroup, own: list[RankOutcome]) -> list[RankOutcome]:
@@ -274,20 +252,14 @@ class TrainingAgent(LocalElasticAgent):
 
     def _conclude(self, first: RankOutcome, outcomes: Sequence[RankOutcome], decision: RestartDecision) -> RunResult:
         """Report the failure, end the remaining ranks, and let torchelastic restart or stop."""
-        step = None if first.step == NO_STEPS else first.step
-        run = self._run_directory()
-        self._write_event(run, first.rank, "rank_failed", host=first.host, step=step,
-                    exit_code=first.exit_code, hung=first.hung, out_of_memory=first.out_of_memory,
-                    error=None if first.error is None else f"{first.error.kind}: {first.error.message}",
-                    log=first.log, last_lines=first.last_lines,
-                    others=[asdict(outcome) for outcome in outcomes if outcome.rank != first.rank],
-                    restart=decision.restart, verdict=decision.reason,
-                    reason=name_failure_reason(first))  # fmt: skip
+        self._report.record_failure(first, outcomes, decision)
         if not first.is_interrupted:
             is_own = first.rank in self._attempt.ranks()
             self._request.report_failure(first, outcomes if is_own else [first], decision)
-        if first.error is not None and first.error.storage is not None and (command := describe_command(run)):
-            _print(command)
+        elif not decision.restart and self.signals.first is None:
+            # A rank received the signal, not the agent.
+            self._report_stop((first.exit_code or 0) - 128)
+        self._report.print_command(first)
         if self._request.is_plain and not decision.restart:
             self._signal_ranks(signal.SIGTERM)
             self._attempt.wait_for_all(_EXIT_TIMEOUT)
@@ -310,13 +282,17 @@ class TrainingAgent(LocalElasticAgent):
     def _record_out_of_memory(self, first: RankOutcome) -> None:
         notice = record_out_of_memory(first, self._run_directory())
         if notice is not None:
-            _print(notice)
+            print_text(notice)
 
     @property
     def _attempt(self) -> AttemptProcesses:
         if self._current is None:
             raise RuntimeError("no attempt was started")
         return self._current
+
+    @property
+    def _report(self) -> AgentReport:
+        return AgentReport(self._run_directory())
 
     def _run_directory(self) -> Path | None:
         return self._attempt.inspector.find_run_directory(self._attempt.ranks())
@@ -330,14 +306,3 @@ class TrainingAgent(LocalElasticAgent):
 
     def _kill_ranks(self) -> None:
         self._signal_ranks(signal.SIGKILL)
-
-    def _write_event(self, run: Path | None, rank: int, kind: str, **fields: Any) -> None:
-        if run is not None:
-            EventLog(run / FILE_NAME, rank).write(kind, **json.loads(json.dumps(fields, default=str)))
-
-
-def _print(text: str) -> None:
-    """Write to the terminal; a closed terminal must not end the agent before its ranks."""
-    with contextlib.suppress(OSError):
-        sys.stderr.write(wrap_for(sys.stderr, text) + "\n")
-        sys.stderr.flush()

@@ -10,7 +10,7 @@ from typing import Any
 
 from launcher.core.error_display import format_failure
 from launcher.core.errors import OutOfMemoryError
-from launcher.core.event_text import signal_name
+from launcher.core.event_text import name_stop_reason, signal_name
 from launcher.process.heartbeat import BEFORE_TRAINING, NO_STEPS
 from launcher.process.rank_status import RankError
 from launcher.runs.continuation import Stop
@@ -102,6 +102,8 @@ def name_failure_reason(outcome: RankOutcome) -> str:
         return "hung"
     if outcome.ran_out_of_memory:
         return "out_of_memory"
+    if outcome.is_interrupted:
+        return name_stop_reason((outcome.exit_code or 0) - 128)
     if error is not None and outcome.exit_code != 0:
         if error.storage is not None:
             return error.storage

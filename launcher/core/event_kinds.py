@@ -147,7 +147,7 @@ EVENT_KINDS: Mapping[str, EventKind] = MappingProxyType({
         "others": "state of the other ranks",
         "restart": "whether the agent restarts the ranks",
         "verdict": "reason of the decision",
-        "reason": "as in `failed`, or `killed` by a signal from outside, `crashed`, `out_of_memory`, `hung`, `exit`",
+        "reason": "as in `failed` or `interrupted`, or `killed`, `crashed`, `out_of_memory`, `hung` or `exit`",
     }),
     "hang": EventKind("No rank finished a step for `--hang-timeout` seconds.", {
         "seconds": "seconds without progress",

@@ -93,7 +93,8 @@ def signal_name(number: Any) -> str:
 
 def name_stop_reason(number: int) -> str:
     """The `reason` of an `interrupted` event."""
-    return {signal.SIGINT: "ctrl_c", signal.SIGTERM: "sigterm"}.get(signal.Signals(number), "signal")
+    names: dict[int, str] = {signal.SIGINT: "ctrl_c", signal.SIGTERM: "sigterm"}
+    return names.get(number, "signal")
 
 
 def _text(value: Any) -> str:

@@ -8,6 +8,8 @@ from typing import TextIO
 
 # An option with its value, and a quoted command; a longer one is broken.
 _ONE_PIECE = re.compile(r"--[\w.-]+ [^\s-]\S{0,30}|`[^`]{1,60}`")
+# A line that is a command, which is pasted, or of a log.
+_UNCHANGED = re.compile(r"\s*(\||(\S*/)?(launcher|torchrun|python[\d.]*) )")
 # Stands for a space at which no line ends.
 _JOINED = "\x00"
 _NARROWEST = 20
@@ -26,7 +28,7 @@ def wrap_for(stream: TextIO, text: str) -> str:
 
 def wrap_line(line: str, width: int) -> str:
     """A line of a message in lines of less than `width`; a line that is a command, or of a log, is not changed."""
-    if len(line) < width or line.strip().startswith(("launcher ", "|")):
+    if len(line) < width or _UNCHANGED.match(line):
         return line
     indent = " " * (len(line) - len(line.lstrip()))
     lines = [indent]

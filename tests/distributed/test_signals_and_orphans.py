@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.agent.signals import to_rank_signal
 from launcher.core.errors import describe_stop_signal
 from launcher.core.event_text import name_stop_reason
 from tests.support import warm
@@ -64,7 +65,8 @@ def test_a_signal_to_the_agent_only_saves_on_all_ranks_at_the_same_step(
     stopped = f"stopped by {describe_stop_signal(number)} after step {interrupted[0]['step']}; saved runs/it/"
     assert output.count(stopped) == 1, "once for all ranks"
     assert "--name it --resume auto" in output
-    assert {(event["reason"], event["second"]) for event in interrupted} == {(name_stop_reason(number), False)}
+    reason = name_stop_reason(to_rank_signal(number))
+    assert {(event["reason"], event["second"]) for event in interrupted} == {(reason, False)}
     assert (directory / "checkpoints" / "last.ckpt").exists()
     assert "failed first" not in output
 

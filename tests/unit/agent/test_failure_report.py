@@ -159,6 +159,7 @@ def test_a_full_disk_keeps_its_message_and_reason() -> None:
         (make_outcome(1, 2, error=make_error(explained=True)), "usage"),
         (make_outcome(1, 1, error=make_error(lost_peer=True)), "lost_connection"),
         (make_outcome(1, 1, error=_describe(StorageError("x", reason="quota"))), "quota"),
+        (make_outcome(1, 143, error=make_error(interrupted=True)), "sigterm"),
     ],
 )
 def test_a_failure_has_a_reason_in_one_word(outcome: RankOutcome, reason: str) -> None:

@@ -22,6 +22,7 @@ OF_COMMANDS = (
     "config/loading.py",
     "hardware/target_machines.py",
     "planning/plot.py",
+    "runs/continuation.py",
     "training/evaluated_run.py",
 )
 # Programs whose options a message may name.

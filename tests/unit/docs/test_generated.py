@@ -15,7 +15,7 @@ from launcher.monitoring.metric_names import ALERTS, METRICS
 from tests.support.documentation import REPOSITORY
 
 # How events are written: method, and the place of the kind among the arguments.
-_WRITERS = {"write": 0, "_change": 1, "_write_event": 2}
+_WRITERS = {"write": 0, "_change": 1, "write_event": 1, "_write_event": 2}
 
 
 def _calls() -> Iterator[ast.Call]:

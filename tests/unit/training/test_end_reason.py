@@ -15,7 +15,7 @@ from tests.support.toy import Toy, ToyData
 
 
 class StopsItself(Toy):
-    def on_train_batch_end(self, *_: Any) -> None:
+    def on_train_epoch_end(self) -> None:
         self.trainer.should_stop = True
 
 
