@@ -187,9 +187,10 @@ class TrainingCoordinator:
             _check_restart(config)
             result = self._fit(config, given)
         except TrainingError as error:
-            raise show_once(with_cause_type(to_python_error(error)), shows_errors) from error.__cause__
+            to_python_error(error)
+            raise show_once(with_cause_type(error), shows_errors) from error.__cause__
         except LauncherError as error:
-            raise to_python_error(error) from error.__cause__
+            raise show_once(to_python_error(error), shows_errors) from error.__cause__
         return {
             "trainer": result.trainer,
             "model": model,

@@ -112,7 +112,7 @@ class TrainingAgent(LocalElasticAgent):
         self._attempts += 1
         self._hangs = HangDetector(self._options.hang_timeout)
         worker_group.spec.args = (RankTask(self._request.command, str(folder)),)
-        inspector = RankInspector(folder)
+        inspector = RankInspector(folder, has_steps=not self._request.is_plain)
         if self._output is not None:
             self._output.start_attempt(folder, [worker.global_rank for worker in worker_group.workers])
         started = super()._start_workers(worker_group)  # pyright: ignore[reportCallIssue]

@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from typing_extensions import TypeIs
+
 from launcher.core.errors import UsageError, describe_error
 
 # Set in the environment of a rank.
@@ -179,7 +181,7 @@ def make_pickler(file: IO[bytes]) -> pickle.Pickler:
     return CallPickler(file, protocol=pickle.HIGHEST_PROTOCOL)
 
 
-def _has_own_arguments(value: object) -> bool:
+def _has_own_arguments(value: object) -> TypeIs[BaseException]:
     """Whether an exception's class has an `__init__`, which need not take the exception's `args`."""
     kind = type(value)
     is_exception = isinstance(value, BaseException) and kind.__reduce__ is BaseException.__reduce__

@@ -35,6 +35,8 @@ _LIBRARIES: tuple[str, ...] = ("torch", "torch.distributed", "lightning.pytorch"
 _SCRIPT_MAIN: tuple[str, ...] = ("launcher.agent.rank_main", "launcher.agent.script_main")
 _SCRIPT_LIBRARIES: tuple[str, ...] = ("torch", "torch.distributed", "torch.distributed.rendezvous", "torch.optim",
                                       "torch.nn.parallel", "torch.utils.data", "torch._dynamo")  # fmt: skip
+# They read the rank on import; `launcher.agent.rank_main.set_rank_zero` sets it in each rank.
+_PREPARED = frozenset({"torch", "lightning", "pytorch_lightning", "torchmetrics"})
 # More files than users write: their folder contains a library, which each rank imports itself.
 _MAX_FILES = 300
 _CODE_RUNNERS = frozenset({"exec", "eval", "compile", "__import__", "setattr", "delattr"})
@@ -56,10 +58,8 @@ def list_preload_modules(config: RunConfig, env: Mapping[str, str]) -> list[str]
 
 def list_script_modules(task: ScriptTask, chosen: Sequence[str] | None) -> list[str]:
     """Modules for the ranks of a script: those that the user chose, or torch and what the script's head imports."""
-    if chosen is not None:
-        return [*_SCRIPT_MAIN, USER_MODULES, *chosen]
-    if task.kind == "program":
-        return [*_SCRIPT_MAIN, USER_MODULES]
+    if chosen is not None or task.kind == "program":
+        return _order_modules(_SCRIPT_MAIN, chosen or ())
     before = list(sys.path)
     first = Path.cwd() if task.kind == "module" else Path(task.target).resolve().parent
     # The script's own modules come first, as in the rank.
@@ -69,7 +69,14 @@ def list_script_modules(task: ScriptTask, chosen: Sequence[str] | None) -> list[
         reader.read_main(task.target if task.kind == "module" else Path(task.target))
     finally:
         sys.path[:] = before
-    return [*_SCRIPT_MAIN, *_SCRIPT_LIBRARIES, USER_MODULES, *dict.fromkeys(reader.found)]
+    return _order_modules([*_SCRIPT_MAIN, *_SCRIPT_LIBRARIES], reader.found)
+
+
+def _order_modules(libraries: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    """The libraries and `wanted`, whose effects are checked on import, except those of packages that are prepared."""
+    prepared = [name for name in wanted if name.partition(":")[0].partition(".")[0] in _PREPARED]
+    return [*libraries, *dict.fromkeys(prepared), USER_MODULES,
+            *dict.fromkeys(name for name in wanted if name not in prepared)]  # fmt: skip
 
 
 def _class_paths(value: Any) -> Iterator[str]:

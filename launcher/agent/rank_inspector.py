@@ -16,7 +16,7 @@ from launcher.agent.failure_report import RankOutcome
 from launcher.agent.flight_recorder import read_flight_record
 from launcher.agent.hang_detection import RankState
 from launcher.agent.rank_main import STACKS_SIGNAL
-from launcher.process.heartbeat import BEFORE_TRAINING, UNKNOWN, Heartbeat, read_heartbeat
+from launcher.process.heartbeat import BEFORE_TRAINING, NO_STEPS, UNKNOWN, Heartbeat, read_heartbeat
 from launcher.process.rank_log import read_tail
 from launcher.process.rank_status import (
     RankStatus,
@@ -43,10 +43,11 @@ class RankProcess:
 
 
 class RankInspector:
-    """Reads what the ranks of one attempt write into its folder."""
+    """Reads what the ranks of one attempt write into its folder; `has_steps`: whether they report their steps."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, has_steps: bool = True) -> None:
         self._folder = folder
+        self._has_steps = has_steps
         self._counters = find_oom_kill_counters()
         self._oom_kills = count_oom_kills(self._counters)
         self._host = socket.gethostname()
@@ -97,13 +98,14 @@ class RankInspector:
         for rank, process in ranks.items():
             status, heartbeat = self.read_status(rank), self.read_heartbeat(rank)
             state = states.get(rank)
+            step = BEFORE_TRAINING if heartbeat is None else heartbeat.step
             found.append(
                 RankOutcome(
                     rank=rank,
                     host=self._host,
                     exit_code=process.exit_code,
                     time=process.ended,
-                    step=BEFORE_TRAINING if heartbeat is None else heartbeat.step,
+                    step=step if self._has_steps else NO_STEPS,
                     error=status.error,
                     log=None if status.log is None else str(status.log),
                     last_lines=read_last_lines(status.log),

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _stores: dict[tuple[str, int, int], tuple[Store, int]] = {}
 
 _ENDED = "launcher/script-ended"
+_PRINTS_ERROR = "launcher/prints-error"
 
 
 def open_store(topology: Topology, timeout: float) -> Store:
@@ -148,11 +149,26 @@ def announce_end() -> None:
 
 
 def rank_zero_has_ended() -> bool:
-    """Whether rank zero of this script has called `announce_end`, or its store is gone."""
-    try:
-        return any(store.check([_ENDED]) for store, _ in _stores.values())
-    except RuntimeError:
-        return True
+    """Whether rank zero of this script has called `announce_end`."""
+    return _has_key(_ENDED)
+
+
+def announce_error() -> None:
+    """Inform the other ranks of this script that rank zero prints the error that ends all of them."""
+    for store, _ in _stores.values():
+        with suppress(RuntimeError):
+            store.set(_PRINTS_ERROR, "1")
+
+
+def rank_zero_prints_error() -> bool:
+    """Whether rank zero of this script has called `announce_error`."""
+    return _has_key(_PRINTS_ERROR)
+
+
+def _has_key(key: str) -> bool:
+    with suppress(RuntimeError):  # its store is gone; a rank that waits for it gets that error
+        return any(store.check([key]) for store, _ in _stores.values())
+    return False
 
 
 def _abort() -> None:

@@ -153,5 +153,7 @@ def _text_of(key: str, value: Any) -> str:
         return ""
     text = value if isinstance(value, str) else json.dumps(value)
     text = VALUES.get(key, {}).get(text, text)
+    if key == "wandb.tags" and isinstance(value, str):
+        text = f"[{text}]"
     # `true` is also the value of an option without one.
     return "" if len(text) > _LONGEST_VALUE or value is True else text

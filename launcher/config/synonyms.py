@@ -89,12 +89,15 @@ SAME_ARGUMENT: tuple[tuple[str, ...], ...] = (
     ("num_layers", "n_layers", "depth", "layers"),
 )  # fmt: skip
 
-# Options of other launchers that are not needed here, with the reason.
+# Names of other tools without a setting of their own here, with what to do.
 NOT_NEEDED: Mapping[str, str] = {
     "standalone": "one node needs no rendezvous; remove it",
     "rdzv_backend": "the launcher has one kind of rendezvous; remove it",
     "local_rank": "each rank reads it from its environment; remove it",
     "local_ranks_filter": "write --terminal-ranks",
+    **dict.fromkeys(("zero_stage", "ds_stage"), "write `strategy: deepspeed_stage_N`, with N from 1 to 3"),
+    "report_to": "write `wandb.mode`, or `trainer.logger` for another logger",
+    "patience": "write the callback EarlyStopping with `patience` in `trainer.callbacks`",
     "fsdp": "FSDP is not available; use `strategy: deepspeed_stage_3`, which shards the same states",
     "use_fsdp": "FSDP is not available; use `strategy: deepspeed_stage_3`, which shards the same states",
 }

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from launcher.core.errors import LauncherError, OutOfMemoryError, TrainingError
+from launcher.core.errors import LauncherError, OutOfMemoryError, TrainingError, UsageError
 
-_PACKAGE = str(Path(__file__).parents[1])
+_PACKAGE = f"{Path(__file__).parents[1]}/"
 # Other ranks that a report names.
 _MAX_OTHERS = 4
 _MAX_CHARACTERS = 100
@@ -39,7 +39,7 @@ def show_once(error: E, is_shown: Callable[[], bool] = lambda: True) -> E:
 
     `is_shown` is called when the error ends the script; False prints nothing, because another rank prints it.
     """
-    if isinstance(error, TrainingError):
+    if isinstance(error, TrainingError | UsageError):
         # IPython calls it if it exists.
         vars(error)["_render_traceback_"] = functools.partial(_render, error)
     if getattr(sys.excepthook, "func", None) is not _show:
@@ -70,12 +70,14 @@ def _show(previous: Callable[..., Any], kind: type[BaseException], error: BaseEx
             sys.stderr.flush()
 
 
-def _render(error: TrainingError) -> list[str]:
+def _render(error: LauncherError) -> list[str]:
     """The lines that IPython shows."""
     return (_find_report(error) or "".join(traceback.format_exception(error))).splitlines()
 
 
 def _find_report(error: LauncherError) -> str | None:
+    if isinstance(error, UsageError):
+        return _format_usage_error(error)
     if not isinstance(error, TrainingError) or error.report is not None or error.__cause__ is None:
         return getattr(error, "report", None)
     text = _format_cause(error, error.__cause__)
@@ -83,12 +85,27 @@ def _find_report(error: LauncherError) -> str | None:
     return f"{text}\n{error}" if isinstance(error, OutOfMemoryError) else text
 
 
+def _format_usage_error(error: UsageError) -> str | None:
+    """The lines of the script that called the launcher, and the error: it explains itself. None without such lines."""
+    callers = _list_callers(error)
+    kind = type(error)
+    return "".join(
+        ["Traceback (most recent call last):\n", *traceback.format_list(callers),
+         f"{kind.__module__}.{kind.__qualname__}: {error}"]
+    ) if callers else None  # fmt: skip
+
+
+def _list_callers(error: BaseException) -> list[traceback.FrameSummary]:
+    """The frames of the traceback above the first one of the launcher."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = next((n for n, frame in enumerate(frames) if frame.filename.startswith(_PACKAGE)), len(frames))
+    return frames[:own]
+
+
 def _format_cause(error: BaseException, cause: BaseException) -> str:
     """The traceback of the cause, below the lines of the script that called the launcher."""
-    callers = traceback.extract_tb(error.__traceback__)
-    own = next((n for n, frame in enumerate(callers) if frame.filename.startswith(_PACKAGE)), len(callers))
     head, *lines = "".join(traceback.format_exception(cause)).rstrip().splitlines()
     # A chain of its own begins with the first of its errors.
     is_plain = cause.__cause__ is None and (cause.__context__ is None or cause.__suppress_context__)
-    before = "".join(traceback.format_list(callers[:own])).rstrip().splitlines() if is_plain else []
+    before = "".join(traceback.format_list(_list_callers(error))).rstrip().splitlines() if is_plain else []
     return "\n".join([head, *before, *lines])

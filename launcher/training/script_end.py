@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
-from launcher.agreement.process_group import rank_zero_has_ended
+from launcher.agreement.process_group import announce_error, rank_zero_prints_error
 from launcher.agreement.script_ranks import end_script_ranks, is_script_rank, list_ended_ranks
 from launcher.core.error_display import format_failure, show_once
 from launcher.core.errors import Interrupted, LauncherError, TrainingError, UsageError
@@ -68,10 +68,13 @@ class _Training:
         return sorted(failed, key=lambda end: (end["lost_peer"], end["time"]))
 
 
-def _format_failures(failed: Sequence[Mapping[str, Any]]) -> str:
-    """The report of the ranks that failed; the first failure first."""
-    first, *others = failed
-    return format_failure(first["text"], [f"rank {end['rank']} {end['end']}" for end in others], first["traceback"])
+def _format_failures(failed: Sequence[Mapping[str, Any]], missing: Sequence[int]) -> str:
+    """The report of the ranks that failed, the first failure first, and of those that did not leave the training."""
+    first, *later = failed
+    ended = list_ended_ranks()
+    others = [f"rank {end['rank']} {end['end']}" for end in later]
+    others += [f"rank {rank} {ended.get(rank, 'was ended')}" for rank in missing if rank != first["rank"]]
+    return format_failure(first["text"], others, first["traceback"])
 
 
 _current: list[_Training] = []
@@ -164,7 +167,7 @@ def _raise_first_failure(training: _Training, error: Exception) -> None:
         return
     failed = training.read_failures()
     if failed and not failed[0]["lost_peer"]:
-        error.report = _format_failures(failed)
+        error.report = _format_failures(failed, missing)
         if failed[0]["rank"] != training.rank and RankError.from_exception(error, 0.0, 0).lost_peer:
             raise TrainingError(failed[0]["text"], rank=failed[0]["rank"], report=error.report) from error
     elif ended and training.rank == 0:
@@ -180,11 +183,12 @@ def shows_errors() -> bool:
     if not is_script_rank():
         return True
     if os.environ["RANK"] == "0":
+        announce_error()
         end_script_ranks()
         return True
     give_up = time.monotonic() + _REPORT_TIMEOUT
     while time.monotonic() < give_up:
-        if rank_zero_has_ended():
+        if rank_zero_prints_error():
             return False
         time.sleep(_POLL_INTERVAL)
     return True

@@ -16,6 +16,7 @@ import yaml
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters_context
 
 from launcher.config.merge import FORMER
+from launcher.config.synonyms import SAME_ARGUMENT
 from launcher.core.errors import ConfigError, Problem
 from launcher.user_code.imports import import_class
 
@@ -179,7 +180,8 @@ def _merge_former(value: Any) -> Any:
 
 def _did_you_mean(name: str, known: Collection[str]) -> str:
     """The most similar argument, otherwise all arguments."""
-    close = difflib.get_close_matches(name, known, n=1)
+    same = [each for group in SAME_ARGUMENT if name in group for each in group if each in known]
+    close = same or difflib.get_close_matches(name, known, n=1)
     return f"did you mean {close[0]}?" if close else f"it takes {', '.join(sorted(known)) or 'no arguments'}"
 
 

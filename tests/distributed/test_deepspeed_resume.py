@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.support.processes import Finished, launcher, run_warm
+from tests.support.processes import Finished, launcher, run_warm, torchrun
 from tests.support.runs import REPOSITORY, TOY, events_of, read_trace, toy_env, train_on
 from tests.support.warm import DEEPSPEED
 
@@ -19,8 +20,11 @@ STEPS = 10
 INTERRUPTED = 130
 
 
-def train(folder: Path, trace: str, ranks: int, *arguments: str) -> Finished:
-    return train_on(ranks, (*SETTINGS, *arguments), folder, toy_env(folder / trace), preloaded=DEEPSPEED)
+def train(folder: Path, trace: str, ranks: int, *arguments: str, options: Sequence[str] = ()) -> Finished:
+    env = toy_env(folder / trace)
+    if options:
+        return run_warm(torchrun(ranks, *SETTINGS, *arguments, options=options), folder, env=env)
+    return train_on(ranks, (*SETTINGS, *arguments), folder, env, preloaded=DEEPSPEED)
 
 
 def interrupt(folder: Path, trace: str, ranks: int, name: str, step: int, *arguments: str) -> None:
@@ -126,8 +130,8 @@ def test_a_killed_rank_is_replaced_and_deepspeed_uses_the_new_group(
     tmp_path: Path, uninterrupted: list[tuple[list[int], float]]
 ) -> None:
     arguments = ("--strategy", "deepspeed_stage_2", "--checkpoint.every_n_steps", "2", "--name", "it")
-    kill = ("--model.kill_at", "5", "--model.by_rank", "1", "--devices", "2", "--max-restarts", "1")
-    train(tmp_path, "trace", 1, *arguments, *kill).check()
+    kill = ("--model.kill_at", "5", "--model.by_rank", "1")
+    train(tmp_path, "trace", 2, *arguments, *kill, options=("--max-restarts", "1")).check()
     directory = tmp_path / "runs" / "it"
     assert [event["restart_count"] for event in events_of(directory, "run_started")] == [0, 1]
     assert events_of(directory, "finished")[-1]["step"] == STEPS

@@ -7,11 +7,13 @@ resolving is real. The modules themselves are found through PYTHONPATH.
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,8 +77,10 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
     subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, timeout=120)
     (wheel,) = folder.glob("*.whl")
-    for text in importlib.metadata.requires(DISTRIBUTION) or ():
-        write_stand_in(folder, Requirement(text))
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for text in (*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())):
+        if Requirement(text).name != DISTRIBUTION:
+            write_stand_in(folder, Requirement(text))
     return Index(folder, wheel)
 
 

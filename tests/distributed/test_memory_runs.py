@@ -37,7 +37,7 @@ def test_wrong_options_are_reported_together_without_a_plan(tmp_path: Path) -> N
     arguments = launcher("plan", *TOY, "--gpus", "12", "--gpus-per-node", "8", "--gpu", "h10")
     ended = run_warm(arguments, tmp_path, env={"PYTHONPATH": str(REPOSITORY)}, timeout=60).check(2)
     assert "the config has 2 problems" in ended.output
-    assert "did you mean h100?" in ended.output
+    assert "the closest are h100" in ended.output
     assert "Traceback" not in ended.output
 
 

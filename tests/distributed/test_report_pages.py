@@ -64,8 +64,8 @@ def _make(runs: Path, name: str, world_size: int = 2, **config: Any) -> MadeRun:
 
 
 def _finish(run: MadeRun, step: int) -> None:
-    run.write_event("memory", step=step, planned={"total": sum(PARTS.values())}, ranks=[0, 1],
-                    measured=[2**31] * 2, measured_by="most bytes that torch's allocator had in use")  # fmt: skip
+    run.write_event("memory", step=step, planned={"total": sum(PARTS.values())}, ranks=list(range(run.world_size)),
+                    measured=[2**31] * run.world_size, measured_by="bytes of torch's allocator")  # fmt: skip
     run.write_event("finished", step=step, metrics={})
 
 
@@ -92,7 +92,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     _train(failed, 0, 200)
     failed.write_event("failed", 1, rank=1, host="node2", error=ERROR)
     (failed.path / "logs/rank-1.log").write_text(f'  File "/home/me/a/long/path/train.py", line 210\n{ERROR}\n')
-    many = _make(runs, "many")
+    many = _make(runs, "many", 1)
     _train(many, 0, 400, metrics=40)
     _finish(many, 400)
     members = [{"index": i, "name": f"s-{i}", "overrides": {"model.init_args.lr": 10.0**-i}} for i in range(6)]

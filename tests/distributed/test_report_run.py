@@ -76,7 +76,7 @@ def test_a_resumed_fp16_run_of_two_ranks_is_reported_in_a_browser(tmp_path: Path
         text = page.evaluate("document.body.innerText")
         for wanted in (
             "it finished", "optimizer steps\n24", "precision\n16-mixed", "strategy\nddp\n2 ranks",
-            f"skipped steps\n{skipped}\n", f"stopped by SIGINT after step {stopped_at}; saved a checkpoint",
+            f"skipped steps\n{skipped}\n", f"stopped by Ctrl-C after step {stopped_at}; saved a checkpoint",
             f"{stopped_at} to 24", "ranks 0\u20131", "all ranks always had the same loss scale",
             "a later attempt starts", "The learning rate was between", "rank 1", "data.class_path",
             "tests.support.toy.ToyData", "lightning\t2.",

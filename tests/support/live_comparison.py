@@ -12,7 +12,8 @@ from strategies.deepspeed_config import ZeroVariant
 from strategies.model_shape import describe_model, find_optimizer
 from strategies.model_states import ModelShape, StateTypes, ZeroSettings, replicated_states, zero_states
 from tests.support.model_zoo import MODELS
-from tests.support.processes import run
+from tests.support.runs import start_commands_by_hand
+from tests.support.warm import DEEPSPEED
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PARTS = ("parameters", "gathered", "gradients", "optimizer_states")
@@ -47,16 +48,16 @@ def compare(
         extensions: folder of DeepSpeed's compiled ops.
     """
     out = folder / f"live-{world_size}"
-    arguments = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", str(world_size)]
-    arguments += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "-m", "tests.support.live_states"]
-    arguments += [str(out), ",".join(models), ",".join(map(str, stages)), ",".join(dtypes)]
+    command = [sys.executable, "-m", "tests.support.live_states"]
+    command += [str(out), ",".join(models), ",".join(map(str, stages)), ",".join(dtypes)]
     env = {
         "OMP_NUM_THREADS": "1",
         "DS_ACCELERATOR": "cpu",
         "TORCH_EXTENSIONS_DIR": str(extensions),
         "PYTHONPATH": str(REPOSITORY),
     }
-    run(arguments, folder, env=env, timeout=timeout).check()
+    for rank in start_commands_by_hand([command] * world_size, folder, env, timeout=timeout, preloaded=DEEPSPEED):
+        rank.check()
     shapes = {name: shape_of(name) for name in models}
     ranks = [Path(f"{out}-{rank}").read_text().splitlines() for rank in range(world_size)]
     for lines in zip(*ranks, strict=True):

@@ -1,4 +1,4 @@
-"""Bytes of a rank's live tensors under plain DeepSpeed and plain DDP, without the launcher. Started by torchrun.
+"""Bytes of a rank's live tensors under plain DeepSpeed and plain DDP, without the launcher, as torchrun starts it.
 
     torchrun --nproc-per-node N -m tests.support.live_states OUT MODELS STAGES DTYPES
 

@@ -35,17 +35,31 @@ def start_by_hand(
     preloaded: Sequence[str] = (),
 ) -> list[Finished]:
     """Ranks without an agent: rank n receives `arguments[n]` and torchrun's variables. Rank zero serves the store."""
-    size = world_size or len(arguments)
+    commands = [launcher(*each) for each in arguments]
+    return start_commands_by_hand(commands, cwd, env, world_size=world_size, timeout=timeout, preloaded=preloaded)
+
+
+def start_commands_by_hand(
+    commands: Sequence[Sequence[str]],
+    cwd: Path,
+    env: Mapping[str, str],
+    *,
+    world_size: int | None = None,
+    timeout: float = 120,
+    preloaded: Sequence[str] = (),
+) -> list[Finished]:
+    """As `start_by_hand`, for other modules than the launcher."""
+    size = world_size or len(commands)
     port = free_port()
 
     def one(rank: int) -> Finished:
         own = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size, "GROUP_RANK": 0,
                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
         variables = {**env, **{name: str(value) for name, value in own.items()}}
-        return run_warm(launcher(*arguments[rank]), cwd, env=variables, timeout=timeout, preloaded=preloaded)
+        return run_warm(commands[rank], cwd, env=variables, timeout=timeout, preloaded=preloaded)
 
-    with ThreadPoolExecutor(len(arguments)) as pool:
-        return list(pool.map(one, range(len(arguments))))
+    with ThreadPoolExecutor(len(commands)) as pool:
+        return list(pool.map(one, range(len(commands))))
 
 
 def train_on(

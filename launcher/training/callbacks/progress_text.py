@@ -148,7 +148,7 @@ def wrap_metrics(metrics: Mapping[str, float], width: int, lines: int) -> list[s
         more = [f"and {len(items) - shown} more"] if shown < len(items) else []
         wrapped = wrap_items([*items[:shown], *more], width)
         if len(wrapped) <= lines:
-            return wrapped
+            return [line[:width] for line in wrapped]
     return []
 
 

@@ -161,5 +161,8 @@ def test_a_scripts_head_decides_what_is_preloaded(tmp_path: Path, monkeypatch: p
     assert _preloaded(ScriptTask("program", "sh", (), path)) == []
     assert tuple(sys.path) == path
     assert "torch" in list_script_modules(ScriptTask("file", "scripts/train.py", (), path), None)
-    assert _preloaded(ScriptTask("file", "scripts/train.py", (), path), ["torch"]) == ["torch"]
+    assert _preloaded(ScriptTask("file", "scripts/train.py", (), path), ["yaml", "torch"]) == ["yaml"]
+    # Its import reads the rank, which `set_rank_zero` corrects in each rank.
+    lightning = list_script_modules(ScriptTask("file", "scripts/train.py", (), path), ["lightning.pytorch"])
+    assert lightning[-2:] == ["lightning.pytorch", USER_MODULES]
     assert "torch" not in list_script_modules(ScriptTask("file", "scripts/train.py", (), path), [])

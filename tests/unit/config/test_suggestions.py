@@ -122,6 +122,11 @@ def test_the_options_of_the_command_and_their_synonyms_are_suggested() -> None:
     assert message(["-q", "2"], command) == "not an option; give settings as --key value or --key=value"
 
 
+def test_one_tag_is_suggested_as_a_list() -> None:
+    assert suggestion(message(["--tags", "a"])) == "--wandb.tags '[a]'"
+    assert load_config([], ["--wandb.tags", "[a]"]).wandb.tags == ["a"]
+
+
 def test_a_suggestion_never_shows_a_secret() -> None:
     assert "hunter2" not in message(["--wandb_api_key", "hunter2"])
 

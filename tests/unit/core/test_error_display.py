@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from launcher import TrainingCoordinator
 from launcher.core.error_display import format_failure, show_once
-from launcher.core.errors import OutOfMemoryError, TrainingError, UsageError, with_cause_type
+from launcher.core.errors import CallError, OutOfMemoryError, TrainingError, UsageError, with_cause_type
 
 
 @pytest.fixture
@@ -92,6 +93,19 @@ def test_an_error_with_a_cause_shows_the_script_and_the_causes_traceback(
     lines = capsys.readouterr().err.splitlines()
     assert (lines[0], lines[-1]) == ("Traceback (most recent call last):", "ValueError: bad")
     assert sum("Traceback" in line for line in lines) == 1
+
+
+def test_a_usage_error_shows_the_scripts_lines_only(
+    noted: list[BaseException], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(CallError) as caught_error:
+        TrainingCoordinator(use_gpu=False, max_epochs=3)
+    end_script(show_once(caught_error.value))
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if line.startswith("  File")] == [lines[1]]
+    assert __file__ in lines[1]
+    assert lines[-2:] == ["launcher.core.errors.CallError: the call has 1 problem:",
+                          "  max_epochs: give it to train, as max_epochs"]  # fmt: skip
 
 
 def test_running_out_of_memory_shows_what_to_change_last(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +64,7 @@ class _AllParameters(_Net):
         return torch.optim.Adam(self.parameters(), 0.05)
 
 
-def _fit(
-    folder: Path, steps: int, callback: pl.Callback, module: type[_Net] = _Net, *, resume: bool = True
-) -> tuple[_Net, list[str]]:
+def _fit(folder: Path, steps: int, callback: pl.Callback, module: type[_Net] = _Net) -> tuple[_Net, list[str]]:
     notices: list[str] = []
     pl.seed_everything(1, verbose=False)
     trainer = pl.Trainer(
@@ -75,23 +75,38 @@ def _fit(
     order = DataOrder(DataSplit(BatchSplit(1, None, 1), rank=0, seed=1), print)
     use_resumable_loops(trainer, order)
     file = folder / "last.ckpt"
-    trainer.fit(made := module(), ckpt_path=file if resume and file.exists() else None, weights_only=True)
+    trainer.fit(made := module(), ckpt_path=file if file.exists() else None, weights_only=True)
     trainer.save_checkpoint(file)
     return made, notices
 
 
-@pytest.mark.parametrize("finetuning", [_OneByOne, lambda: BackboneFinetuning(1, lambda epoch: 1.5)])
+_FINETUNINGS = {"one by one": _OneByOne, "backbone": lambda: BackboneFinetuning(1, lambda epoch: 1.5)}
+
+
+@pytest.fixture(scope="module")
+def complete_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], _Net]:
+    """The module after an uninterrupted training, by name of the finetuning."""
+
+    @functools.cache
+    def train(name: str) -> _Net:
+        return _fit(tmp_path_factory.mktemp("complete"), 16, _FINETUNINGS[name]())[0]
+
+    return train
+
+
+@pytest.mark.parametrize("name", _FINETUNINGS)
 @pytest.mark.parametrize("stops", [(2,), (6,), (8,), (5, 11), (10, 12)])
-def test_finetuning_resumes(tmp_path: Path, finetuning: Any, stops: tuple[int, ...]) -> None:
-    complete, _ = _fit(tmp_path, 16, finetuning(), resume=False)
-    (tmp_path / "last.ckpt").unlink()
+def test_finetuning_resumes(
+    tmp_path: Path, name: str, stops: tuple[int, ...], complete_of: Callable[[str], _Net]
+) -> None:
+    complete, finetuning = complete_of(name), _FINETUNINGS[name]
     for steps in stops:
         _fit(tmp_path, steps, finetuning())
     resumed, notices = _fit(tmp_path, 16, finetuning())
     assert read_flags(resumed) == read_flags(complete)
     assert all(read_flags(complete).values())
-    for name, value in complete.state_dict().items():
-        torch.testing.assert_close(resumed.state_dict()[name], value, rtol=0, atol=0, msg=name)
+    for key, value in complete.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[key], value, rtol=0, atol=0, msg=key)
     assert notices == []
 
 

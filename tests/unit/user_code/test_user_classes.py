@@ -150,6 +150,8 @@ def test_model_instead_of_data_is_reported() -> None:
 def test_wrong_argument_name_suggests_the_right_one() -> None:
     given = config(model(width=1, nmae="x"))
     assert only_message(given, "model.init_args.nmae") == "Model takes no nmae; did you mean name?"
+    given = config(model(width=1, learning_rate=2))
+    assert only_message(given, "model.init_args.learning_rate") == "Model takes no learning_rate; did you mean lr?"
 
 
 def test_unknown_argument_lists_all() -> None:
