@@ -158,13 +158,10 @@ class TrainingAgent(LocalElasticAgent):
         expected = {0, *(code for n in (*STOP_SIGNALS, signal.SIGKILL) for code in (128 + n, -n))}
         if not codes <= expected:
             return self._handle_failure(worker_group)
-        self._report_stop(number)
+        if not self._request.is_plain:
+            outcomes = self._attempt.inspector.collect_outcomes(ranks, {})
+            self._report.report_stop(number, outcomes, is_second=self.signals.is_second)
         return self._end_attempt(restart=False)
-
-    def _report_stop(self, number: int) -> None:
-        outcomes = self._attempt.inspector.collect_outcomes(self._attempt.ranks(), {})
-        is_second, is_plain = self.signals.is_second, self._request.is_plain
-        self._report.report_stop(number, outcomes, is_second=is_second, is_plain=is_plain)
 
     def _stop_workers(  # pyright: ignore[reportIncompatibleVariableOverride]
         self, worker_group: WorkerGroup

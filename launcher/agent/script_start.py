@@ -26,7 +26,7 @@ from launcher.config.launch_options import LaunchOptions
 from launcher.config.schema import RunConfig
 from launcher.core.atomic_write import write_file
 from launcher.core.errors import RunDirectoryError, TopologyError
-from launcher.core.event_text import signal_name
+from launcher.core.event_text import name_stop_reason, signal_name
 from launcher.core.events import FILE_NAME, EventLog
 from launcher.core.secrets import hide_in_arguments
 from launcher.hardware.cpus import count_usable_cpus
@@ -214,7 +214,8 @@ def _write_end(run: Path, code: int, failure: RankOutcome | None) -> None:
     if code == 0:
         events.write("finished", step=None, metrics={}, checkpoint=None)
     elif failure is None and code >= _FIRST_SIGNAL_CODE:
-        events.write("interrupted", signal=code - 128, step=None, checkpoint=None)
+        reason = name_stop_reason(code - 128)
+        events.write("interrupted", signal=code - 128, step=None, checkpoint=None, reason=reason)
     elif failure is None:
         events.write("failed", host=os.uname().nodename, error=f"exit code {code}")
     # Otherwise the agent has written `rank_failed`.

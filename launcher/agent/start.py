@@ -128,7 +128,8 @@ def _run_agent(server: ForkServer, count: int, request: StartRequest) -> int:
             raise LauncherError("another node ended the run; see the error on that node")
         return agent.exit_code
     except AgentStopped as stopped:
-        sys.stderr.write(f"{describe_stop(Stop(stopped.number))}\n")
+        if not request.is_plain:
+            sys.stderr.write(f"{describe_stop(Stop(stopped.number))}\n")
         return 128 + stopped.number
     except RendezvousClosedError as error:
         raise LauncherError("another node ended the run; see the error on that node") from error

@@ -107,10 +107,8 @@ def test_the_first_failure_is_reported_once(how: str, tmp_path: Path) -> None:
     assert '    |   File "' + str(tmp_path / "ends.py") + '", line ' in report
     assert "launcher/agent" not in report, "the traceback begins in the script"
     status = _status(tmp_path, "ends")
-    assert (status["state"], status["detail"]) == (
-        "failed",
-        f"rank 1 on {os.uname().nodename}: ValueError: bad data in rank 1",
-    )
+    assert status["state"] == "failed"
+    assert "ValueError: bad data in rank 1" in status["detail"]
 
 
 @pytest.mark.parametrize(("how", "code", "shown"), [("code", 7, []), ("exit", 5, ["flushed"]), ("wrong", 2, [])])
