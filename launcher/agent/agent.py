@@ -158,10 +158,14 @@ class TrainingAgent(LocalElasticAgent):
         expected = {0, *(code for n in (*STOP_SIGNALS, signal.SIGKILL) for code in (128 + n, -n))}
         if not codes <= expected:
             return self._handle_failure(worker_group)
-        if not self._request.is_plain:
-            outcomes = self._attempt.inspector.collect_outcomes(ranks, {})
-            self._report.report_stop(number, outcomes, is_second=self.signals.is_second)
+        self._report_stop(number)
         return self._end_attempt(restart=False)
+
+    def _report_stop(self, number: int) -> None:
+        # `launcher run` reports the end of a plain script.
+        if not self._request.is_plain:
+            outcomes = self._attempt.inspector.collect_outcomes(self._attempt.ranks(), {})
+            self._report.report_stop(number, outcomes, is_second=self.signals.is_second)
 
     def _stop_workers(  # pyright: ignore[reportIncompatibleVariableOverride]
         self, worker_group: WorkerGroup
