@@ -162,9 +162,10 @@ class TrainingAgent(LocalElasticAgent):
         return self._end_attempt(restart=False)
 
     def _report_stop(self, number: int) -> None:
-        outcomes = self._attempt.inspector.collect_outcomes(self._attempt.ranks(), {})
-        is_second, is_plain = self.signals.is_second, self._request.is_plain
-        self._report.report_stop(number, outcomes, is_second=is_second, is_plain=is_plain)
+        # `launcher run` reports the end of a plain script.
+        if not self._request.is_plain:
+            outcomes = self._attempt.inspector.collect_outcomes(self._attempt.ranks(), {})
+            self._report.report_stop(number, outcomes, is_second=self.signals.is_second)
 
     def _stop_workers(  # pyright: ignore[reportIncompatibleVariableOverride]
         self, worker_group: WorkerGroup

@@ -13,7 +13,6 @@ from typing import Any
 from launcher.agent.failure_report import RankOutcome, find_stop, name_failure_reason
 from launcher.agent.restart_policy import RestartDecision
 from launcher.checkpoint.manifest import remove_partial_checkpoints
-from launcher.core.errors import describe_stop_signal
 from launcher.core.event_text import name_stop_reason
 from launcher.core.events import FILE_NAME, EventLog
 from launcher.core.wrapping import wrap_for
@@ -27,16 +26,11 @@ class AgentReport:
     def __init__(self, run: Path | None) -> None:
         self._run = run
 
-    def report_stop(self, number: int, outcomes: Sequence[RankOutcome], *, is_second: bool, is_plain: bool) -> None:
+    def report_stop(self, number: int, outcomes: Sequence[RankOutcome], *, is_second: bool) -> None:
         """Print once for all ranks what signal `number` has stopped, and write the event unless a rank has done so.
 
-        `is_second`: a second signal killed the ranks. `is_plain`: their code does not know the launcher.
+        `is_second`: a second signal killed the ranks.
         """
-        if is_plain:
-            # `script_start` writes the rest, with the folder of the logs.
-            if is_second:
-                print_text(f"second {describe_stop_signal(number)}: the ranks were killed")
-            return
         stop = find_stop(number, outcomes, self._run, is_second=is_second)
         if stop.saved is None and not any(outcome.is_interrupted for outcome in outcomes):
             self.write_event(outcomes[0].rank, "interrupted", signal=number, step=stop.step, checkpoint=None,

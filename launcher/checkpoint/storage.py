@@ -120,7 +120,9 @@ def explain_any_os_error(error: BaseException, run: Path) -> StorageError | None
         return None
     folder = _find_full_disk(run) if file is None else file.parent
     if folder is None:
-        return None
+        # The traceback, which is printed too, shows what was written.
+        text = _describe(reason, Path("the disk of a logger or of another file"), None, None)
+        return StorageError(text, reason=reason)
     return explain_os_error(found, folder)
 
 

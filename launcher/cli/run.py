@@ -31,7 +31,7 @@ is in runs/NAME/logs/rank-<r>.log; `launcher status`, `launcher logs` and
 _EPILOG = """\
 examples:
   launcher run --nproc-per-node 8 train.py --lr 1e-3
-  launcher run --nproc-per-node gpu --max-restarts 3 -m pkg.train --config a.yaml
+  launcher run --nproc-per-node gpu --max-restarts 3 -m pkg.train --size 3
   launcher run --nnodes 2 --node-rank 0 --rdzv-endpoint node0:29400 train.py
 
 exit codes:

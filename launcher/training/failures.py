@@ -17,7 +17,6 @@ from launcher.runs.continuation import Stop, describe_stop, shorten
 from launcher.runs.oom_record import OomRecord, add_oom_record
 from launcher.runs.selection import find_last_checkpoint
 from launcher.training.context import RunContext
-from launcher.training.stop.signals import write_line
 from strategies.choice import StrategyError
 
 _STORAGE_ADVICE = {
@@ -57,6 +56,9 @@ def record_ending(ctx: RunContext) -> Iterator[None]:
         interruption.run = str(ctx.run.path)
         record_interruption(ctx, interruption)
         if ctx.stays_open and ctx.topology.rank == 0:
+            # Imported here: without Lightning, the coordinator's error has the install command.
+            from launcher.training.stop.signals import write_line
+
             write_line(describe_stop(Stop(signal.SIGINT)))
         raise interruption from None
     except Exception as error:

@@ -109,6 +109,10 @@ def test_a_write_without_a_file_name_is_explained_by_the_full_disk(disk: Path) -
         found = explain_any_os_error(caught.value, disk)
         assert found is not None
         assert (found.reason, found.folder) == ("disk_full", str(disk))
+        elsewhere = explain_any_os_error(caught.value, filler.parent.parent)
+        assert elsewhere is not None
+        assert (elsewhere.reason, elsewhere.folder) == ("disk_full", None)
+        assert str(elsewhere) == "no space left on the disk of a logger or of another file"
     finally:
         filler.unlink()
 

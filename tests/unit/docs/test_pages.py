@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,17 @@ def test_the_two_commands_are_in_the_readme_and_ci_runs_the_second() -> None:
 
 def test_the_readme_is_short() -> None:
     assert len(README.splitlines()) <= 150
+
+
+@pytest.fixture(autouse=True)
+def forget_user_modules(tmp_path: Path) -> Iterator[None]:
+    """Modules of a page's files are not imported in later tests, which have others of the same name."""
+    path = list(sys.path)
+    yield
+    sys.path[:] = path
+    for name, module in list(sys.modules.items()):
+        if (getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
+            del sys.modules[name]
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
