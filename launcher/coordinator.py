@@ -150,12 +150,12 @@ class TrainingCoordinator:
             resume_from_checkpoint: a checkpoint to resume from.
             seed: of every random generator and of the order of the data.
             name: the run's name; None makes one from the date.
-            trainer_options: further arguments of Lightning's Trainer, as in `RunConfig.trainer`; `profiler` may be an
-                object.
+            trainer_options: further arguments of Lightning's Trainer, as in `RunConfig.trainer`. `profiler` may be an
+                object; `callbacks` and `logger` are used in addition to those of the coordinator.
 
         Returns:
-            `trainer` (Lightning's), `model`, `best_model_path` (None if no checkpoint was written), `final_metrics`
-            and `plan`.
+            `trainer` (Lightning's), `model`, `best_model_path` (None if no checkpoint was written), `final_metrics`,
+            `plan` and `run_directory`.
 
         Raises:
             MissingLibraryError: Lightning is not installed.
@@ -166,9 +166,7 @@ class TrainingCoordinator:
         """
         open_missing_streams()
         given = self._given(model, train_dataloaders, val_dataloaders, datamodule)
-        profiler = trainer_options.get("profiler")
-        if profiler is not None and not isinstance(profiler, str):
-            given = dataclasses.replace(given, profiler=trainer_options.pop("profiler"))
+        given = _with_objects_of_training(given, trainer_options)
         options: dict[str, Any] = {"gradient_clip_val": self._config.trainer.gradient_clip_val}
         if max_epochs is not None or not _has_limit(trainer_options):
             options["max_epochs"] = 1 if max_epochs is None else max_epochs
@@ -197,6 +195,7 @@ class TrainingCoordinator:
             "best_model_path": None if result.best is None else str(result.best),
             "final_metrics": dict(result.metrics),
             "plan": result.plan,
+            "run_directory": str(result.run),
         }
 
     def _given(self, model: Any, train: Any, validation: Any, datamodule: Any) -> UserObjects:
@@ -272,6 +271,23 @@ class TrainingCoordinator:
         if torch.cuda.is_initialized():
             return "CUDA is initialized already and cannot be forked; restart the kernel and train first"
         return None
+
+
+def _with_objects_of_training(given: UserObjects, options: dict[str, Any]) -> UserObjects:
+    """The user's objects with those in the options of one training, which are removed from the options."""
+    from lightning.pytorch import Callback
+    from lightning.pytorch.loggers import Logger
+
+    profiler = options.get("profiler")
+    if profiler is not None and not isinstance(profiler, str):
+        given = dataclasses.replace(given, profiler=options.pop("profiler"))
+    for name, kind, field in (("callbacks", Callback, "callbacks"), ("logger", Logger, "loggers")):
+        added = () if isinstance(options.get(name), bool) else _all_of(options.get(name))
+        # Others are reported with all other problems of the arguments.
+        if added and all(isinstance(each, kind) for each in added):
+            del options[name]
+            given = dataclasses.replace(given, **{field: (*getattr(given, field), *added)})
+    return given
 
 
 def _fit_in_forks(config: RunConfig, given: UserObjects, count: int) -> FitResult:

@@ -45,8 +45,12 @@ NO_ARGUMENT = {
     "lr_scheduler": "create it in the model's configure_optimizers",
     "slurm": "only `launcher submit` uses it; in a batch script, start the script with srun",
 }
-# Arguments of Lightning's Trainer that hold objects, and the coordinator's names for them.
-_OBJECTS = {"callbacks": "callbacks", "logger": "loggers", "plugins": "plugins"}
+# Arguments of Lightning's Trainer that hold objects: what to do with another kind of value.
+_OBJECTS = {
+    "callbacks": "give Lightning's callbacks, as objects",
+    "logger": "give Lightning's loggers, as objects",
+    "plugins": "give plugins to TrainingCoordinator, as objects",
+}
 _OF_CONSTRUCTOR = ("devices", "num_nodes", "precision", "strategy", "output_dir", "loggers", "wandb",
                    "on_precision_change", *CoordinatorSettings.__annotations__)  # fmt: skip
 # Arguments of a Trainer, of its `fit` or of the config that `train` does not accept: what to do instead.
@@ -119,7 +123,7 @@ def with_trainer_options(config: RunConfig, trainer: Mapping[str, Any]) -> RunCo
     defaults = RunConfig().to_dict()
     given = {name: value for name, value in config.to_dict().items() if value != defaults[name]}
     problems = [to_python_problem(problem) for problem in find_problems({**given, "trainer": plain})]
-    problems += [Problem(name, f"give {_OBJECTS[name]} to TrainingCoordinator, as objects") for name in objects]
+    problems += [Problem(name, _OBJECTS[name]) for name in objects]
     problems += [Problem(name, _ELSEWHERE[name]) for name in elsewhere]
     if problems:
         raise CallError(problems)

@@ -28,6 +28,8 @@ _FREE_TO_CHANGE = ("name", "runs_dir", "resume", "resume_trust", "on_oom", "wand
                    "trainer.max_time", "trainer.logger")  # fmt: skip
 _EVENTS_OF_TRAINING = ("first_step", "step", "validation", "checkpoint", "training_ended")
 
+_EVENTS_OF_FAILURE = {"failed", "rank_failed", "interrupted", "out_of_memory"}
+
 
 @dataclass(frozen=True, slots=True)
 class RunPlace:
@@ -84,13 +86,22 @@ def find_run(config: RunConfig, *, restart_of: str | None = None, is_requeued: b
 
 
 def has_nothing_to_lose(run: Path) -> bool:
-    """Whether a run may start again under its name: it ended before its first step, or was a trial of Lightning's.
+    """Whether a run may start again under its name: it ended before its first checkpoint, or was a trial.
 
     Its logs and events are kept.
     """
     if find_last_checkpoint(run / "checkpoints") is not None or read_records(run):
         return False
-    return not _last_trained_step(run) or _is_trial(run)
+    return not _last_trained_step(run) or _is_trial(run) or _ended_unsaved(run)
+
+
+def _ended_unsaved(run: Path) -> bool:
+    """Whether the run failed or was stopped before its first checkpoint.
+
+    The results of a run that finished without one, and of one whose checkpoints were moved, are kept.
+    """
+    kinds = {event["kind"] for event in read_events(run / EVENTS)}
+    return bool(kinds & _EVENTS_OF_FAILURE) and not kinds & {"checkpoint", "finished"}
 
 
 def _is_trial(run: Path) -> bool:
@@ -191,7 +202,7 @@ def _check_missing_checkpoint(run: Path, may_start_again: bool) -> tuple[str, ..
     steps = _last_trained_step(run)
     if not steps or _is_trial(run):
         return ()
-    if may_start_again:
+    if may_start_again or _ended_unsaved(run):
         return (f"the run trained to step {steps} before without saving a checkpoint: it starts again at step 0",)
     raise ResumeError(
         f"resume: run {run.name!r} trained to step {steps}, but {run / 'checkpoints'} contains no checkpoint; give a "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,13 +42,21 @@ class UserObjects:
     plugins: Sequence[Any] = ()  # of other kinds, which replace the launcher's
     profiler: Profiler | None = None  # None for the one that the config names
 
+    @property
+    def _loader_owner(self) -> pl.LightningDataModule | pl.LightningModule:
+        return self.model if self.data is None else self.data
+
+    def use_batch_size(self, size: int) -> None:
+        """Set the micro batch size where the object that makes the loaders keeps it, as Lightning's finder does."""
+        if not isinstance(self.data, Loaders):
+            set_batch_size(self._loader_owner, size)
+
     def traits(self) -> dict[str, Any]:
         """Properties of the objects, as plain JSON values; see `launcher.user_code.classes.UserClasses.traits`."""
-        batch_size = getattr(self.data if self.data is not None else self.model, "batch_size", None)
         plugin = None if self.precision_plugin is None else name_of(type(self.precision_plugin))
         return {
             "model": name_of(type(self.model)),
-            "batch_size": batch_size if isinstance(batch_size, int) else None,
+            "batch_size": find_batch_size(self._loader_owner),
             "static_graph": bool(getattr(self.model, "static_graph", False)),
             "precision_plugin": plugin,
         }
@@ -69,6 +78,23 @@ class Loaders(pl.LightningDataModule):
     @override
     def val_dataloader(self) -> EVAL_DATALOADERS:
         return self._validation if self._validation is not None else []
+
+
+def find_batch_size(owner: pl.LightningDataModule | pl.LightningModule) -> int | None:
+    """The `batch_size` of an object or of its `hparams`; None if it has neither."""
+    found = getattr(owner, "batch_size", None)
+    if not isinstance(found, int):
+        found = owner.hparams.get("batch_size")
+    return found if isinstance(found, int) else None
+
+
+def set_batch_size(owner: pl.LightningDataModule | pl.LightningModule, size: int) -> None:
+    """Set the `batch_size` of an object and of its `hparams`, those that exist."""
+    if isinstance(owner.hparams.get("batch_size"), int):
+        owner.hparams["batch_size"] = size
+    if isinstance(getattr(owner, "batch_size", None), int):
+        with contextlib.suppress(AttributeError):  # a property, perhaps of the hparams
+            owner.batch_size = size  # type: ignore[assignment]
 
 
 def make_user_objects(config: RunConfig, micro_batch_size: int | None) -> UserObjects:
