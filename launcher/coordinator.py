@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack, cast
 
@@ -16,6 +16,7 @@ from launcher.config.coordinator_arguments import (
     CoordinatorSettings,
     check_settings,
     to_group,
+    to_tuple,
     with_trainer_options,
 )
 from launcher.config.schema import CheckpointOptions, RunConfig, TrainerOptions, WandbOptions, WatchOptions
@@ -108,7 +109,7 @@ class TrainingCoordinator:
         vars(self).update(given)
         given["checkpoint"] = to_group(CheckpointOptions, given["checkpoint"], "checkpoint")
         given["watch"] = to_group(WatchOptions, given["watch"], "watch")
-        self._callbacks, self._loggers, self._plugins = _all_of(callbacks), _all_of(loggers), _all_of(plugins)
+        self._callbacks, self._loggers, self._plugins = to_tuple(callbacks), to_tuple(loggers), to_tuple(plugins)
         self._config = RunConfig(
             runs_dir=os.fspath(output_dir),
             accelerator="auto" if use_gpu else "cpu",
@@ -166,7 +167,7 @@ class TrainingCoordinator:
         """
         open_missing_streams()
         given = self._given(model, train_dataloaders, val_dataloaders, datamodule)
-        given = _with_objects_of_training(given, trainer_options)
+        given = given.with_options(trainer_options)
         options: dict[str, Any] = {"gradient_clip_val": self._config.trainer.gradient_clip_val}
         if max_epochs is not None or not _has_limit(trainer_options):
             options["max_epochs"] = 1 if max_epochs is None else max_epochs
@@ -273,23 +274,6 @@ class TrainingCoordinator:
         return None
 
 
-def _with_objects_of_training(given: UserObjects, options: dict[str, Any]) -> UserObjects:
-    """The user's objects with those in the options of one training, which are removed from the options."""
-    from lightning.pytorch import Callback
-    from lightning.pytorch.loggers import Logger
-
-    profiler = options.get("profiler")
-    if profiler is not None and not isinstance(profiler, str):
-        given = dataclasses.replace(given, profiler=options.pop("profiler"))
-    for name, kind, field in (("callbacks", Callback, "callbacks"), ("logger", Logger, "loggers")):
-        added = () if isinstance(options.get(name), bool) else _all_of(options.get(name))
-        # Others are reported with all other problems of the arguments.
-        if added and all(isinstance(each, kind) for each in added):
-            del options[name]
-            given = dataclasses.replace(given, **{field: (*getattr(given, field), *added)})
-    return given
-
-
 def _fit_in_forks(config: RunConfig, given: UserObjects, count: int) -> FitResult:
     """Train on `count` forks of this notebook's kernel."""
     from launcher.agent.notebook_ranks import run_in_forks
@@ -314,13 +298,6 @@ def _check_restart(config: RunConfig) -> None:
             "and train with strategy=error.next_strategy"
         )
         raise CallError([Problem("on_oom", text)])
-
-
-def _all_of(given: Any) -> tuple[Any, ...]:
-    """As a tuple: Lightning also accepts one object in place of a list."""
-    if given is None:
-        return ()
-    return tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
 
 
 def _devices(given: int | str | None) -> Any:

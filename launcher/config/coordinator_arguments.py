@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypedDict, TypeVar
 
 from launcher.config.schema import CheckpointOptions, RunConfig, TrainerOptions, WandbOptions, WatchOptions
@@ -102,6 +102,13 @@ def to_group(kind: type[Group], given: Group | Mapping[str, Any] | None, name: s
     if unknown := {key: value for key, value in values.items() if key not in known}:
         raise CallError([to_python_problem(problem) for problem in find_problems({name: unknown})])
     return kind(**values)
+
+
+def to_tuple(given: Any) -> tuple[Any, ...]:
+    """As a tuple: Lightning also accepts one object in place of a list."""
+    if given is None:
+        return ()
+    return tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
 
 
 def with_trainer_options(config: RunConfig, trainer: Mapping[str, Any]) -> RunConfig:

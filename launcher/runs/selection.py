@@ -26,7 +26,7 @@ LAST_CHECKPOINT = "last.ckpt"
 _FREE_TO_CHANGE = ("name", "runs_dir", "resume", "resume_trust", "on_oom", "wandb", "slurm", "devices", "num_nodes",
                    "agreement_timeout", "process_group_timeout", "trainer.max_epochs", "trainer.max_steps",
                    "trainer.max_time", "trainer.logger")  # fmt: skip
-_EVENTS_OF_TRAINING = ("first_step", "step", "validation", "checkpoint", "training_ended")
+_EVENTS_OF_TRAINING = ("first_step", "step", "validation", "checkpoint", "training_ended", "rank_failed", "interrupted")
 
 _EVENTS_OF_FAILURE = {"failed", "rank_failed", "interrupted", "out_of_memory"}
 
@@ -100,8 +100,14 @@ def _ended_unsaved(run: Path) -> bool:
 
     The results of a run that finished without one, and of one whose checkpoints were moved, are kept.
     """
-    kinds = {event["kind"] for event in read_events(run / EVENTS)}
-    return bool(kinds & _EVENTS_OF_FAILURE) and not kinds & {"checkpoint", "finished"}
+    if not (run / EVENTS).exists():
+        return False
+    events = list(read_events(run / EVENTS))
+    kinds = {event["kind"] for event in events}
+    # The event of a checkpoint precedes the file, which a full disk may reject; a failure names the newest file.
+    newest = [event["checkpoint"] for event in events if event["kind"] == "failed" and "checkpoint" in event]
+    has_saved = "checkpoint" in kinds and not (newest and newest[-1] is None)
+    return bool(kinds & _EVENTS_OF_FAILURE) and not has_saved and "finished" not in kinds
 
 
 def _is_trial(run: Path) -> bool:

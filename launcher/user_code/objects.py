@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,6 +14,7 @@ from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.utilities.types import EVAL_DATALOADERS, TRAIN_DATALOADERS
 from typing_extensions import override
 
+from launcher.config.coordinator_arguments import to_tuple
 from launcher.config.schema import RunConfig
 from launcher.core.errors import ConfigError, Problem
 from launcher.user_code.classes import (
@@ -50,6 +51,19 @@ class UserObjects:
         """Set the micro batch size where the object that makes the loaders keeps it, as Lightning's finder does."""
         if not isinstance(self.data, Loaders):
             set_batch_size(self._loader_owner, size)
+
+    def with_options(self, options: dict[str, Any]) -> UserObjects:
+        """Add the objects in the options of Lightning's Trainer, which are removed from the options."""
+        made, profiler = self, options.get("profiler")
+        if profiler is not None and not isinstance(profiler, str):
+            made = replace(made, profiler=options.pop("profiler"))
+        for name, kind, field in (("callbacks", pl.Callback, "callbacks"), ("logger", Logger, "loggers")):
+            added = () if isinstance(options.get(name), bool) else to_tuple(options.get(name))
+            # Others are reported with all other problems of the arguments.
+            if added and all(isinstance(each, kind) for each in added):
+                del options[name]
+                made = replace(made, **{field: (*getattr(made, field), *added)})
+        return made
 
     def traits(self) -> dict[str, Any]:
         """Properties of the objects, as plain JSON values; see `launcher.user_code.classes.UserClasses.traits`."""
