@@ -162,7 +162,7 @@ def test_ctrl_c_during_the_plan_prints_the_same_command(tmp_path: Path) -> None:
 
 def test_ctrl_c_before_training_does_not_wait_for_a_rank_that_sees_no_signal(tmp_path: Path) -> None:
     with terminal(tmp_path, "import", 2) as shown:
-        shown.press_when("now in import", "stopped by Ctrl-C before the first step; nothing was saved\nto start again:\n")
+        shown.press_when("now in import", "stopped by Ctrl-C before the first step; nothing was saved\n")
         shown.read_until(None)
         assert shown.process.wait() == 130, shown.text
     assert "failed first" not in shown.text
