@@ -54,6 +54,7 @@ def main(arguments: Sequence[str]) -> int:
         count_ranks=lambda: options.ranks,
         list_modules=lambda: [*_MODULES, *options.modules, USER_MODULES],
         always_has_agent=True,
+        is_plain=True,
         exit_timeout=_EXIT_TIMEOUT,
         report_failure=report,
     )

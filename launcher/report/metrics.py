@@ -83,7 +83,12 @@ def _collect(attempt: AttemptRecord) -> dict[str, tuple[Source, Line]]:
     found: dict[str, tuple[Source, Line]] = {}
     for name, counts in changes.items():
         source = _choose_source(counts)
-        found[name] = (source, make_line((step, values[name]) for step, values in records[source] if name in values))
+        points = [(step, values[name]) for step, values in records[source] if name in values]
+        end = attempt.last_metrics
+        # The end may lie between two logging intervals.
+        if source == "step" and end is not None and name in end.metrics and end.step > points[-1][0]:
+            points.append((end.step, end.metrics[name]))
+        found[name] = (source, make_line(points))
     if attempt.last_metrics is not None:
         for name, value in attempt.last_metrics.metrics.items():
             found.setdefault(name, ("end", make_line([(attempt.last_metrics.step, value)])))

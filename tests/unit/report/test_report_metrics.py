@@ -71,6 +71,17 @@ def test_a_metric_has_the_values_of_the_events_in_which_it_changes() -> None:
     assert _points(metrics["total"]) == [(40, 7)]
 
 
+def test_the_end_between_two_logging_intervals_is_the_last_value() -> None:
+    metrics = _events(
+        ("step", 10, {"train_loss": 4.0}),
+        ("step", 20, {"train_loss": 3.0}),
+        ("validation", 24, {"train_loss": 2.5, "val_loss": 5.0}),
+        ("finished", 24, {"train_loss": 2.5, "val_loss": 5.0}),
+    )
+    assert _points(metrics["train_loss"]) == [(10, 4.0), (20, 3.0), (24, 2.5)]
+    assert _points(metrics["val_loss"]) == [(24, 5.0)]
+
+
 def test_a_short_run_has_the_metrics_of_its_validations_and_epochs() -> None:
     metrics = _events(
         ("validation", 8, {"loss": 3.0, "val_loss": 2.0}),

@@ -18,6 +18,7 @@ from launcher.core.errors import Interrupted
 from launcher.training.callbacks.run_checkpoint import CheckpointAfterBatch
 from launcher.training.stop.agreement import StopAgreement
 from launcher.training.stop.callback import GracefulStop
+from launcher.training.stop.progress import StopProgress
 
 
 class Counting(pl.LightningModule):
@@ -120,7 +121,10 @@ def fit(folder: Path, module: Counting, callbacks: list[pl.Callback], **options:
 
 def stopping(checkpoint: Path, step: int) -> list[pl.Callback]:
     agreement = StopAgreement(None, 0, 1)
-    return [Ask(agreement, step), GracefulStop(agreement, cast(Any, SimpleNamespace(install=list)), checkpoint)]
+    return [
+        Ask(agreement, step),
+        GracefulStop(agreement, cast(Any, SimpleNamespace(install=list, progress=StopProgress())), checkpoint),
+    ]
 
 
 def load(path: Path) -> dict[str, Any]:
