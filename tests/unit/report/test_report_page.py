@@ -179,7 +179,7 @@ def test_a_straggler_is_named(tmp_path: Path) -> None:
     run = MadeRun(tmp_path / "first", 12)
     page = written(trained(run, own=[0.02] * 7 + [0.05] + [0.02] * 4)).text
     assert "Rank 7 slowed the other ranks down." in page
-    assert "Rank 7 needed most, 2.5 times the median of the other ranks; it" in page
+    assert "Rank 7 had the longest own time (median), 2.5 times the median of the other ranks; it" in page
     assert "it was the slowest in 100% of the intervals." in page
     assert "80% of all ranks" in page
 
