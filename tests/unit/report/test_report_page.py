@@ -184,6 +184,20 @@ def test_a_straggler_is_named(tmp_path: Path) -> None:
     assert "80% of all ranks" in page
 
 
+def test_the_rank_that_was_slowest_most_often_is_named_too(run: MadeRun) -> None:
+    run.start()
+    for number, own in enumerate([(0.011, 0.01)] * 3 + [(0.031, 0.03)] * 2 + [(0.02, 0.025)] * 4, 1):
+        run.step(10 * number)
+        run.ranks(10 * number, own=list(own))
+    page = written(run).text
+    assert "it was the slowest" not in page
+    text = (
+        "Rank 1 had the longest own time (median), 1.25 times the median of the other ranks, but rank 0 was the "
+        "slowest in more intervals: 56%, and rank 1 in 44%."
+    )
+    assert text in page
+
+
 def test_attempts_are_listed_with_their_ends_and_repeated_steps(run: MadeRun) -> None:
     run.start()
     for step in (10, 20, 30):
