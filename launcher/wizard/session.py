@@ -19,7 +19,7 @@ class WizardSession:
         self.prompter = prompter
         self.console = console
         self._detect = detect
-        # What the last plan said already.
+        # Notices of the last plan, which the review does not repeat.
         self.plan_notices: tuple[str, ...] = ()
 
     @cached_property
