@@ -379,7 +379,7 @@ def test_short_name_finds_an_imported_class() -> None:
         (Logger, "tensorboard", "TensorBoardLogger"),
         (Logger, "WandBLogger", "WandbLogger"),
         (Logger, "x", None),
-        (torch.optim.Optimizer, "Adma", "Adam"),
+        (torch.optim.Optimizer, "AdamWW", "AdamW"),
     ],
 )
 def test_a_similar_short_name_is_suggested(base: type[Any], given: str, meant: str | None) -> None:
