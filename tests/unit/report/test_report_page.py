@@ -175,9 +175,23 @@ def test_a_straggler_is_named(tmp_path: Path) -> None:
     run = MadeRun(tmp_path / "first", 12)
     page = written(trained(run, own=[0.02] * 7 + [0.05] + [0.02] * 4)).text
     assert "Rank 7 slowed the other ranks down." in page
-    assert "Rank 7 needed most, 2.5 times the median of the other ranks; it" in page
+    assert "Rank 7 had the longest own time (median), 2.5 times the median of the other ranks; it" in page
     assert "it was the slowest in 100% of the intervals." in page
     assert "80% of all ranks" in page
+
+
+def test_the_rank_that_was_slowest_most_often_is_named_too(run: MadeRun) -> None:
+    run.start()
+    for number, own in enumerate([(0.011, 0.01)] * 3 + [(0.031, 0.03)] * 2 + [(0.02, 0.025)] * 4, 1):
+        run.step(10 * number)
+        run.ranks(10 * number, own=list(own))
+    page = written(run).text
+    assert "it was the slowest" not in page
+    text = (
+        "Rank 1 had the longest own time (median), 1.25 times the median of the other ranks, but rank 0 was the "
+        "slowest in more intervals: 56%, and rank 1 in 44%."
+    )
+    assert text in page
 
 
 def test_attempts_are_listed_with_their_ends_and_repeated_steps(run: MadeRun) -> None:
