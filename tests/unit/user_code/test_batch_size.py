@@ -47,7 +47,7 @@ class _InProperty(_InHparams):
 @pytest.mark.parametrize("base", [pl.LightningDataModule, pl.LightningModule])
 @pytest.mark.parametrize("kind", [_InHparams, _InAttribute, _InBoth, _InProperty])
 def test_the_batch_size_of_an_object_is_found_and_set(kind: type[Any], base: type[Any]) -> None:
-    owner = type("Owner", (kind, base), {})()
+    owner: Any = type("Owner", (kind, base), {})()
     is_data = base is pl.LightningDataModule
     objects = UserObjects(pl.LightningModule(), owner) if is_data else UserObjects(owner)
     assert objects.traits()["batch_size"] == 16
