@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 
+from launcher.config.schema import RunConfig
+from launcher.training.run import _user_objects
 from launcher.user_code.objects import Loaders, UserObjects
 
 
@@ -69,3 +72,15 @@ def test_the_batch_size_of_given_loaders_is_theirs() -> None:
     objects = UserObjects(pl.LightningModule(), Loaders(type("Loader", (), {"batch_size": 4})()))
     objects.use_batch_size(8)
     assert objects.traits()["batch_size"] == 4
+
+
+@pytest.mark.parametrize(("global_batch_size", "expected"), [(16, 8), (None, 16)])
+def test_a_run_of_given_objects_sets_the_planned_size(global_batch_size: int | None, expected: int) -> None:
+    owner: Any = type("Owner", (_InHparams, pl.LightningDataModule), {})()
+    batch = SimpleNamespace(micro_batch_size=8)
+    plan = SimpleNamespace(batch=batch, strategy=SimpleNamespace(name="ddp"))
+    run: Any = SimpleNamespace(given=UserObjects(pl.LightningModule(), owner), plan=plan,
+                               config=RunConfig(global_batch_size=global_batch_size),
+                               output=SimpleNamespace(notice=pytest.fail))  # fmt: skip
+    assert _user_objects(run).data is owner
+    assert owner.size() == expected
