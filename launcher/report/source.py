@@ -43,7 +43,7 @@ _PLAN: Mapping[str, Any] = {
 _FILES = (FILE_NAME, "config.yaml", "plan.json")
 _TAIL_BYTES = 64 * 1024
 _TAIL_LINES = 25
-_MOST_NAMES = 8
+_MOST_NAMES = 3
 _LONGEST_NAME = 1024
 
 
