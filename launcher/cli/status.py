@@ -112,12 +112,12 @@ def format_runs(found: Sequence[RunStatus], width: int) -> list[str]:
     has_jobs, has_restarts = any(s.job for s in found), any(s.attempts > 1 for s in found)
     head = ["run", "state", "step", "saved", *(["attempts"] if has_restarts else []), *(["job"] if has_jobs else [])]
     rows = [
-        [s.name, s.state, f"{s.step:,}", f"{s.checkpoint_step:,}", *([str(s.attempts)] if has_restarts else []),
-         *([s.job or ""] if has_jobs else [])]
+        [s.name, s.state, *(["-", "-"] if s.is_script else [f"{s.step:,}", f"{s.checkpoint_step:,}"]),
+         *([str(s.attempts)] if has_restarts else []), *([s.job or ""] if has_jobs else [])]
         for s in found
     ]  # fmt: skip
     lines = _align([head, *rows], right=(2, 3, *((4,) if has_restarts else ())))
-    shown = [f"{lines[0]}  last metrics"]
+    shown = [lines[0].rstrip() if all(s.is_script for s in found) else f"{lines[0]}  last metrics"]
     for status, line in zip(found, lines[1:], strict=True):
         metrics = [f"{name} {_short(value)}" for name, value in status.metrics.items()]
         while metrics and len(line) + 2 + len("  ".join(metrics)) > width:

@@ -195,7 +195,7 @@ def test_gpus_that_are_missing_are_reported_with_options_of_the_command(monkeypa
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     if available_kind("auto") != "cpu":
         pytest.skip("a machine with a GPU")
-    with pytest.raises(TopologyError, match="given --nproc-per-node gpu, but .* no GPU; give a number, cpu or auto"):
+    with pytest.raises(TopologyError, match=r"given --nproc-per-node gpu, but .* no GPU; give a number, cpu or auto"):
         count_script_ranks("gpu")
 
 
