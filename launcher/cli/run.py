@@ -164,7 +164,7 @@ def _check_run_options(arguments: Sequence[str]) -> None:
     close = parser.find_close_option(own[0]) if own[0].startswith("-") else None
     hint = f"did you mean {close}? " if close else ""
     raise LaunchError(
-        [Problem(own[0].partition("=")[0], f"{hint}the script's arguments follow --, as in -- {example}")]
+        [Problem(own[0].partition("=")[0], f"{hint}write the script's arguments after --, as in -- {example}")]
     )
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from slurm.render import ArrayExecutor, JobExecutor
     from slurm.task import FitRequest
 
-# How SLURM's commands say that they found no configuration, or that the controller does not answer.
+# In the messages of SLURM's commands if there is no configuration, or if the controller does not answer.
 _NO_CLUSTER = re.compile(
     r"unable to contact slurm controller|could not establish a configuration|unable to establish config"
     r"|cannot resolve|unable to resolve|_fetch_child: failed to fetch remote configs|connection refused"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from torch.distributed.run import get_args_parser
 
-from launcher.agent.script_start import count_script_ranks
+from launcher.agent.script_start import count_script_ranks, make_script_variables
 from launcher.cli.run import (
     build_parser,
     check_preload,
@@ -191,6 +191,12 @@ def test_ranks_of_other_nodes_may_be_shown() -> None:
         read_launch_options({**flags, "terminal_ranks": "6"})
 
 
+def test_a_script_has_the_variables_that_torchrun_sets() -> None:
+    handled = next(action.default for action in TORCHRUN if action.dest == "signals_to_handle")
+    assert make_script_variables(1) == {"TORCHELASTIC_SIGNALS_TO_HANDLE": handled}
+    assert make_script_variables(2) == {"TORCHELASTIC_SIGNALS_TO_HANDLE": handled, "OMP_NUM_THREADS": "1"}
+
+
 def test_gpus_that_are_missing_are_reported_with_options_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     if available_kind("auto") != "cpu":
@@ -202,10 +208,10 @@ def test_gpus_that_are_missing_are_reported_with_options_of_the_command(monkeypa
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--nproc-per-node", "2", "4", "1"], "4: the script's arguments follow --, as in -- 4 1"),
-        (["--lr", "1e-3"], "--lr: the script's arguments follow --, as in -- --lr 1e-3"),
-        (["--lr=1"], "--lr: the script's arguments follow --, as in -- --lr=1"),
-        (["--max-restrats", "1"], "--max-restrats: did you mean --max-restarts? the script's arguments follow --"),
+        (["--nproc-per-node", "2", "4", "1"], "4: write the script's arguments after --, as in -- 4 1"),
+        (["--lr", "1e-3"], "--lr: write the script's arguments after --, as in -- --lr 1e-3"),
+        (["--lr=1"], "--lr: write the script's arguments after --, as in -- --lr=1"),
+        (["--max-restrats", "1"], "--max-restrats: did you mean --max-restarts? write the script's arguments after --"),
         (["--num_processes", "2"], "has no option --num_processes; write --nproc-per-node N"),
         (["--name", "a/b"], "--name: given 'a/b'"),
     ],
