@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from launcher.agent.restart_policy import RestartDecision
 from launcher.agent.restarts import RestartTracker, record_out_of_memory
 from launcher.agent.signals import AgentSignals, AgentStopped
 from launcher.agent.start_request import StartRequest
+from launcher.process.heartbeat import BEFORE_TRAINING
 from launcher.process.parent_death import STOP_SIGNALS
 from launcher.process.titles import set_title
 
@@ -40,6 +41,8 @@ _CAUSE_TIMEOUT = 3.0
 # Seconds until the other ranks must have ended: after a failure without a restart, and after the first rank has saved.
 _EXIT_TIMEOUT = 10.0
 _SAVE_TIMEOUT = 120.0
+# The same if no rank has begun to train: there is nothing to save, and a rank that waits in C code sees no signal.
+_UNTRAINED_EXIT_TIMEOUT = 3.0
 # Seconds to wait for the other ranks if one has called `sys.exit` with an error code.
 _SAME_EXIT_TIMEOUT = 0.5
 _STACKS_TIMEOUT = 0.3
@@ -148,7 +151,7 @@ class TrainingAgent(LocalElasticAgent):
         codes = {process.exit_code for process in ranks.values()}
         if None in codes:
             if codes != {None} and self._stop_deadline is None:
-                self._stop_deadline = time.monotonic() + _SAVE_TIMEOUT
+                self._stop_deadline = time.monotonic() + self._seconds_to_save(ranks)
             if self._stop_deadline is not None and time.monotonic() > self._stop_deadline:
                 self._kill_ranks()
             return self._check_for_hang(worker_group, ranks) or RunResult(WorkerState.HEALTHY)
@@ -160,6 +163,11 @@ class TrainingAgent(LocalElasticAgent):
             return self._handle_failure(worker_group)
         self._report_stop(number)
         return self._end_attempt(restart=False)
+
+    def _seconds_to_save(self, ranks: Collection[int]) -> float:
+        beats = [self._attempt.inspector.read_heartbeat(rank) for rank in ranks]
+        is_untrained = all(beat is None or beat.step == BEFORE_TRAINING for beat in beats)
+        return _UNTRAINED_EXIT_TIMEOUT if is_untrained and not self._request.is_plain else _SAVE_TIMEOUT
 
     def _report_stop(self, number: int) -> None:
         # `launcher run` reports the end of a plain script.
