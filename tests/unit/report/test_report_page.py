@@ -444,7 +444,8 @@ def test_the_report_of_a_script_has_what_is_known_of_it_and_nothing_else(
     read = read_run(path)
     page = Outline(render([read], START)).text
     for text in ("-m pkg.train --lr '1 e'", "/work/me", f"{path}/logs/rank-<r>.log", "exit code 137",
-                 "ValueError: bad batch", "ranks on each node 2", "ranks created by launcher run", "running", "torch 2.13.0"):  # fmt: skip
+                 "ValueError: bad batch", "ranks on each node 2", "ranks created by launcher run", "running",
+                 "torch 2.13.0"):  # fmt: skip
         assert text in page, text
     both = Outline(render([read, read], START)).text
     for text in ("optimizer step", "loss", "Loss", "precision", "strategy", "Plan", "Config", "start-up", "first step",
