@@ -17,6 +17,7 @@ from launcher.core.events import EventLog
 from launcher.report.command import render
 from launcher.report.history import read_history
 from launcher.report.overview import to_values
+from launcher.report.plots import draw_attempts
 from launcher.report.source import read_run
 from tests.support.made_run import START, MadeRun, with_memory
 
@@ -452,6 +453,8 @@ def test_the_report_of_a_script_has_what_is_known_of_it_and_nothing_else(
                  "checkpoint", "one logging interval"):  # fmt: skip
         assert text not in page, text
         assert text not in both, text
+    plots = (draw_attempts(read.history.attempts, has_steps=has_steps) for has_steps in (True, False))
+    assert [[bar.get_width() > 0 for bar in plot.axes[0].patches] for plot in plots] == [[True, False], [False, True]]
     figures = to_values(read)["figures"]
     assert (figures["exit code"], figures["ranks on each node"], figures["attempts"]) == (137, "2", 1)
     assert run_command(["report", str(path)]) == 0
