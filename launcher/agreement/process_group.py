@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from launcher.core.errors import AgreementError, TopologyError
 from launcher.hardware.topology import Topology
 from launcher.process.open_resources import keep_open
+from launcher.process.rank_status import FOLDER_VARIABLE
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 # The stores that this process is connected to, and how many trainings have used each.
 _stores: dict[tuple[str, int, int], tuple[Store, int]] = {}
 
-# Seconds between two looks at how many ranks have arrived.
-_LONGEST_PAUSE = 0.1
+# Seconds between two looks at how many ranks have arrived, for each rank that looks.
+_LONGEST_PAUSE = 0.001
 _ENDED = "launcher/script-ended"
 _PRINTS_ERROR = "launcher/prints-error"
 
@@ -146,14 +147,19 @@ def process_group(store: Store, topology: Topology, settings: GroupSettings) -> 
 
 
 def _await_ranks(store: Store, world_size: int, settings: GroupSettings) -> None:
-    """Wait in Python until all ranks are here: Ctrl-C does not end the group's own wait, which is in C code."""
+    """Wait in Python until all ranks are here: Ctrl-C does not end the group's own wait, which is in C code.
+
+    The launcher's agent needs no such wait, because it kills a rank that does not end.
+    """
+    if {FOLDER_VARIABLE, "TORCHELASTIC_RUN_ID"} <= os.environ.keys():
+        return
     arrived, pause = f"launcher/{settings.attempt}/arrived", 0.001
     deadline = time.monotonic() + settings.timeout
     count = store.add(arrived, 1)
     # After the deadline the group's own wait raises the error.
     while count < world_size and time.monotonic() < deadline:
         time.sleep(pause)
-        pause = min(2 * pause, _LONGEST_PAUSE)
+        pause = min(2 * pause, _LONGEST_PAUSE * max(world_size, 20))
         count = store.add(arrived, 0)
 
 
