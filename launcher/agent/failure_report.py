@@ -138,13 +138,13 @@ def describe_outcome(outcome: RankOutcome) -> str:
         at = ""
     if outcome.hung:
         return f"hung{at}" + (f": it was {outcome.doing}" if outcome.doing else "")
-    if outcome.exit_code is None and outcome.error is None:
-        return f"running{at}" + (f", {outcome.doing}" if outcome.doing else "")
     if outcome.error is not None and (outcome.exit_code is None or outcome.exit_code > 0):
         if outcome.is_consequence:
             return f"lost the connection to another rank ({outcome.error.kind}){at}"
         first_line = outcome.error.message.splitlines()[0] if outcome.error.message else ""
         return f"{outcome.error.kind}: {first_line}{at}"
+    if outcome.exit_code is None:
+        return f"running{at}" + (f", {outcome.doing}" if outcome.doing else "")
     if outcome.out_of_memory:
         return f"killed by the kernel because the host ran out of memory (SIGKILL){at}"
     if outcome.exit_code < 0:

@@ -157,6 +157,7 @@ def test_an_interrupt_that_python_ignores_ends_the_ranks(tmp_path: Path) -> None
 
     output = _end("lose", tmp_path, ranks=2, on_line=stop).check(128 + signal.SIGINT).output
     assert "trained on" not in output
+    assert "Ctrl-C: waiting for the ranks to end, at most 120 s; Ctrl-C again kills them\n" in output
     assert output.endswith("stopped by Ctrl-C; the output of all ranks is in runs/ends/logs\n")
 
 

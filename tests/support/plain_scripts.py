@@ -140,7 +140,8 @@ if how == "save":
     print("saved")
     sys.exit(0)
 if how == "lose":
-    Loses()
+    for _ in range(5):
+        Loses()
     time.sleep(20)
     print("trained on")
 if how == "crash" and rank == 1:
