@@ -51,13 +51,19 @@ def read_partitions() -> tuple[Partition, ...]:
     except FileNotFoundError:
         return ()
     except subprocess.CalledProcessError as error:
-        message = (error.stderr or error.stdout or "no message").strip()
+        message = _find_message(error.stderr or error.stdout)
         raise PartitionsError(f"sinfo failed with exit code {error.returncode}: {message}") from error
     except subprocess.TimeoutExpired as error:
         raise PartitionsError(f"sinfo did not answer within {error.timeout:g} seconds") from error
     except OSError as error:
         raise PartitionsError(f"sinfo could not be run: {error}") from error
     return parse_partitions(done.stdout)
+
+
+def _find_message(output: str) -> str:
+    """The last line, which has the reason that ended `sinfo`: without a reachable cluster it prints five."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    return re.sub(r"^sinfo: (fatal|error): ", "", lines[-1]) if lines else "no message"
 
 
 def parse_partitions(text: str) -> tuple[Partition, ...]:

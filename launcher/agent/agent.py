@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from launcher.agent.restart_policy import RestartDecision
 from launcher.agent.restarts import RestartTracker, record_out_of_memory
 from launcher.agent.signals import AgentSignals, AgentStopped
 from launcher.agent.start_request import StartRequest
+from launcher.process.heartbeat import BEFORE_TRAINING
 from launcher.process.titles import set_title
 
 # Seconds between two checks with one node and with several. The agent notices the end of a rank immediately.
@@ -39,6 +40,8 @@ _CAUSE_TIMEOUT = 3.0
 # Seconds until the other ranks must have ended: after a failure without a restart, and after the first rank has saved.
 _EXIT_TIMEOUT = 10.0
 _SAVE_TIMEOUT = 120.0
+# The same if no rank has begun to train: there is nothing to save, and a rank that waits in C code sees no signal.
+_UNTRAINED_EXIT_TIMEOUT = 3.0
 # Seconds to wait for the other ranks if one has called `sys.exit` with an error code, and for their own errors.
 _SAME_EXIT_TIMEOUT = 0.5
 _OTHER_ERRORS_TIMEOUT = 1.0
@@ -149,8 +152,9 @@ class TrainingAgent(LocalElasticAgent):
         if None in codes:
             # Code that does not know the launcher may have lost the signal, or ignore it.
             if self._stop_deadline is None and (codes != {None} or self._request.is_plain):
-                self._stop_deadline = time.monotonic() + _SAVE_TIMEOUT
-                self._request.report_stop_begin(self.signals.first or signal.SIGTERM, _SAVE_TIMEOUT)
+                seconds = self._seconds_to_save(ranks)
+                self._stop_deadline = time.monotonic() + seconds
+                self._request.report_stop_begin(self.signals.first or signal.SIGTERM, seconds)
             if self._stop_deadline is not None and time.monotonic() > self._stop_deadline:
                 self._kill_ranks()
             return self._check_for_hang(worker_group, ranks) or RunResult(WorkerState.HEALTHY)
@@ -160,6 +164,11 @@ class TrainingAgent(LocalElasticAgent):
             return self._handle_failure(worker_group)
         self._report_stop(number)
         return self._end_attempt(restart=False)
+
+    def _seconds_to_save(self, ranks: Collection[int]) -> float:
+        beats = [self._attempt.inspector.read_heartbeat(rank) for rank in ranks]
+        is_untrained = all(beat is None or beat.step == BEFORE_TRAINING for beat in beats)
+        return _UNTRAINED_EXIT_TIMEOUT if is_untrained and not self._request.is_plain else _SAVE_TIMEOUT
 
     def _report_stop(self, number: int) -> None:
         outcomes = self._attempt.inspector.collect_outcomes(self._attempt.ranks(), {})

@@ -8,6 +8,7 @@ prefix.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 from launcher.core.errors import AgreementError, TopologyError
 from launcher.hardware.topology import Topology
 from launcher.process.open_resources import keep_open
+from launcher.process.rank_status import FOLDER_VARIABLE
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 # The stores that this process is connected to, and how many trainings have used each.
 _stores: dict[tuple[str, int, int], tuple[Store, int]] = {}
 
+# Seconds between two looks at how many ranks have arrived, for each rank that looks.
+_LONGEST_PAUSE = 0.001
 _ENDED = "launcher/script-ended"
 _PRINTS_ERROR = "launcher/prints-error"
 
@@ -118,6 +122,7 @@ def process_group(store: Store, topology: Topology, settings: GroupSettings) -> 
             # Read when the group is created; torch's default folder is one for all runs of the user.
             os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
             os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", str(settings.dump_folder / "flight-record-rank-"))
+    _await_ranks(store, topology.world_size, settings)
     dist.init_process_group(
         settings.backend,
         store=dist.PrefixStore(f"launcher/{settings.attempt}/group", store),
@@ -139,6 +144,23 @@ def process_group(store: Store, topology: Topology, settings: GroupSettings) -> 
         keep_open(_destroy)
     else:
         _destroy()
+
+
+def _await_ranks(store: Store, world_size: int, settings: GroupSettings) -> None:
+    """Wait in Python until all ranks are here: Ctrl-C does not end the group's own wait, which is in C code.
+
+    The launcher's agent needs no such wait, because it kills a rank that does not end.
+    """
+    if {FOLDER_VARIABLE, "TORCHELASTIC_RUN_ID"} <= os.environ.keys():
+        return
+    arrived, pause = f"launcher/{settings.attempt}/arrived", 0.001
+    deadline = time.monotonic() + settings.timeout
+    count = store.add(arrived, 1)
+    # After the deadline the group's own wait raises the error.
+    while count < world_size and time.monotonic() < deadline:
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE * max(world_size, 20))
+        count = store.add(arrived, 0)
 
 
 def announce_end() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import socket
 import sys
@@ -97,6 +98,10 @@ class ConfigCommand:
             return 0
         if topology.world_size == 1:
             check_class_paths(config, keys)
+        if launch.nproc_per_node is not None and config.devices != "auto":
+            from launcher.config.loading import find_devices_source
+
+            launch = dataclasses.replace(launch, devices_source=find_devices_source(options.config, overrides))
         if not self.starts_ranks:
             return self.execute(config, topology, options)
         from launcher.process.socket_folder import socket_folder

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from launcher.jobs.sweep_status import MemberStatus
 
 _WATCH_SECONDS = 5.0
+_METRICS = "last metrics"
+# Columns that make room for the metrics, the first one first; `--json` has all of them.
+_LEFT_OUT = ("attempts", "saved", "job")
 _Status = TypeVar("_Status", "RunStatus", "MemberStatus")
 
 
@@ -108,23 +111,46 @@ def _start_page(clear: bool) -> Console:
 
 
 def format_runs(found: Sequence[RunStatus], width: int) -> list[str]:
-    """A line for each run, below it why it ended and what to do, each at most `width` wide where names allow it."""
-    has_jobs, has_restarts = any(s.job for s in found), any(s.attempts > 1 for s in found)
-    head = ["run", "state", "step", "saved", *(["attempts"] if has_restarts else []), *(["job"] if has_jobs else [])]
-    rows = [
-        [s.name, s.state, f"{s.step:,}", f"{s.checkpoint_step:,}", *([str(s.attempts)] if has_restarts else []),
-         *([s.job or ""] if has_jobs else [])]
-        for s in found
-    ]  # fmt: skip
-    lines = _align([head, *rows], right=(2, 3, *((4,) if has_restarts else ())))
-    shown = [f"{lines[0]}  last metrics"]
-    for status, line in zip(found, lines[1:], strict=True):
-        metrics = [f"{name} {_short(value)}" for name, value in status.metrics.items()]
-        while metrics and len(line) + 2 + len("  ".join(metrics)) > width:
-            metrics.pop()
-        shown.append("  ".join([line, *metrics[:6]]).rstrip())
+    """A line for each run, below it why it ended and what to do, each at most `width` wide where names allow it.
+
+    Where a line has no room for a metric, the columns of `_LEFT_OUT` are left out one by one, then the metrics.
+    """
+    metrics = [[f"{name} {_short(value)}" for name, value in status.metrics.items()] for status in found]
+    firsts = [len(each[0]) for each in metrics if each] or [0]
+    # At best, each run shows a metric; with a very long name, some run does.
+    fitting = _fit_columns(found, width, max(firsts)) or _fit_columns(found, width, min(firsts))
+    lines = fitting or _align_runs(found, ())
+    shown = [f"{lines[0]}  {_METRICS}" if fitting else lines[0].rstrip()]
+    for status, line, cells in zip(found, lines[1:], metrics, strict=True):
+        while cells and len(line) + 2 + len("  ".join(cells)) > width:
+            cells.pop()
+        shown.append("  ".join([line, *cells[:6]]).rstrip())
         shown += _describe_below(status, width)
     return shown
+
+
+def _fit_columns(found: Sequence[RunStatus], width: int, metric: int) -> list[str] | None:
+    """The lines of the table with the most columns that leave room for a metric of this length; None if none do."""
+    for count in range(len(_LEFT_OUT) + 1):
+        lines = _align_runs(found, _LEFT_OUT[:count])
+        if len(lines[0]) + 2 + max(metric, len(_METRICS)) <= width:
+            return lines
+    return None
+
+
+def _align_runs(found: Sequence[RunStatus], left_out: Sequence[str]) -> list[str]:
+    """The lines of the table without metrics, and without the columns of these names and those without content."""
+    columns = {
+        "run": [s.name for s in found],
+        "state": [s.state for s in found],
+        "step": [f"{s.step:,}" for s in found],
+        "saved": [f"{s.checkpoint_step:,}" for s in found],
+        "attempts": [str(s.attempts) for s in found] if any(s.attempts > 1 for s in found) else None,
+        "job": [s.job or "" for s in found] if any(s.job for s in found) else None,
+    }
+    kept = {name: cells for name, cells in columns.items() if cells is not None and name not in left_out}
+    right = [position for position, name in enumerate(kept) if name in ("step", "saved", "attempts")]
+    return _align([list(kept), *map(list, zip(*kept.values(), strict=True))], right)
 
 
 def format_members(found: Sequence[MemberStatus], width: int) -> list[str]:

@@ -45,7 +45,13 @@ def print_summary(result: FitResult, console: Console | None = None) -> None:
     add("report", f"{first}python -m launcher report {shlex.quote(_short(result.run))}")
     if result.checkpoint is not None:
         config = shlex.quote(_short(result.run / "config.yaml"))
-        add("continue", f"python -m launcher fit --config {config} --resume auto --trainer.max_epochs N")
+        add("continue", f"python -m launcher fit --config {config} --resume auto --trainer.{_reached_limit(result)} N")
+
+
+def _reached_limit(result: FitResult) -> str:
+    """The limit that must be raised to train on."""
+    most = -1 if result.trainer is None else result.trainer.max_steps
+    return "max_steps" if most != -1 and result.steps >= most else "max_epochs"
 
 
 def _metric_lines(metrics: Mapping[str, float], width: int) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypedDict, TypeVar
 
 from launcher.config.schema import CheckpointOptions, RunConfig, TrainerOptions, WandbOptions, WatchOptions
-from launcher.config.validation import find_problems
+from launcher.config.validation import build_record, find_problems
 from launcher.core.errors import CallError, Problem
 from launcher.core.python_terms import to_python_problem
 
@@ -43,6 +43,7 @@ NO_ARGUMENT = {
     "data": "give the object to train",
     "optimizer": "create it in the model's configure_optimizers",
     "lr_scheduler": "create it in the model's configure_optimizers",
+    "trainer": "give Lightning's options to train, each as an argument",
     "slurm": "only `launcher submit` uses it; in a batch script, start the script with srun",
 }
 # Arguments of Lightning's Trainer that hold objects, and the coordinator's names for them.
@@ -118,9 +119,11 @@ def with_trainer_options(config: RunConfig, trainer: Mapping[str, Any]) -> RunCo
     # Defaults need no check, and the check of every field takes time.
     defaults = RunConfig().to_dict()
     given = {name: value for name, value in config.to_dict().items() if value != defaults[name]}
-    problems = [to_python_problem(problem) for problem in find_problems({**given, "trainer": plain})]
+    values = {**given, "trainer": plain}
+    problems = [to_python_problem(problem) for problem in find_problems(values)]
     problems += [Problem(name, f"give {_OBJECTS[name]} to TrainingCoordinator, as objects") for name in objects]
     problems += [Problem(name, _ELSEWHERE[name]) for name in elsewhere]
     if problems:
         raise CallError(problems)
-    return dataclasses.replace(config, trainer=TrainerOptions(**plain))
+    # As in a file, a quoted number is a number.
+    return build_record(RunConfig, values)

@@ -30,6 +30,7 @@ class LaunchOptions:
         last_call: seconds that an elastic start waits for more nodes after `min_nodes` have joined.
         max_restarts: restarts within `restart_window` seconds before the agent gives up.
         hang_timeout: seconds without a step after which the run counts as hung; None: from the observed step time.
+        devices_source: where the config's `devices` was given, for messages.
         terminal_ranks: ranks whose output is shown on the terminal; None means all.
     """
 
@@ -45,6 +46,7 @@ class LaunchOptions:
     max_restarts: int = 0
     restart_window: float = DEFAULT_RESTART_WINDOW
     hang_timeout: float | None = None
+    devices_source: str = "devices"
     terminal_ranks: frozenset[int] | None = frozenset({0})
 
     @property

@@ -81,6 +81,22 @@ def read_sources(
     return values
 
 
+def find_devices_source(files: Iterable[str | Path], overrides: Sequence[str]) -> str:
+    """Where `devices` was given last: '--devices', or the key and the file."""
+    for argument in reversed(overrides):
+        if argument.partition("=")[0] in ("--devices", "--trainer.devices"):
+            return argument.partition("=")[0]
+    for file in reversed([*files]):
+        values = read_config_file(Path(file))
+        values = values["fit"] if isinstance(values.get("fit"), Mapping) else values
+        trainer = values.get("trainer")
+        if isinstance(trainer, Mapping) and trainer.get("devices") not in (None, "auto"):
+            return f"trainer.devices in {file}"
+        if "devices" in values:
+            return f"devices in {file}"
+    return "devices"
+
+
 def _complete_strategy(source: dict[str, Any], earlier: Any) -> Any:
     """Add the class of an earlier source to strategy arguments without a class; returns the last strategy."""
     trainer = source.get("trainer")

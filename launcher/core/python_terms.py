@@ -14,6 +14,10 @@ _TERMS = tuple(
     (re.compile(pattern), text)
     for pattern, text in (
         (r"`launcher fit --help` lists all keys", "`help(TrainingCoordinator)` lists the arguments"),
+        (r"give an argument of a class below the class, as in --\S+ \S+", "give it to the class of the model or data"),
+        (r"give --data my_pkg\.MyData\b", "give datamodule"),
+        (r"give --devices (\S+)", r"give TrainingCoordinator(devices=\1)"),
+        (r"write --(\S+)", r"only commands have it, as \1"),
         (r"--resume-trust\b", "TrainingCoordinator(resume_trust=True)"),
         (r"--resume auto\b", 'train(resume_from_checkpoint="auto")'),
         (r"--resume none\b", "train(resume_from_checkpoint=None)"),

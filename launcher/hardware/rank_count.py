@@ -28,7 +28,9 @@ def count_requested_ranks(config: RunConfig, options: LaunchOptions | None = Non
         cores = asked == "cpu" or (asked == "auto" and kind == "cpu")
         asked = count_usable_cpus() if cores else device_count(available_kind("gpu"))
     if asked is not None and config.devices not in ("auto", asked):
-        raise TopologyError(f"given --nproc-per-node {asked}, but devices is {config.devices}; remove one of them")
+        source = "devices" if options is None else options.devices_source
+        advice = "remove one of them" if source.startswith("--") else f"give --devices {asked} instead"
+        raise TopologyError(f"given --nproc-per-node {asked}, but {source} is {config.devices}; {advice}")
     wanted = asked or (found if config.devices == "auto" else config.devices)
     if kind != "cpu" and wanted > found:
         raise TopologyError(f"given {wanted} ranks, but this machine has {found} {kind} devices; start at most {found}")

@@ -15,7 +15,8 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
+from matplotlib.ticker import Formatter, FuncFormatter, LogLocator, MaxNLocator
+from typing_extensions import override
 
 from launcher.report.records import Numbers
 from launcher.report.series import Line
@@ -40,8 +41,10 @@ _SETTINGS = {
 }  # fmt: skip
 # Width of a figure across the page, of one that fits a phone, and of one of several beside each other, in 72 points.
 _WIDTH, _NARROW, _SMALL = 10.0, 5.0, 4.4
-# Room on the left for the labels of the axis.
+# Room on the left for the labels of the axis, at least.
 _LEFT, _RIGHT = 1.0, 0.15
+# From the left edge to the labels of the ticks, with a label of the axis, and from them to the axis.
+_AXIS_LABEL, _TICK = 0.25, 0.12
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,8 @@ def new_plot(
         FigureCanvasSVG(figure)
         figure.subplots_adjust(bottom=0.6 / height, top=1 - 0.12 / height, hspace=0.12)
         axes = list(figure.subplots(len(rows), 1, sharex=True, height_ratios=rows, squeeze=False)[:, 0])
+        for each in axes:
+            each.yaxis.set_major_formatter(_NumberFormatter())
         plot = Plot(name, title, figure, axes, is_small=is_small)
         if is_small:
             # Ticks take most of the time of a plot.
@@ -117,6 +122,7 @@ def _to_svg(plot: Plot, width: float, kind: str) -> str:
     plot.figure.set_size_inches(width, plot.figure.get_figheight())
     # Small plots have no label on the left.
     left = 0.62 if plot.is_small else _LEFT if width == _WIDTH else 0.85
+    left = max(left, *(_measure_left(axes) for axes in plot.axes))
     plot.figure.subplots_adjust(left=left / width, right=1 - _RIGHT / width)
     for axes in plot.axes:
         axes.yaxis.set_label_coords(-(left - 0.2) / (width - left - _RIGHT), 0.5)
@@ -140,6 +146,32 @@ def _to_svg(plot: Plot, width: float, kind: str) -> str:
         f'<svg viewBox="{box[1]}" class="{kind or "small"}" style="max-width:{float(box[2]) * 1.5:.0f}px" role="img" '
         f'aria-labelledby="{label} {plot.name}-d"><title id="{label}">{escape(plot.title)}</title>{body}'
     )
+
+
+class _NumberFormatter(Formatter):
+    """Labels with as many digits as the ticks differ in, and no offset above the axis, which would be cut."""
+
+    @override
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:.6g}"
+
+    @override
+    def format_ticks(self, values: Any) -> list[str]:
+        labels = [self(value) for value in values]
+        error = 0.01 * min(np.diff(np.sort(values)), default=0.0)
+        for digits in range(1, 16):
+            labels = [f"{value if abs(value) > error else 0:.{digits}g}" for value in values]
+            if all(abs(float(label) - value) <= error for label, value in zip(labels, values, strict=True)):
+                break
+        return labels
+
+
+def _measure_left(axes: Any) -> float:
+    """The width that the labels on the left of an axis need: an estimate, as measuring takes longer than drawing."""
+    ticks = axes.yaxis.get_major_formatter().format_ticks(axes.yaxis.get_majorticklocs())
+    # The widths of digits and of letters in wide fonts.
+    widest = max((sum(0.64 if sign.isdigit() else 0.5 for sign in label) for label in ticks), default=0)
+    return widest * _SETTINGS["font.size"] / 72 + _TICK + (_AXIS_LABEL if axes.get_ylabel() else 0)
 
 
 # An innermost group without an attribute; an element without content.

@@ -109,7 +109,8 @@ def _ranks_section(run: Run) -> Section:
         first = by_own_time[0]
         bars = sorted(by_own_time[:_MOST_BARS], key=lambda s: s.rank)
         own = draw_rank_times(history.rank_tables, slow or [first.rank], history.restart_steps)
-        view |= {"own": own, "first": first, "bars": draw_rank_bars(bars)}
+        often = max(by_own_time, key=lambda s: s.share_slowest)
+        view |= {"own": own, "first": first, "often": often, "bars": draw_rank_bars(bars)}
     return Section("ranks", "Step time and ranks", view)
 
 

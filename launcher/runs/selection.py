@@ -112,8 +112,7 @@ def _name_taken(path: Path) -> RunDirectoryError:
     return RunDirectoryError(
         f"run {path.name!r} exists already at {path}"
         + (f" and has trained to step {steps}" if steps else "")
-        + "; resume it with --resume auto (in a script: name=..., resume_from_checkpoint='auto'), choose another "
-        f"--name, or delete it with: rm -r {shlex.quote(str(path))}"
+        + f"; resume it with --resume auto, choose another --name, or delete it with: rm -r {shlex.quote(str(path))}"
     )
 
 

@@ -102,8 +102,24 @@ def _by_short_name(name: str, bases: tuple[type[Any], ...], kind: str, field: st
     if found:
         paths = ", ".join(sorted(f"{cls.__module__}.{cls.__name__}" for cls in found))
         raise ConfigError([Problem(field, f"{name} is ambiguous: {paths}; give one of these paths")])
-    message = f"given {name!r}, and no imported {kind} has that name; give its import path, such as my_pkg.{name}"
+    similar = _similar_short_name(name, bases)
+    advice = f"did you mean {similar}? Or give its" if similar else "give its"
+    message = f"given {name!r}, and no imported {kind} has that name; {advice} import path, such as my_pkg.{name}"
     raise ConfigError([Problem(field, message)])
+
+
+def _similar_short_name(name: str, bases: tuple[type[Any], ...]) -> str | None:
+    """An imported class with a similar name, or a longer one: 'csv' is CSVLogger, 'early_stopping' EarlyStopping."""
+    names = {
+        cls.__name__.lower(): cls.__name__
+        for base in bases
+        for cls in _subclasses(base)
+        if not cls.__name__.startswith("_") and cls.__module__.startswith(("lightning.", "torch."))
+    }
+    typed = name.lower().replace("_", "")
+    longer = sorted((each for each in names if len(typed) > 2 and each.startswith(typed)), key=len)
+    close = difflib.get_close_matches(typed, names, n=1, cutoff=0.7) or longer
+    return names[close[0]] if close else None
 
 
 def _subclasses(cls: type[Any]) -> Iterator[type[Any]]:

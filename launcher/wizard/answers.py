@@ -179,6 +179,11 @@ class WizardConfig:
         errors = tuple(self.errors())
         return ValidationResult(errors, () if errors else find_notes(vars(self), hardware))
 
+    @staticmethod
+    def find_key(name: str) -> str:
+        """The key in the config file of an answer; other names are keys already."""
+        return _PATHS.get(name, name)
+
     def errors(self) -> list[Problem]:
         """Problems of the answers, each with the name of its answer."""
         names = {path: name for name, path in _PATHS.items()}

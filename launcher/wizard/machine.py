@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from launcher.hardware.devices import Hardware, detect_hardware
 from slurm.partitions import Partition, PartitionsError, read_partitions
+from strategies.precision import AUTO, RankCapability, reconcile
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,13 @@ class MachineFacts:
     wandb_online: bool = False
     remarks: tuple[str, ...] = ()
 
+    @property
+    def best_precision(self) -> str:
+        """The precision that `auto` is on this machine."""
+        device = self.hardware.device
+        capability = RankCapability(0, self.host, device.kind, device.name, frozenset(device.native_dtypes))
+        return str(reconcile(AUTO, [capability]).precision)
+
 
 def detect_machine() -> MachineFacts:
     """Read the facts; if SLURM does not answer, that is a remark."""
@@ -31,6 +39,6 @@ def detect_machine() -> MachineFacts:
     try:
         partitions = read_partitions()
     except PartitionsError as error:
-        remarks = (f"the partitions of SLURM are not known: {error}",)
+        remarks = (f"no partitions of SLURM are offered: {error}",)
     online = resolve_mode(WandbOptions(), os.environ)[0] == "online"
     return MachineFacts(socket.gethostname(), detect_hardware("auto", 0), partitions, online, remarks)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import sys
+import termios
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -113,3 +116,19 @@ def _find_position(choices: Sequence[Choice], default: Any) -> int:
 def make_prompter(env: Mapping[str, str]) -> Prompter:
     """The prompter for the kind of terminal that TERM names."""
     return PlainPrompter(make_console()) if env.get("TERM", "") in _PLAIN_TERMINALS else TerminalPrompter()
+
+
+@contextlib.contextmanager
+def hide_early_input(prompter: Prompter) -> Iterator[None]:
+    """Keep the terminal from echoing what is typed between two questions: the next question shows it."""
+    if not isinstance(prompter, TerminalPrompter) or not sys.stdin.isatty():
+        yield  # a plain terminal shows what is typed itself
+        return
+    before = termios.tcgetattr(sys.stdin)
+    silent = [*before]
+    silent[3] &= ~termios.ECHO
+    termios.tcsetattr(sys.stdin, termios.TCSANOW, silent)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, before)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Literal
 
 import yaml
-from rich.console import Console
 from rich.table import Table
 
 from launcher.config.presets import preset_names, preset_summary
@@ -17,39 +15,15 @@ from launcher.config.schema import RunConfig
 from launcher.core.errors import LauncherError, Problem
 from launcher.core.yaml_loader import Loader
 from launcher.wizard.answers import WizardConfig
-from launcher.wizard.machine import MachineFacts
 from launcher.wizard.notes import find_split_problems
-from launcher.wizard.prompter import Choice, Prompter
+from launcher.wizard.prompter import Choice
+from launcher.wizard.session import WizardSession
 from slurm.partitions import Partition
 from strategies.precision import Precision
 from strategies.registry import AUTO, list_strategies
 from strategies.units import format_bytes
 
 _Part = Literal["model", "data"]
-
-
-class WizardSession:
-    """What the questions share: the prompter, the screen, and facts of the machine, read when first needed."""
-
-    def __init__(self, prompter: Prompter, console: Console, detect: Callable[[], MachineFacts]) -> None:
-        self.prompter = prompter
-        self.console = console
-        self._detect = detect
-
-    @cached_property
-    def machine(self) -> MachineFacts:
-        """Facts of this machine."""
-        self.show("detecting the hardware of this machine ...", style="dim")
-        return self._detect()
-
-    def show(self, text: str, style: str | None = None) -> None:
-        """Show a line of plain text."""
-        self.console.print(text, style=style, markup=False, highlight=False)
-
-    def show_problems(self, problems: Iterable[Problem], style: str = "red") -> None:
-        """Show a line for each problem."""
-        for problem in problems:
-            self.show(f"  {problem.path}: {problem.message}", style=style)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +53,10 @@ def ask_model_and_data(config: WizardConfig, session: WizardSession) -> WizardCo
         return config.with_answers(data=None, data_args=None)
     config = _ask_class(config, session, "data", "Data: the LightningDataModule (empty: the model has its own loaders)")
     config = _ask_batch(config, session)
-    return _ask_value(config, session, ValueQuestion("max_epochs", "Passes over the data, in epochs (-1: no limit)"))
+    # Lightning's own default.
+    is_limited = config.max_steps not in (None, -1) or config.settings.get("trainer.max_time") is not None
+    message = f"Passes over the data, in epochs (-1: no limit; empty: {'no limit' if is_limited else 1000})"
+    return _ask_value(config, session, ValueQuestion("max_epochs", message))
 
 
 def ask_hardware(config: WizardConfig, session: WizardSession) -> WizardConfig:
@@ -183,26 +160,33 @@ def show_plan(config: WizardConfig, session: WizardSession) -> bool:
     try:
         plan = plan_here(config.to_run_config(), session.machine.host).plan
     except LauncherError as error:
+        session.plan_notices = ()
         session.show(f"no plan for this machine: {error}", style="yellow")
         return False
+    session.plan_notices = plan.notices
     print_plan(plan, session.console)
     return True
 
 
 def _ask_precision(config: WizardConfig, session: WizardSession) -> WizardConfig:
-    named = config.precision not in (None, "auto")
-    current = config.use_mixed_precision if config.use_mixed_precision is not None else "name" if named else True
+    named = config.precision not in (None, AUTO)
+    current = config.use_mixed_precision if config.use_mixed_precision is not None else "name" if named else AUTO
     choices = [
-        Choice(True, "yes, if the hardware supports it"),
+        # Without a request: no notice on a machine that cannot.
+        Choice(AUTO, f"auto: the best that all ranks support (here {session.machine.best_precision})"),
+        Choice(True, "yes, if the hardware supports it; a notice if it does not"),
         Choice(False, "no: 32-bit"),
         Choice("name", "a precision by name, which every rank must support"),
     ]
     session.show("Mixed precision is faster and needs less memory.", style="dim")
     answer = session.prompter.select("Train in mixed precision?", choices, current)
+    if answer == AUTO:
+        return config.with_answers(use_mixed_precision=None, precision=None)
     if answer != "name":
         return config.with_answers(use_mixed_precision=answer, precision=None)
-    names = [Choice("auto", "auto: the best that all ranks support"), *(Choice(p.value, p.value) for p in Precision)]
-    precision = session.prompter.select("Precision", names, str(config.precision or "auto"))
+    names = [Choice(p.value, p.value) for p in Precision]
+    default = str(config.precision) if named else None
+    precision = session.prompter.select("Precision", names, default)
     return config.with_answers(precision=precision, use_mixed_precision=None)
 
 
@@ -220,8 +204,6 @@ def _ask_partition(config: WizardConfig, session: WizardSession, partitions: tup
 
 def _ask_class(config: WizardConfig, session: WizardSession, part: _Part, message: str) -> WizardConfig:
     """Import path, then arguments; asks each until it is valid."""
-    from launcher.user_code.inspection import class_problems, signature_of
-
     typed = getattr(config, part) or ""
     while True:
         typed = session.prompter.text(message, typed).strip()
@@ -232,11 +214,16 @@ def _ask_class(config: WizardConfig, session: WizardSession, part: _Part, messag
         errors = _find_errors(part, typed)
         if not errors:
             session.show(f"importing {typed} ...", style="dim")
+            # Here: it imports Lightning, which takes seconds.
+            from launcher.user_code.inspection import class_problems
+
             problems = class_problems(_only_classes(config_with), part)
             errors = [p for p in problems if p.path == f"{part}.class_path"]
         if errors:
             session.show_problems(errors)
             continue
+        from launcher.user_code.inspection import signature_of
+
         session.show(f"  {signature_of(typed)}", style="dim")
         answered = _ask_arguments(config_with, session, part)
         if answered is not None:

@@ -7,12 +7,13 @@ from collections.abc import Callable
 
 from rich.console import Console
 
+from launcher.core.errors import Problem
 from launcher.core.terminal import make_console
 from launcher.wizard import steps
 from launcher.wizard.answers import WizardConfig
 from launcher.wizard.machine import MachineFacts, detect_machine
-from launcher.wizard.prompter import Choice, Prompter, make_prompter
-from launcher.wizard.steps import WizardSession
+from launcher.wizard.prompter import Choice, Prompter, hide_early_input, make_prompter
+from launcher.wizard.session import WizardSession
 
 _WRITE, _CANCEL = "write", "cancel"
 _STEPS: tuple[tuple[str, Callable[[WizardConfig, WizardSession], WizardConfig]], ...] = (
@@ -54,7 +55,10 @@ class SetupWizard:
             KeyboardInterrupt: Ctrl-C at any question.
             EOFError: the input ended.
         """
-        config = start or WizardConfig()
+        with hide_early_input(self._session.prompter):
+            return self._ask_all(start or WizardConfig())
+
+    def _ask_all(self, config: WizardConfig) -> WizardConfig | None:
         for number in range(len(_STEPS)):
             config = self._ask(number, config)
         while True:
@@ -73,8 +77,11 @@ class SetupWizard:
         self._show_title(len(_STEPS), "review")
         self._session.show(config.to_yaml())
         errors, warnings = config.validate(self._session.machine.hardware)
-        self._session.show_problems(errors)
-        self._session.show_problems(warnings, style="yellow")
+        self._session.show_problems(map(_with_key, errors))
+        # The plan has shown its own notices, with the ranks after the colon.
+        known = {notice.partition(":")[0] for notice in self._session.plan_notices}
+        new = [warning for warning in warnings if warning.message.partition(":")[0] not in known]
+        self._session.show_problems(map(_with_key, new), style="yellow")
         changes = [Choice(n, f"change {title}") for n, (title, _) in enumerate(_STEPS)]
         # Each answer was checked alone; here they may contradict each other.
         write = [] if errors else [Choice(_WRITE, "write the config")]
@@ -83,3 +90,8 @@ class SetupWizard:
 
     def _show_title(self, number: int, title: str) -> None:
         self._session.show(f"\nStep {number + 1} of {len(_STEPS) + 1}: {title}", style="bold")
+
+
+def _with_key(problem: Problem) -> Problem:
+    """The problem under the key of the file, which the review shows."""
+    return Problem(WizardConfig.find_key(problem.path), problem.message)

@@ -26,9 +26,20 @@ CTRL_C = b"\x03"
 SETTINGS = (*TOY, "--global_batch_size", "8", "--trainer.log_every_n_steps", "1", "--trainer.enable_model_summary",
             "false", "--trainer.enable_progress_bar", "false", "--name", "it")  # fmt: skip
 MODEL = '''
-import os, time
+import os, signal, time
 from torch.utils.data import DataLoader
 from tests.support.toy import Numbers, Toy, ToyData
+
+if os.environ["WAIT"] == "import" and os.environ.get("RANK") == "1":
+    # Sees no signal, as in C code.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    open("blocked", "w").close()
+    time.sleep(600)
+if os.environ["WAIT"] == "import" and os.environ.get("RANK") == "0":
+    while not os.path.exists("blocked"):
+        time.sleep(0.01)
+    print("now in import", flush=True)
+    time.sleep(600)
 
 class Slow(Toy):
     """Waits in the place that WAIT names until its terminal has pressed Ctrl-C, which creates a file."""
@@ -147,6 +158,14 @@ def test_ctrl_c_during_the_plan_prints_the_same_command(tmp_path: Path) -> None:
     assert "Traceback" not in shown.text
     assert "--name it " in shown.text.partition("to start again:\n")[2]
     assert not (tmp_path / "runs" / "it").exists()
+
+
+def test_ctrl_c_before_training_does_not_wait_for_a_rank_that_sees_no_signal(tmp_path: Path) -> None:
+    with terminal(tmp_path, "import", 2) as shown:
+        shown.press_when("now in import", "stopped by Ctrl-C before the first step; nothing was saved\n")
+        shown.read_until(None)
+        assert shown.process.wait() == 130, shown.text
+    assert "failed first" not in shown.text
 
 
 def test_a_second_ctrl_c_names_the_checkpoint_that_stays(tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ import pytest
 
 import launcher
 from launcher.core.errors import LaunchTimeoutError, TrainingError
-from tests.support.processes import descendants, run_warm
+from tests.support.processes import descendants, run
 from tests.support.runs import REPOSITORY
 
 pytestmark = pytest.mark.slow
-# Processes of the failing calls are this process's own children.
+# Callers are new interpreters without Lightning: the processes of a call import what its caller has imported.
 ENV = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
 
 # No `__main__` guard: a rank that imported this script would call `launch` again.
@@ -70,7 +70,7 @@ def test_a_script_without_a_guard_gets_the_results_of_all_ranks_in_a_thread(tmp_
     (tmp_path / "script.py").write_text(_SCRIPT)
     (tmp_path / "tmp").mkdir()
     env = {**ENV, "TMPDIR": str(tmp_path / "tmp"), "RANK": "7", "MASTER_PORT": "1"}
-    output = run_warm([sys.executable, "script.py"], tmp_path, env=env, timeout=120).check().output
+    output = run([sys.executable, "script.py"], tmp_path, env=env, timeout=120).check().output
     (found,) = [json.loads(line.split(" ", 1)[1]) for line in output.splitlines() if line.startswith("FOUND")]
     common = {
         "WORLD_SIZE": "2",
@@ -95,6 +95,12 @@ def test_a_script_without_a_guard_gets_the_results_of_all_ranks_in_a_thread(tmp_
     assert list((tmp_path / "tmp").glob("launcher-*")) == [], "the private files are removed"
 
 
+@pytest.fixture
+def _no_lightning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests of this process have imported Lightning; the ranks need not import it."""
+    monkeypatch.delitem(sys.modules, "lightning.pytorch", raising=False)
+
+
 class RejectedError(Exception):
     """Takes other arguments than its message."""
 
@@ -103,6 +109,7 @@ class RejectedError(Exception):
         self.sample = sample
 
 
+@pytest.mark.usefixtures("_no_lightning")
 def test_ranks_restart_and_the_last_error_has_the_class_the_rank_and_the_traceback(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -148,6 +155,7 @@ def launch_in(folder: Path, *arguments: Any, **options: Any) -> list[Any]:
         tempfile.tempdir = before
 
 
+@pytest.mark.usefixtures("_no_lightning")
 def test_the_ranks_end_at_the_timeout_and_the_error_names_those_without_a_result() -> None:
     def waits() -> None:
         if os.environ["RANK"] == "1":
@@ -188,7 +196,7 @@ def test_no_rank_outlives_a_caller_that_is_interrupted_or_killed(tmp_path: Path,
             os.kill(caller, number)
 
     (tmp_path / "script.py").write_text(_WAITS)
-    ended = run_warm([sys.executable, "script.py"], tmp_path, env=ENV, timeout=60, on_line=on_line)
+    ended = run([sys.executable, "script.py"], tmp_path, env=ENV, timeout=60, on_line=on_line)
     assert ended.code in (code, 128 - code), ended.output
     assert set(ready) <= set(processes)
     deadline = time.monotonic() + 20

@@ -117,7 +117,10 @@ def work(value):
     return [int(os.environ["RANK"]), value, x.shape[0], isinstance(model, Net)]
 print("FOUND", json.dumps(launcher.launch(work, (5,))))
 """
+# The function needs no Lightning, which the ranks would import too.
 _LAUNCH_FAILS = """
+import sys
+del sys.modules["lightning.pytorch"]
 def fails():
     if os.environ["RANK"] == "1":
         raise KeyError("of a cell's function")

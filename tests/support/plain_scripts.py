@@ -6,12 +6,10 @@ from __future__ import annotations
 SEEN = """\
 import json, multiprocessing, os, pickle, sys, threading
 import mpmath, strategies
-from torch.distributed.elastic.multiprocessing.errors import record
 
 def double(value):
     return 2 * value
 
-@record
 def main():
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK",
              "ROLE_NAME", "ROLE_WORLD_SIZE", "OMP_NUM_THREADS", "TORCHELASTIC_RESTART_COUNT",
@@ -35,8 +33,10 @@ def main():
     with open(f"{os.environ['SEEN']}-{os.environ['RANK']}.json", "w") as file:
         json.dump(seen, file)
 
+# Workers of the pools import this file too, and need no torch.
 if __name__ == "__main__":
-    main()
+    from torch.distributed.elastic.multiprocessing.errors import record
+    record(main)()
 """
 
 # DDP by hand, in a package, with a sibling import, a loader worker whose data set is in `__main__`, argparse and its

@@ -255,6 +255,22 @@ def test_a_count_of_devices_may_be_a_text(fits: Fits) -> None:
         coordinator(devices="two").train(Toy(), loader())
 
 
+def test_a_quoted_number_is_a_number(fits: Fits) -> None:
+    TrainingCoordinator(use_gpu=False, global_batch_size="8", checkpoint={"every_n_steps": "2"}).train(  # type: ignore[arg-type]
+        Toy(), ToyData(), max_epochs="3", max_steps="-1"
+    )
+    (config,) = fits.configs
+    found = (config.global_batch_size, config.checkpoint.every_n_steps, config.trainer.max_epochs)
+    assert (*found, config.trainer.max_steps) == (8, 2, 3, -1)
+    with pytest.raises(UsageError, match=r"max_epochs: given '-5'; expected at least -1"):
+        TrainingCoordinator(use_gpu=False).train(Toy(), ToyData(), max_epochs="-5")
+
+
+def test_a_group_of_trainer_options_is_refused_with_what_to_do() -> None:
+    with pytest.raises(UsageError, match="trainer: give Lightning's options to train, each as an argument"):
+        TrainingCoordinator(trainer={"max_epochs": 1})  # type: ignore[call-arg]
+
+
 def test_one_object_is_a_list_of_one_as_for_a_trainer(fits: Fits, tmp_path: Path) -> None:
     callback, logger, plugin = pl.Callback(), CSVLogger(tmp_path), DoublePrecision()
     coordinator(callbacks=callback, loggers=logger, plugins=plugin).train(Toy(), loader())

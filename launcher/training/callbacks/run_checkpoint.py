@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from typing_extensions import override
 
 from launcher.checkpoint.precision import RECORD, make_record
 from launcher.config.schema import CheckpointOptions
+from launcher.core.errors import ConfigError, Problem
 from launcher.planning.plan import Plan
 from launcher.training.loops.epoch_loop import after_batch
 
@@ -67,6 +70,17 @@ class RunCheckpoint(CheckpointAfterBatch):
         connected.callbacks = [*(each for each in connected.callbacks if each is not self), self]
 
     @override
+    def _save_topk_checkpoint(self, trainer: pl.Trainer, monitor_candidates: dict[str, Any]) -> None:
+        has_validated: Any = trainer.fit_loop.epoch_loop.val_loop._has_run
+        # Before the first validation, Lightning warns.
+        if self.monitor is not None and self.save_top_k and self.monitor not in monitor_candidates and has_validated:
+            logged = [name for name in monitor_candidates if name not in ("epoch", "step")]
+            message = describe_unknown_monitor(self.monitor, logged)
+            # The same on all ranks: it is reported once, without their tracebacks.
+            raise ConfigError([Problem("checkpoint.monitor", message)])
+        super()._save_topk_checkpoint(trainer, monitor_candidates)
+
+    @override
     def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
         if trainer.checkpoint_callback is self:
             super()._save_checkpoint(trainer, filepath)
@@ -107,6 +121,14 @@ class PlanRecorder(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint[RECORD] = dict(self._record)
+
+
+def describe_unknown_monitor(monitor: str, logged: Sequence[str]) -> str:
+    """The message about a metric that the model does not log."""
+    plain = {re.sub(r"[^a-z0-9]", "", name.lower()): name for name in reversed(logged)}
+    close = difflib.get_close_matches(re.sub(r"[^a-z0-9]", "", monitor.lower()), plain, n=1)
+    advice = f"did you mean {plain[close[0]]}?" if close else f"give one of them, or log {monitor!r} in the model"
+    return f"given {monitor!r}, but the model logs {', '.join(logged) or 'no metric'}; {advice}"
 
 
 def hide_multiple_checkpoints_warning(trainer: pl.Trainer) -> None:

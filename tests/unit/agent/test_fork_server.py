@@ -12,6 +12,7 @@ from launcher.agent.fork_server import PreloadReport, choose_start_method
 from launcher.agent.fork_server_process import USER_MODULES, import_modules
 from launcher.agent.preload_modules import list_preload_modules
 from launcher.config.launch_options import LaunchOptions
+from launcher.config.loading import find_devices_source
 from launcher.config.schema import RunConfig, TrainerOptions
 from launcher.core.errors import TopologyError
 from launcher.hardware.cpus import count_usable_cpus
@@ -160,6 +161,27 @@ def test_the_guess_counts_the_visible_gpus_of_the_driver(
 def test_two_different_numbers_of_ranks_are_rejected() -> None:
     with pytest.raises(TopologyError, match="--nproc-per-node 4, but devices is 2"):
         count_requested_ranks(RunConfig(devices=2), LaunchOptions(nproc_per_node=4))
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "expected"),
+    [
+        ("trainer: {devices: 1}", [], "trainer.devices in FILE is 1; give --devices 2 instead"),
+        ("fit: {trainer: {devices: 1}}", [], "trainer.devices in FILE is 1; give --devices 2 instead"),
+        ("devices: 1", ["--seed", "3"], "devices in FILE is 1; give --devices 2 instead"),
+        ("devices: 3", ["--trainer.devices=1"], "--trainer.devices is 1; remove one of them"),
+        ("devices: 3", ["--devices", "1"], "--devices is 1; remove one of them"),
+    ],
+)
+def test_the_place_of_the_other_number_is_reported(
+    text: str, overrides: list[str], expected: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    source = find_devices_source([file], overrides)
+    with pytest.raises(TopologyError) as raised:
+        count_requested_ranks(RunConfig(devices=1), LaunchOptions(nproc_per_node=2, devices_source=source))
+    assert str(raised.value) == f"given --nproc-per-node 2, but {expected.replace('FILE', str(file))}"
 
 
 def test_modules_that_the_agent_imports_before_torch_do_not_import_it() -> None:

@@ -1,4 +1,4 @@
-"""What `launcher run` says about a signal."""
+"""What `launcher run` reports about a signal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from launcher.agent.script_start import describe_script_stop, describe_stop_begi
         (signal.SIGQUIT, (), "stopped by SIGQUIT"),
     ],
 )
-def test_the_text_says_how_the_ranks_ended(number: int, codes: tuple[int, ...], text: str) -> None:
+def test_the_text_states_how_the_ranks_ended(number: int, codes: tuple[int, ...], text: str) -> None:
     outcomes = [RankOutcome(rank, "n1", code, 0.0) for rank, code in enumerate(codes)]
     assert describe_script_stop(number, outcomes) == text
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -86,6 +91,23 @@ def test_a_failed_training_closes_the_group(place: Topology) -> None:
 
     with pytest.raises(ValueError, match="its own"):
         train()
+    assert not dist.is_initialized()
+
+
+def test_ctrl_c_ends_the_wait_for_a_rank_that_does_not_come(place: Topology) -> None:
+    store = dist.HashStore()
+
+    def press_once_it_waits() -> None:
+        while store.add("launcher/a/arrived", 0) == 0:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    person = threading.Thread(target=press_once_it_waits, daemon=True)
+    two = dataclasses.replace(place, world_size=2)
+    person.start()
+    with pytest.raises(KeyboardInterrupt), process_group(store, two, GroupSettings("gloo", "a", 30)):
+        raise AssertionError("the other rank has not come")
+    person.join()
     assert not dist.is_initialized()
 
 

@@ -49,12 +49,35 @@ def test_the_runs_are_aligned_and_metrics_are_left_out_where_there_is_no_room() 
         _status("a-run-with-a-long-name", job="slurm 123456", attempts=3, detail=LONG, advice="fix the error"),
     ]
     lines = format_runs(found, 80)
-    assert lines[0] == "run                     state    step  saved  attempts  job           last metrics"
-    assert lines[1].rstrip() == "first                   running   300    200         1"
-    assert lines[2].rstrip() == "a-run-with-a-long-name  failed    300    200         3  slurm 123456"
+    assert lines[0] == "run                     state    step  saved  job           last metrics"
+    assert lines[1].rstrip() == "first                   running   300    200                metric_0 0.3333"
+    assert lines[2].rstrip() == "a-run-with-a-long-name  failed    300    200  slurm 123456"
     assert lines[3] == f"  {LONG[:62]}\u2026; fix the error"
     assert "metric_0 0.3333" in format_runs([dataclasses.replace(found[0], name="x")], 80)[1]
     assert len(format_runs(found, 100_000)[1].split("metric_")) == 7
+
+
+@pytest.mark.parametrize(
+    ("width", "name", "columns"),
+    [
+        (120, "train/loss", "run state step saved attempts job last metrics"),
+        (80, "train/loss", "run state step saved job last metrics"),
+        (70, "train/loss", "run state step job last metrics"),
+        (60, "train/loss", "run state step last metrics"),
+        (40, "train/loss", "run state step saved attempts job"),
+        (80, "a/very/long/name/of/a/metric", "run state step last metrics"),
+        (80, "name/" * 20, "run state step saved attempts job"),
+    ],
+)
+def test_columns_make_room_for_the_metrics_in_a_stated_order(width: int, name: str, columns: str) -> None:
+    found = [
+        _status("20261129-184622-d83be7", metrics={name: 0.12345, "other": 1.0}),
+        _status("sub1", job="local 17552", attempts=2),
+    ]
+    head, first, _ = format_runs(found, width)
+    assert head.split() == columns.split()
+    assert (f"{name} 0.1235" in first) == columns.endswith("metrics")
+    assert len(first) <= width or not columns.endswith("metrics")
 
 
 def test_the_best_member_is_marked_and_a_failed_one_has_its_reason() -> None:

@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 from rich.console import Console
 
@@ -55,6 +56,17 @@ def test_no_metric_is_divided_and_no_command_has_a_line_break(tmp_path: Path, wi
     assert all(len(line) <= max(width, 12 + 53) for line in lines[slice(*places)])
     (last,) = [line for line in lines if line.startswith("continue")]
     assert last[12:] == (f"python -m launcher fit --config '{run}/config.yaml' --resume auto --trainer.max_epochs N")
+
+
+@pytest.mark.parametrize(("max_steps", "limit"), [(3, "max_steps"), (4, "max_epochs"), (-1, "max_epochs")])
+def test_the_command_that_continues_raises_the_limit_that_was_reached(
+    tmp_path: Path, max_steps: int, limit: str
+) -> None:
+    stream = io.StringIO()
+    none: Any = None  # the plan is not used
+    trainer = pl.Trainer(max_steps=max_steps, max_epochs=2, logger=False, accelerator="cpu")
+    print_summary(FitResult(tmp_path, none, {}, 3, tmp_path / "last.ckpt", trainer=trainer), Console(file=stream))
+    assert stream.getvalue().rstrip().endswith(f"--resume auto --trainer.{limit} N")
 
 
 @pytest.mark.parametrize(("folders", "shown"), [

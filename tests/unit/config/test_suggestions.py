@@ -52,7 +52,8 @@ def test_each_suggestion_for_another_tools_name_is_accepted(folder: Path, name: 
     first = SYNONYMS[name].split(" ")[0]
     given = [] if "=" in first else [SAMPLES.get(first, "3")]
     shown = suggestion(message([f"--{name}", *given]))
-    assert suggestion(message([f"--{name.replace('_', '-')}", *given])) == shown
+    if "_" in name:
+        assert suggestion(message([f"--{name.replace('_', '-')}", *given])) == shown
     arguments = shlex.split(shown)
     assert arguments[0] == f"--{first.partition('=')[0]}"
     assert yaml.safe_load(arguments[1]) == yaml.safe_load(given[0] if given else first.partition("=")[2])

@@ -18,6 +18,7 @@ PACKAGES = ("agreement", "checkpoint", "config", "hardware", "loggers", "monitor
             "training", "user_code")  # fmt: skip
 # Files that only commands use: they read options, and print plans and evaluations.
 OF_COMMANDS = (
+    "config/config_file.py",
     "config/launch_options.py",
     "config/loading.py",
     "hardware/target_machines.py",
@@ -28,7 +29,15 @@ OF_COMMANDS = (
 # Programs whose options a message may name.
 PROGRAMS = ("srun", "mpirun", "torchrun", "--map-by", "python -m launcher fit", "`launcher fit --devices")
 # Texts that are not messages: options that are read or passed on.
-NO_MESSAGES = ("--config-name", "--config-path", "--config-dir", "given --nproc-per-node", "--it", "# python")
+NO_MESSAGES = (
+    "--config-name",
+    "--config-path",
+    "--config-dir",
+    "given --nproc-per-node",
+    "--it",
+    "# python",
+    "not an option; give settings",
+)
 
 
 def messages() -> Iterator[tuple[str, str]]:

@@ -42,7 +42,9 @@ def test_every_attempt_is_uploaded_in_order_even_after_one_that_was_killed(tmp_p
     with wandb_server() as server:
         env = {**os.environ, "WANDB_BASE_URL": server.url, "WANDB_API_KEY": "k" * 40, "HOME": str(tmp_path),
                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}  # fmt: skip
-        done = subprocess.run(["sh", "-c", command], env=env, timeout=120, capture_output=True, text=True, check=False)
+        # It writes logs below its working directory.
+        done = subprocess.run(["sh", "-c", command], cwd=tmp_path, env=env, timeout=120, capture_output=True,
+                              text=True, check=False)  # fmt: skip
     assert {run["name"] for run in server.runs} == {"abc"}, done.stderr
     steps = [json.loads(line)["trainer/global_step"] for stream in server.streams
              for line in (stream.get("files") or {}).get("wandb-history.jsonl", {}).get("content", ())]  # fmt: skip

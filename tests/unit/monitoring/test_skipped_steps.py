@@ -56,11 +56,11 @@ INTERVALS = (1, 5, 7, 10, 50, 120)
 
 
 @pytest.mark.parametrize("interval", INTERVALS)
-@pytest.mark.parametrize("initial", [1.0, 2.0**16, 2.0**24, 2.0**32])
+@pytest.mark.parametrize("initial", [1.0, 2.0**16, 2.0**32])
 @pytest.mark.parametrize("fitting", [1.0, 2.0, 2.0**8, 2.0**15, 2.0**20])
 def test_no_alert_while_the_scale_falls_to_one_that_fits(interval: int, initial: float, fitting: float) -> None:
-    # The largest gradient does not overflow at this scale, and does at twice the scale.
-    found = alerts(Scaler(initial), lambda step: _FP16_MAX / fitting, 5000, interval)
+    # The largest gradient does not overflow at this scale, and does at twice the scale, to which it grows once.
+    found = alerts(Scaler(initial), lambda step: _FP16_MAX / fitting, 2500, interval)
     assert found == []
 
 

@@ -121,7 +121,8 @@ def test_children_do_not_hold_the_lock_and_cannot_release_it(tmp_path: Path) -> 
         (HERE, HERE, None, "running"),
         (dataclasses.replace(HERE, released=True), HERE, None, "ended"),
         (dataclasses.replace(HERE, started=1), HERE, None, "ended"),  # another process has its number now
-        (HERE, HERE, HERE.token, "running"),  # the process is visible, which overrides the agent's token
+        # The process is visible, which overrides the agent's token, another one in each process of the tests.
+        pytest.param(HERE, HERE, HERE.token, "running", id="own token"),
         (ELSEWHERE, HERE, None, "unknown"),
         (dataclasses.replace(HERE, namespace="pid:[1]"), HERE, None, "unknown"),
         (dataclasses.replace(HERE, boot=None), dataclasses.replace(HERE, boot=None), None, "unknown"),

@@ -75,6 +75,21 @@ def test_the_error_has_the_message_of_sinfo(tmp_path: Path, monkeypatch: pytest.
         read_partitions()
 
 
+def test_without_a_reachable_cluster_the_error_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = (
+        "sinfo: error: resolve_ctls_from_dns_srv: res_nsearch error: Unknown host",
+        "sinfo: error: fetch_config: DNS SRV lookup failed",
+        "sinfo: error: _establish_config_source: failed to fetch config",
+        "sinfo: fatal: Could not establish a configuration source",
+        "",
+    )
+    fake_sinfo(tmp_path, "\n".join(f"echo '{line}' >&2" for line in lines) + "\nexit 1")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with pytest.raises(PartitionsError) as raised:
+        read_partitions()
+    assert str(raised.value) == "sinfo failed with exit code 1: Could not establish a configuration source"
+
+
 def test_a_sinfo_that_hangs_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_sinfo(tmp_path, "exec sleep 60")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")

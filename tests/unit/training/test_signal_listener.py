@@ -290,3 +290,7 @@ with listener:
 emit(listener.users_handler)
 """
     assert run_listener(body, tmp_path).check().output.splitlines()[-1] == "None"
+
+
+def test_the_listener_imports_no_torch_which_would_cost_each_process_here_seconds(tmp_path: Path) -> None:
+    assert run_listener('emit("torch" in sys.modules)', tmp_path).check().output == "False\n"

@@ -12,13 +12,14 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, Logger
 
 from launcher.config.schema import RunConfig
 from launcher.config.validation import parse_config
 from launcher.core.errors import ConfigError, Problem
 from launcher.user_code import arguments as class_arguments
 from launcher.user_code.classes import import_classes, make_callbacks, make_loggers, make_objects
+from launcher.user_code.imports import import_class
 from launcher.user_code.objects import UserObjects, make_user_objects
 from tests.support import cli_zoo
 
@@ -365,6 +366,28 @@ def test_short_name_finds_an_imported_class() -> None:
         config(model(width=1), callbacks=[{"class_path": "Nope"}]), "trainer.callbacks[0].class_path"
     )
     assert message == "given 'Nope', and no imported Callback has that name; give its import path, such as my_pkg.Nope"
+
+
+@pytest.mark.parametrize(
+    ("base", "given", "meant"),
+    [
+        (pl.Callback, "EarlyStoping", "EarlyStopping"),
+        (pl.Callback, "early_stopping", "EarlyStopping"),
+        (pl.Callback, "learningratemonitor", "LearningRateMonitor"),
+        (pl.Callback, "Nope", None),
+        (Logger, "csv", "CSVLogger"),
+        (Logger, "tensorboard", "TensorBoardLogger"),
+        (Logger, "WandBLogger", "WandbLogger"),
+        (Logger, "x", None),
+        (torch.optim.Optimizer, "AdamWW", "AdamW"),
+    ],
+)
+def test_a_similar_short_name_is_suggested(base: type[Any], given: str, meant: str | None) -> None:
+    with pytest.raises(ConfigError) as raised:
+        import_class(given, base, "trainer.x")
+    (problem,) = raised.value.problems
+    assert (f"; did you mean {meant}? Or give its import path" in problem.message) == (meant is not None)
+    assert f"import path, such as my_pkg.{given}" in problem.message
 
 
 def test_class_of_pytorch_lightning_is_reported_with_the_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
+import termios
 from collections.abc import Callable
 
 import pytest
 from rich.console import Console
 
-from launcher.wizard.prompter import Choice, PlainPrompter, TerminalPrompter, make_prompter
+from launcher.wizard.prompter import Choice, PlainPrompter, TerminalPrompter, hide_early_input, make_prompter
 
 CHOICES = [Choice(None, "nothing"), Choice(True, "yes"), Choice("name", "by name")]
 
@@ -73,3 +77,32 @@ def test_the_kind_of_terminal_selects_the_prompter() -> None:
     assert isinstance(make_prompter({"TERM": "xterm-256color"}), TerminalPrompter)
     for env in ({"TERM": "dumb"}, {"TERM": ""}, {}):
         assert isinstance(make_prompter(env), PlainPrompter)
+
+
+def test_what_is_typed_between_two_questions_is_not_echoed(monkeypatch: pytest.MonkeyPatch) -> None:
+    master, slave = os.openpty()
+    with os.fdopen(slave, encoding="utf-8") as terminal:
+        monkeypatch.setattr(sys, "stdin", terminal)
+
+        def is_echoed() -> bool:
+            return bool(termios.tcgetattr(terminal)[3] & termios.ECHO)
+
+        with hide_early_input(TerminalPrompter()):
+            assert not is_echoed()
+        assert is_echoed()
+        with hide_early_input(make_prompter({"TERM": "dumb"})):
+            assert is_echoed(), "a plain terminal has to show the answer"
+    os.close(master)
+
+
+def test_the_first_question_does_not_wait_for_lightning() -> None:
+    code = """
+import sys
+from launcher.wizard.wizard import SetupWizard
+class FirstQuestion:
+    def text(self, message, default=""):
+        sys.exit(", ".join({"lightning", "deepspeed", "wandb"} & sys.modules.keys()) or message)
+SetupWizard(FirstQuestion()).run()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stderr.strip().startswith("Model: the LightningModule"), done.stderr

@@ -65,16 +65,41 @@ def answers_of(**given: Any) -> WizardConfig:
     return config
 
 
-def test_enter_at_every_question_is_the_demo_with_mixed_precision_requested() -> None:
+def test_enter_at_every_question_is_the_demo_without_a_request_that_the_machine_cannot_meet() -> None:
     config, prompter, screen = wizard(WizardConfig(accelerator="cpu"))
-    assert config == WizardConfig(accelerator="cpu", use_mixed_precision=True)
+    assert config == WizardConfig(accelerator="cpu")
     assert not any(message.startswith("Data") for message, _ in prompter.asked), "the demo brings its own data"
     for number, title in enumerate(
         ("model and data", "hardware and cluster", "precision and strategy", "logging", "review")
     ):
         assert f"Step {number + 1} of 5: {title}" in screen
     assert "laptop: 1 x AMD EPYC (cpu), 16 GiB, native fp32, fp64" in screen
-    assert "training in 32-true" in screen, "the review warns"
+    assert "auto: the best that all ranks support (here 32-true)" in prompter.titles["Train in mixed precision?"]
+    assert "use_amp was requested" not in screen, "no notice about what was not asked for"
+
+
+def test_a_request_that_the_machine_cannot_meet_is_one_notice() -> None:
+    config, _, screen = wizard(WizardConfig(accelerator="cpu"), Train=True)
+    assert config is not None
+    assert config.use_mixed_precision is True
+    assert screen.count("notice: use_amp was requested") == 1
+    assert "use_mixed_precision" not in screen, "the review has the keys of the file"
+    assert "use_amp: " not in screen.split("Step 5 of 5")[1].split("# End of the config.")[1]
+
+
+def test_the_review_has_the_keys_of_the_file() -> None:
+    _, _, screen = wizard(**TOY | {"Passes": ""})
+    assert "  trainer.max_epochs: neither max_epochs nor max_steps is set" in screen
+
+
+@pytest.mark.parametrize(
+    ("start", "empty"),
+    [({}, "1000"), ({"max_steps": 9}, "no limit"), ({"settings": {"trainer.max_time": {"hours": 1}}}, "no limit")],
+)
+def test_the_question_for_epochs_says_what_empty_is(start: dict[str, Any], empty: str) -> None:
+    _, prompter, _ = wizard(WizardConfig(**start), **TOY)
+    (message,) = [message for message, _ in prompter.asked if message.startswith("Passes")]
+    assert message == f"Passes over the data, in epochs (-1: no limit; empty: {empty})"
 
 
 def test_every_answer_reaches_the_config() -> None:
