@@ -18,7 +18,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous import RendezvousHandler
 
 from launcher.agent.agent_report import AgentReport, print_text
-from launcher.agent.failure_report import RankOutcome, find_first_failure, to_shell_exit_code
+from launcher.agent.failure_report import RankOutcome, find_first_failure, has_failed_at_stop, to_shell_exit_code
 from launcher.agent.fork_server import StartMethod
 from launcher.agent.hang_detection import HangDetector, describe_hang, find_blocking_ranks
 from launcher.agent.node_exchange import NodeExchange
@@ -31,7 +31,6 @@ from launcher.agent.restarts import RestartTracker, record_out_of_memory
 from launcher.agent.signals import AgentSignals, AgentStopped
 from launcher.agent.start_request import StartRequest
 from launcher.process.heartbeat import BEFORE_TRAINING
-from launcher.process.parent_death import STOP_SIGNALS
 from launcher.process.titles import set_title
 
 # Seconds between two checks with one node and with several. The agent notices the end of a rank immediately.
@@ -43,8 +42,9 @@ _EXIT_TIMEOUT = 10.0
 _SAVE_TIMEOUT = 120.0
 # The same if no rank has begun to train: there is nothing to save, and a rank that waits in C code sees no signal.
 _UNTRAINED_EXIT_TIMEOUT = 3.0
-# Seconds to wait for the other ranks if one has called `sys.exit` with an error code.
+# Seconds to wait for the other ranks if one has called `sys.exit` with an error code, and for their own errors.
 _SAME_EXIT_TIMEOUT = 0.5
+_OTHER_ERRORS_TIMEOUT = 1.0
 _STACKS_TIMEOUT = 0.3
 # A rank checks once a second whether its flight record was requested.
 _FLIGHT_RECORD_TIMEOUT = 5.0
@@ -150,16 +150,17 @@ class TrainingAgent(LocalElasticAgent):
         """After a signal: wait until the ranks have saved and ended."""
         codes = {process.exit_code for process in ranks.values()}
         if None in codes:
-            if codes != {None} and self._stop_deadline is None:
-                self._stop_deadline = time.monotonic() + self._seconds_to_save(ranks)
+            # Code that does not know the launcher may have lost the signal, or ignore it.
+            if self._stop_deadline is None and (codes != {None} or self._request.is_plain):
+                seconds = self._seconds_to_save(ranks)
+                self._stop_deadline = time.monotonic() + seconds
+                self._request.report_stop_begin(self.signals.first or signal.SIGTERM, seconds)
             if self._stop_deadline is not None and time.monotonic() > self._stop_deadline:
                 self._kill_ranks()
             return self._check_for_hang(worker_group, ranks) or RunResult(WorkerState.HEALTHY)
         number = self.signals.first or signal.SIGTERM
         self.exit_code = 128 + number
-        # A scheduler may also send its signal directly to every process of the job.
-        expected = {0, *(code for n in (*STOP_SIGNALS, signal.SIGKILL) for code in (128 + n, -n))}
-        if not codes <= expected:
+        if has_failed_at_stop(self._attempt.inspector.collect_outcomes(ranks, {})):
             return self._handle_failure(worker_group)
         self._report_stop(number)
         return self._end_attempt(restart=False)
@@ -170,9 +171,9 @@ class TrainingAgent(LocalElasticAgent):
         return _UNTRAINED_EXIT_TIMEOUT if is_untrained and not self._request.is_plain else _SAVE_TIMEOUT
 
     def _report_stop(self, number: int) -> None:
-        # `launcher run` reports the end of a plain script.
+        outcomes = self._attempt.inspector.collect_outcomes(self._attempt.ranks(), {})
+        self._request.report_stop(outcomes)
         if not self._request.is_plain:
-            outcomes = self._attempt.inspector.collect_outcomes(self._attempt.ranks(), {})
             self._report.report_stop(number, outcomes, is_second=self.signals.is_second)
 
     def _stop_workers(  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -193,6 +194,7 @@ class TrainingAgent(LocalElasticAgent):
         if self._request.is_plain and attempt.has_exited_by_itself():
             # The others often do the same, as with a usage error.
             attempt.wait_for_all(_SAME_EXIT_TIMEOUT)
+        attempt.wait_for_errors(_OTHER_ERRORS_TIMEOUT)
         self._drain_output()
         ranks = attempt.ranks()
         states = attempt.inspector.collect_states(ranks, _STACKS_TIMEOUT)
@@ -236,7 +238,7 @@ class TrainingAgent(LocalElasticAgent):
         if stacks is not None:
             inspector.save_stacks(states, stacks)
         self._report.write_event(first.rank, "hang", seconds=silence, waiting_for=sorted(blocking), stacks=stacks)
-        print_text(describe_hang(silence, sorted(blocking), stacks))
+        print_text(describe_hang(silence, sorted(blocking), stacks, has_steps=not self._request.is_plain))
         return self._conclude(first, outcomes, self._decide(first))
 
     def _exchange_outcomes(self, worker_group: WorkerGroup, own: list[RankOutcome]) -> list[RankOutcome]:

@@ -12,6 +12,7 @@ from launcher.core.error_display import format_failure
 from launcher.core.errors import OutOfMemoryError
 from launcher.core.event_text import name_stop_reason, signal_name
 from launcher.process.heartbeat import BEFORE_TRAINING, NO_STEPS
+from launcher.process.parent_death import STOP_SIGNALS
 from launcher.process.rank_status import RankError
 from launcher.runs.continuation import Stop
 
@@ -87,6 +88,16 @@ def find_first_failure(outcomes: Sequence[RankOutcome]) -> RankOutcome | None:
     )
 
 
+def has_failed_at_stop(outcomes: Sequence[RankOutcome]) -> bool:
+    """Whether a rank has failed after a signal to the agent, by an error that the stop of the others did not cause.
+
+    A scheduler may also send its signal directly to every process of the job.
+    """
+    expected = {0, *(code for n in (*STOP_SIGNALS, signal.SIGKILL) for code in (128 + n, -n))}
+    failed = [outcome for outcome in outcomes if outcome.exit_code not in expected]
+    return len(failed) == len(outcomes) or any(not outcome.is_consequence for outcome in failed)
+
+
 def find_stop(number: int, outcomes: Sequence[RankOutcome], run: Path | None, *, is_second: bool = False) -> Stop:
     """How signal `number` stopped the ranks of a node; `is_second`: a second signal killed them."""
     errors = [outcome.error for outcome in outcomes if outcome.error is not None and outcome.error.interrupted]
@@ -127,13 +138,13 @@ def describe_outcome(outcome: RankOutcome) -> str:
         at = ""
     if outcome.hung:
         return f"hung{at}" + (f": it was {outcome.doing}" if outcome.doing else "")
-    if outcome.exit_code is None:
-        return f"running{at}" + (f", {outcome.doing}" if outcome.doing else "")
-    if outcome.error is not None and outcome.exit_code > 0:
+    if outcome.error is not None and (outcome.exit_code is None or outcome.exit_code > 0):
         if outcome.is_consequence:
             return f"lost the connection to another rank ({outcome.error.kind}){at}"
         first_line = outcome.error.message.splitlines()[0] if outcome.error.message else ""
         return f"{outcome.error.kind}: {first_line}{at}"
+    if outcome.exit_code is None:
+        return f"running{at}" + (f", {outcome.doing}" if outcome.doing else "")
     if outcome.out_of_memory:
         return f"killed by the kernel because the host ran out of memory (SIGKILL){at}"
     if outcome.exit_code < 0:

@@ -113,8 +113,9 @@ class ForkServer:
         # They stay set for a server that `multiprocessing` starts again.
         os.environ.update(variables)
         multiprocessing.forkserver.set_forkserver_preload(["launcher.agent.fork_server_main"])
-        # Ctrl-C at the terminal reaches the server too, which would print a traceback; the ranks unblock it.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        # Ctrl-C at the terminal reaches the server too, which would print a traceback; the ranks unblock it. Ctrl-\
+        # would end the process of `multiprocessing` that tracks semaphores, which starts here.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGQUIT})
         try:
             with without_working_directory():
                 multiprocessing.forkserver.ensure_running()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 from launcher.agent.flight_recorder import FlightRecord, find_absent_ranks
 from launcher.monitoring.health import format_ranks
 from launcher.process.heartbeat import UNKNOWN, Heartbeat
+from launcher.user_code.sources import is_users_file
 from strategies.registry import list_strategies
 
 # The default limit is the time of this many steps, and at least this many seconds.
@@ -97,7 +99,7 @@ class RankState:
         frames = read_main_thread(self.stacks or "")
         if not frames:
             return "not responding: it did not write its stacks"
-        position = "{}, line {}, in {}".format(*frames[0])
+        position = "{}, line {}, in {}".format(*find_own_frame(frames))
         return f"waiting in a collective ({position})" if is_in_collective(self.stacks or "") else f"in {position}"
 
 
@@ -127,13 +129,14 @@ def find_blocking_ranks(states: Mapping[int, RankState]) -> dict[int, str]:
     return outside if len(outside) < len(states) or len(states) == 1 else {}
 
 
-def describe_hang(silence: float, blocking: Sequence[int], stacks: Path | None) -> str:
+def describe_hang(silence: float, blocking: Sequence[int], stacks: Path | None, *, has_steps: bool = True) -> str:
     """The message about a hang of `silence` seconds; `blocking` is empty if unknown."""
+    what = "no heartbeat from any rank" if has_steps else "no rank has entered a collective"
     cause = "cannot determine which rank blocks the others"
     if blocking:
         cause = f"the other ranks wait for {format_ranks(blocking, len(blocking))}"
     saved = "" if stacks is None else f"; stacks of all ranks: {stacks}"
-    return f"hang: no heartbeat from any rank for {silence:.0f} s; {cause}{saved}"
+    return f"hang: {what} for {silence:.0f} s; {cause}{saved}"
 
 
 def is_in_collective(stacks: str) -> bool:
@@ -141,6 +144,14 @@ def is_in_collective(stacks: str) -> bool:
     # A training step is called from torch's files too, so only the innermost frames count.
     files = (*_COLLECTIVE_FILES, *(part for strategy in list_strategies() for part in strategy.collective_files))
     return any(part in frame[0] for frame in read_main_thread(stacks)[:2] for part in files)
+
+
+def find_own_frame(frames: Sequence[tuple[str, str, str]]) -> tuple[str, str, str]:
+    """The innermost frame of the user's code, with a short path; without one, the innermost frame."""
+    file, line, name = next((frame for frame in frames if is_users_file(frame[0])), frames[0])
+    with contextlib.suppress(ValueError):
+        file = str(Path(file).relative_to(Path.cwd()))
+    return file, line, name
 
 
 def read_main_thread(stacks: str) -> list[tuple[str, str, str]]:

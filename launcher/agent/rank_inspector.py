@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import shutil
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from launcher.process.rank_status import (
     read_status,
     stacks_path,
 )
+from launcher.user_code.sources import is_users_file
 
 _LAST_LINES = 16
 _TAIL_BYTES = 16384
@@ -168,8 +170,15 @@ def read_last_lines(path: Path | None, count: int = _LAST_LINES) -> tuple[str, .
     crashed_threads = [n for n, line in enumerate(lines) if line.startswith("Current thread")]
     if crashes and crashed_threads:
         # faulthandler's report is long: keep the error and the stack of the thread that crashed.
-        return (lines[crashes[-1]], *lines[crashed_threads[-1] : crashed_threads[-1] + count - 1])
+        return (lines[crashes[-1]], *_find_crash_stack(lines[crashed_threads[-1] :])[: count - 1])
     return tuple(lines[-count:])
+
+
+def _find_crash_stack(lines: Sequence[str]) -> list[str]:
+    """The header and the frames of the thread that crashed, innermost first, up to the outermost one of the user."""
+    frames = list(itertools.takewhile(lambda line: line.startswith("  File "), lines[1:]))
+    own = [n for n, line in enumerate(frames) if is_users_file(line.split('"')[1])]
+    return [lines[0], *(frames[: own[-1] + 1] if own else frames)]
 
 
 def _read_complete_stacks(path: Path, start: int) -> str | None:

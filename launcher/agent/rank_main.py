@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import contextlib
 import faulthandler
@@ -10,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +25,8 @@ from launcher.process.titles import claim_process, set_rank_title
 
 # Makes a rank write its stacks. A real-time signal, because the user, NCCL or the scheduler may use USR1 and USR2.
 STACKS_SIGNAL = signal.SIGRTMAX - 2
+# Seconds until an interrupt is repeated that was raised where Python ignores exceptions.
+_REPEAT_AFTER = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,7 @@ def run_rank(task: RankTask) -> None:
     set_rank_title(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     report = RankStatusWriter.from_env(os.environ)
     _prepare_stacks(Path(task.folder), report)
+    _repeat_lost_interrupts()
     code = 1
     try:
         code = task.command.main(task.command.arguments)
@@ -106,6 +111,27 @@ def _prepare_stacks(folder: Path, report: RankStatusWriter) -> None:
         signal.signal(STACKS_SIGNAL, signal.SIG_IGN)
         faulthandler.register(STACKS_SIGNAL, descriptor, all_threads=True, chain=False)
         report.announce_stack_dumps()
+
+
+def _repeat_lost_interrupts() -> None:
+    """Repeat a Ctrl-C that was raised where Python ignores exceptions: in a finaliser, or around a fork.
+
+    A rank that forks loader workers would train on to its end.
+    """
+    hook, own, main = sys.unraisablehook, os.getpid(), threading.main_thread().ident or 0
+
+    def repeat() -> None:
+        time.sleep(_REPEAT_AFTER)
+        signal.pthread_kill(main, signal.SIGINT)
+
+    def on_ignored(ignored: Any) -> None:
+        if os.getpid() == own and issubclass(ignored.exc_type, KeyboardInterrupt):
+            # Without `threading`, whose locks the main thread may hold here.
+            _thread.start_new_thread(repeat, ())
+        else:
+            hook(ignored)
+
+    sys.unraisablehook = on_ignored
 
 
 def _exit_process(code: int) -> None:

@@ -27,6 +27,8 @@ from launcher.process.rank_streams import STDIN, STREAMS, count_unread, stream_p
 _CHUNK = 65536
 # Other ranks may go on writing.
 _DRAIN_TIMEOUT = 0.5
+# Seconds that rank 0 has to end its line before another rank's line is shown: `print` writes each value by itself.
+_HOLD = 0.1
 # Seconds between two checks of the terminal's size.
 _RESIZE_INTERVAL = 1.0
 _COLOUR = re.compile(rb"\x1b\[[0-9;]*m")
@@ -65,6 +67,9 @@ class RankOutput:
         self._has_terminal = False
         # Whether the last byte on each terminal or file ended a line; by what the descriptor is open on.
         self._at_line_start: dict[tuple[int, int], bool] = {}
+        # Lines of other ranks that wait for the end of rank 0's line, until a time; and where they have ended its line.
+        self._held: dict[tuple[int, int], tuple[int, bytes, float]] = {}
+        self._interrupted: set[tuple[int, int]] = set()
 
     def start_attempt(self, folder: Path, ranks: Iterable[int]) -> None:
         """Make the streams of these global ranks in the attempt's folder, local rank 0 first, and start to copy."""
@@ -99,6 +104,7 @@ class RankOutput:
             for stream in self._streams:
                 if stream.pending:
                     self._write(stream, b"\n", show=stream.rank != 0)
+            self._show_held(float("inf"))
 
     def end_attempt(self) -> None:
         """Copy the rest and close the streams; a process that a rank has left behind gets an error when it writes."""
@@ -142,7 +148,8 @@ class RankOutput:
                             return
                         with contextlib.suppress(OSError):
                             self._write(key.data, os.read(key.fd, _CHUNK))
-                if not ready and not selector.select(_RESIZE_INTERVAL):
+                    self._show_held(time.monotonic())
+                if not ready and not selector.select(_HOLD if self._held else _RESIZE_INTERVAL):
                     self._resize()
 
     def _write(self, stream: _Stream, data: bytes, *, show: bool = True) -> None:
@@ -169,10 +176,33 @@ class RankOutput:
             return
         status = os.fstat(terminal)
         place = (status.st_dev, status.st_ino)
-        if starts_line and not self._at_line_start.get(place, True):
-            data = b"\n" + data
-        self._at_line_start[place] = data[-1:] in b"\n\r"
-        _write_all(terminal, data)
+        if not starts_line:
+            if place in self._interrupted:
+                self._interrupted.remove(place)
+                data = data.removeprefix(b"\n")
+            if data:
+                self._at_line_start[place] = data[-1:] in b"\n\r"
+                _write_all(terminal, data)
+            if place in self._held:
+                self._show_held(0.0)
+        elif self._at_line_start.get(place, True):
+            _write_all(terminal, data)
+        else:
+            _, before, until = self._held.get(place, (terminal, b"", time.monotonic() + _HOLD))
+            self._held[place] = (terminal, before + data, until)
+
+    def _show_held(self, now: float) -> None:
+        """Show the lines that have waited for rank 0 until its line has ended, or until the time `now`."""
+        for place, (terminal, data, until) in list(self._held.items()):
+            if not self._at_line_start.get(place, True):
+                if now < until:
+                    continue
+                # Rank 0 shows a progress bar or asks a question.
+                self._interrupted.add(place)
+                data = b"\n" + data
+            self._at_line_start[place] = True
+            del self._held[place]
+            _write_all(terminal, data)
 
     def _prefix(self, stream: _Stream) -> bytes:
         name = f"[rank {stream.rank}]"

@@ -56,6 +56,15 @@ class AttemptProcesses:
             # A rank reports its exception before it ends, so look again even if no process has ended.
             self.wait_for_next_exit(min(deadline - time.monotonic(), 0.1))
 
+    def wait_for_errors(self, seconds: float) -> None:
+        """Wait until each rank has ended or reported its error: most lose their connection to the failed one."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and any(
+            process.exit_code is None and self.inspector.read_status(rank).error is None
+            for rank, process in self.ranks().items()
+        ):
+            self.wait_for_next_exit(min(deadline - time.monotonic(), 0.05))
+
     def has_exited_by_itself(self) -> bool:
         """Whether a rank has ended with an error code, without an exception or a signal."""
         codes = {rank: process.exit_code or 0 for rank, process in self.ranks().items()}

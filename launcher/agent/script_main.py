@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import builtins
+import contextlib
 import faulthandler
 import importlib
 import importlib.machinery
@@ -29,7 +30,7 @@ from launcher.core.events import FILE_NAME, EventLog
 from launcher.process.heartbeat import NO_STEPS
 from launcher.process.rank_status import RankStatusWriter
 from launcher.process.rank_streams import await_copied
-from launcher.process.titles import set_rank_title
+from launcher.process.titles import name_forks, set_rank_title
 
 # Packages whose versions an attempt records if they are imported.
 _RECORDED_VERSIONS = ("torch", "lightning", "transformers", "accelerate", "deepspeed")
@@ -98,8 +99,11 @@ def run_script(arguments: Sequence[str]) -> int:
     rank = os.environ["RANK"]
     status.beat(NO_STEPS)
     set_rank_title(int(rank), int(os.environ["WORLD_SIZE"]), None if task.run is None else Path(task.run).name)
+    name_forks(int(rank))
     if task.run is not None:
-        status.update(run=task.run, log=str(Path(task.run) / "logs" / f"rank-{rank}.log"))
+        log = Path(task.run) / "logs" / f"rank-{rank}.log"
+        status.update(run=task.run, log=str(log))
+        _write_crashes_to(log)
         if rank == "0":
             _write_start(Path(task.run))
     # torchelastic counts from the launcher's own limit.
@@ -126,6 +130,13 @@ def run_script(arguments: Sequence[str]) -> int:
         _write_traceback(own, status)
         return 1
     return 0
+
+
+def _write_crashes_to(log: Path) -> None:
+    """Write the stacks of a crash to the log only: the agent shows them in its report."""
+    with contextlib.suppress(OSError):
+        # Stays open until the process ends: faulthandler writes to the descriptor.
+        faulthandler.enable(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC))
 
 
 def _write_start(run: Path) -> None:

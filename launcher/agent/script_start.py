@@ -32,6 +32,7 @@ from launcher.core.secrets import hide_in_arguments
 from launcher.hardware.cpus import count_usable_cpus
 from launcher.hardware.devices import available_kind, device_count
 from launcher.hardware.rank_count import estimate_ranks
+from launcher.monitoring.health import format_ranks
 from launcher.runs.lock import DirectoryOwnedError, RunLock, acquire_lock
 from launcher.runs.script_record import FILE_NAME as RECORD
 from launcher.runs.selection import make_directory_error
@@ -70,6 +71,7 @@ def start_script(start: ScriptStart) -> int:
     with _run_directory(start) as (run, is_owner):
         task = dataclasses.replace(start.task, run=str(run))
         failures: list[tuple[RankOutcome, int]] = []
+        stopped: list[RankOutcome] = []
 
         def report(first: RankOutcome, outcomes: Sequence[RankOutcome], decision: RestartDecision) -> None:
             failures[:] = [(first, len(outcomes))]
@@ -86,16 +88,18 @@ def start_script(start: ScriptStart) -> int:
             output=RankOutput(run / "logs", start.is_shown),
             is_plain=True,
             record_directory=run,
+            report_stop_begin=lambda number, seconds: _print(describe_stop_begin(number, seconds)),
+            report_stop=stopped.extend,
             report_failure=report,
         )
         code = start_ranks(request)
         assert code is not None  # noqa: S101 -- `always_has_agent`
         failure = failures[0][0] if failures else None
         if failure is None and code >= _FIRST_SIGNAL_CODE:
-            name = "Ctrl-C" if code - 128 == signal.SIGINT else signal_name(code - 128)
-            _print(f"stopped by {name}; the output of all ranks is in {_relative(str(run / 'logs'))}")
+            how = describe_script_stop(code - 128, stopped)
+            _print(f"{how}; the output of all ranks is in {_relative(str(run / 'logs'))}")
         if is_owner:
-            _write_end(run, code, failure)
+            _write_end(run, code, failure, stopped)
         return code
 
 
@@ -142,6 +146,30 @@ def describe_script_failure(first: RankOutcome, outcomes: Sequence[RankOutcome],
         log = "" if first.log is None else f"; the output is in {first.log}"
         return f"error: {who} exited with code {first.exit_code}{log}\n  {decision.reason}"
     return format_failure_report(first, outcomes, decision.reason)
+
+
+def describe_stop_begin(number: int, seconds: float) -> str:
+    """The line that shows at once that a signal was received."""
+    name = _name_signal(number)
+    again = "; Ctrl-C again kills them" if number == signal.SIGINT else ""
+    # The terminal shows ^C without a line end.
+    start = "\n" if number in (signal.SIGINT, signal.SIGQUIT) and sys.stderr.isatty() else ""
+    return f"{start}{name}: waiting for the ranks to end, at most {seconds:.0f} s{again}"
+
+
+def describe_script_stop(number: int, outcomes: Sequence[RankOutcome]) -> str:
+    """How the ranks ended after a signal."""
+    killed = [each.rank for each in outcomes if each.exit_code == -signal.SIGKILL]
+    end = "; all ranks ended with exit code 0" if _have_all_ended_well(outcomes) else ""
+    return f"stopped by {_name_signal(number)}" + (f"; killed {format_ranks(killed, len(killed))}" if killed else end)
+
+
+def _have_all_ended_well(outcomes: Sequence[RankOutcome]) -> bool:
+    return bool(outcomes) and all(each.exit_code == 0 for each in outcomes)
+
+
+def _name_signal(number: int) -> str:
+    return "Ctrl-C" if number == signal.SIGINT else signal_name(number)
 
 
 def _relative(path: str) -> str:
@@ -210,13 +238,14 @@ def _record(start: ScriptStart) -> dict[str, Any]:
     }
 
 
-def _write_end(run: Path, code: int, failure: RankOutcome | None) -> None:
+def _write_end(run: Path, code: int, failure: RankOutcome | None, stopped: Sequence[RankOutcome]) -> None:
     events = EventLog(run / FILE_NAME, rank=0)
     if code == 0:
         events.write("finished", step=None, metrics={}, checkpoint=None)
     elif failure is None and code >= _FIRST_SIGNAL_CODE:
         reason = name_stop_reason(code - 128)
-        events.write("interrupted", signal=code - 128, step=None, checkpoint=None, reason=reason)
+        events.write("interrupted", signal=code - 128, step=None, checkpoint=None, reason=reason,
+                     exit_code=0 if _have_all_ended_well(stopped) else None)  # fmt: skip
     elif failure is None:
         events.write("failed", host=os.uname().nodename, error=f"exit code {code}")
     # Otherwise the agent has written `rank_failed`.

@@ -18,8 +18,10 @@ def is_kill_request(first: int, second: int, seconds_between: float) -> bool:
     """Whether a second signal kills the ranks.
 
     A scheduler sends SIGTERM after its warning (USR1, USR2), while the ranks save. That must not interrupt the save.
+    SIGINT and SIGQUIT come from a person at the terminal.
     """
-    return seconds_between > _SAME_SIGNAL_WITHIN and (second == signal.SIGINT or second == signal.SIGTERM == first)
+    is_by_person = second in (signal.SIGINT, signal.SIGQUIT)
+    return seconds_between > _SAME_SIGNAL_WITHIN and (is_by_person or second == signal.SIGTERM == first)
 
 
 def to_rank_signal(number: int) -> int:

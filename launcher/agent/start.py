@@ -85,8 +85,8 @@ def _raise_descriptor_limit() -> None:
 
 
 def _run_agent(server: ForkServer, count: int, request: StartRequest) -> int:
-    # torchelastic's handlers raise at any point of the code; AgentSignals replaces them.
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
+    # torchelastic's handlers raise at any point of the code; AgentSignals replaces them. No process sends this one.
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGURG"
     with quick_imports():
         from torch.distributed.elastic.rendezvous import (
             RendezvousClosedError,

@@ -51,6 +51,8 @@ class StartRequest:
             saved and stopped rather than finished, and after a failure the others get SIGTERM at once.
         record_directory: run directory in which missing nodes are recorded, if it exists.
         exit_timeout: seconds that the other ranks have to end by themselves after a failure.
+        report_stop_begin: gets a signal and the seconds that plain code has to end, if it has not ended at once.
+        report_stop: gets how the ranks ended after a signal.
         report_failure: gets the first failure of an attempt, how all known ranks ended, and the restart decision.
     """
 
@@ -65,6 +67,8 @@ class StartRequest:
     is_plain: bool = False
     record_directory: Path | None = None
     exit_timeout: float = 10.0
+    report_stop_begin: Callable[[int, float], None] = lambda number, seconds: None
+    report_stop: Callable[[Sequence[RankOutcome]], None] = lambda outcomes: None
     report_failure: FailureReporter = field(default=print_failure)
 
     @property

@@ -300,7 +300,7 @@ def describe_stop_signal(number: int) -> str:
         name = signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
-    sender = {"SIGHUP": "the terminal was closed", "SIGKILL": "it cannot be handled"}
+    sender = {"SIGHUP": "the terminal was closed", "SIGKILL": "it cannot be handled", "SIGQUIT": "Ctrl-\\"}
     return f"{name} ({sender.get(name, 'for example from a scheduler')})"
 
 

@@ -184,6 +184,8 @@ class EndingReader:
         text = f"ended at once by a second {who}" if event.get("second") is True else f"stopped by {who}"
         if event.get("step") is not None:
             text += f" at step {event['step']}; {saved}"
+        elif event.get("exit_code") == 0:
+            text += "; all ranks ended with exit code 0"
         return Ending("stopped", reason, text, self._advise(""), self._can_resume)
 
     def _describe_failure(self, event: Event, reason: str, name: str) -> Ending:
@@ -197,7 +199,7 @@ class EndingReader:
             "signal": _describe_signal(event),
             "code": event.get("exit_code"),
             "nodes": _describe_nodes(event),
-            "detail": _describe_detail(event, reason, self._hang),
+            "detail": _describe_detail(event, reason, self._hang, "collective" if self._is_script else "step"),
         }  # fmt: skip
         text = _one_line(cause.text.format_map(values))
         advice = cause.advice.format(name=name, rank=rank)
@@ -247,11 +249,11 @@ def _given(event: Event) -> dict[str, Any]:
     return {key: value for key, value in event.items() if value is not None}
 
 
-def _describe_detail(event: Event, reason: str, hang: Event | None) -> str:
+def _describe_detail(event: Event, reason: str, hang: Event | None, what: str) -> str:
     if reason == "hung":
         waiting = (hang or event).get("waiting_for")
         seconds = (hang or event).get("seconds")
-        after = f": no step for {seconds:.0f} s" if isinstance(seconds, int | float) else ""
+        after = f": no {what} for {seconds:.0f} s" if isinstance(seconds, int | float) else ""
         ranks = ", ".join(map(str, waiting)) if isinstance(waiting, list) else ""
         return after + (f"; the others wait for rank {ranks}" if ranks else "")
     if reason == "out_of_memory":

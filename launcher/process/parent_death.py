@@ -9,7 +9,7 @@ import signal
 _PR_SET_PDEATHSIG = 1
 # A scheduler sends these to every process of a job. The fork server must survive them, because its ranks die with it:
 # it blocks them, and each rank unblocks them and receives one that arrived before.
-FOR_RANKS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+FOR_RANKS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT)
 # Those and the terminal's or the user's Ctrl-C; all mean save and stop.
 STOP_SIGNALS = (signal.SIGINT, *FOR_RANKS)
 # Process id of the fork server. Its children inherit the variable: their parent is the fork server, not the agent.

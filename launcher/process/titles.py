@@ -5,6 +5,8 @@ Only processes that the launcher has started are renamed, not a notebook's kerne
 
 from __future__ import annotations
 
+import os
+
 _is_own = False
 _run = ""
 
@@ -34,6 +36,11 @@ def set_title(role: str, run: str | None = None) -> None:
 def set_rank_title(rank: int, world_size: int, run: str | None = None) -> None:
     """Name the process of a rank."""
     set_title(f"rank {rank} of {world_size}", run)
+
+
+def name_forks(rank: int) -> None:
+    """From now on, forks of this rank are not named as the rank: the loader workers and pools of a script."""
+    os.register_at_fork(after_in_child=lambda: set_title(f"process of rank {rank}"))
 
 
 def set_worker_title(worker: int, rank: int) -> None:

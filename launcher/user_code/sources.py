@@ -85,6 +85,12 @@ def _library_folders() -> tuple[str, ...]:
     return tuple({form + os.sep for folder in folders for form in (folder, os.path.realpath(folder))})
 
 
+def is_users_file(file: str) -> bool:
+    """Whether code comes from the user rather than from Python, an installed package or the launcher."""
+    is_made = file.startswith("<") and not file.startswith("<ipython")
+    return not is_made and not _is_library(file, _library_folders())
+
+
 def _is_library(file: str, library: tuple[str, ...]) -> bool:
     if file.startswith(library) or any(name in file for name in _INSTALLED):
         return True

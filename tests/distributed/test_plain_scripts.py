@@ -112,6 +112,8 @@ def test_the_first_failure_is_reported_once(how: str, tmp_path: Path) -> None:
     assert "failed first: ValueError: bad data in rank 1\n  its last lines (runs/ends/logs/rank-1.log):\n" in report
     assert '    |   File "' + str(tmp_path / "ends.py") + '", line ' in report
     assert "launcher/agent" not in report, "the traceback begins in the script"
+    if how == "after":
+        assert report.count(": lost the connection to another rank (") == 2
     status = _status(tmp_path, "ends")
     assert status["state"] == "failed"
     assert "ValueError: bad data in rank 1" in status["detail"]
@@ -140,17 +142,43 @@ def test_a_signal_lets_every_rank_save(tmp_path: Path) -> None:
     def stop(line: str, process: int) -> None:
         waiting.extend([line] if "waiting" in line else [])
         if "waiting" in line and len(waiting) == 2:
-            os.kill(process, signal.SIGUSR1)
+            os.kill(process, signal.SIGQUIT)
 
-    output = _end("save", tmp_path, ranks=2, on_line=stop).check(128 + signal.SIGUSR1).output
+    output = _end("save", tmp_path, ranks=2, on_line=stop).check(128 + signal.SIGQUIT).output
     assert output.count("saved\n") == 2
-    assert output.endswith("stopped by SIGUSR1; the output of all ranks is in runs/ends/logs\n")
+    assert output.endswith(
+        "stopped by SIGQUIT; all ranks ended with exit code 0; the output of all ranks is in runs/ends/logs\n"
+    )
+    assert "SignalException" not in output
     assert _status(tmp_path, "ends")["state"] == "stopped"
+
+
+def test_an_interrupt_that_python_ignores_ends_the_ranks(tmp_path: Path) -> None:
+    waiting: list[str] = []
+
+    def stop(line: str, process: int) -> None:
+        waiting.extend([line] if "waiting" in line else [])
+        if "waiting" in line and len(waiting) == 2:
+            os.kill(process, signal.SIGINT)
+
+    output = _end("lose", tmp_path, ranks=2, on_line=stop).check(128 + signal.SIGINT).output
+    assert "trained on" not in output
+    assert "Ctrl-C: waiting for the ranks to end, at most 120 s; Ctrl-C again kills them\n" in output
+    assert output.endswith("stopped by Ctrl-C; the output of all ranks is in runs/ends/logs\n")
+
+
+def test_a_crash_is_reported_once(tmp_path: Path) -> None:
+    output = _end("crash", tmp_path, ranks=2).check(128 + signal.SIGSEGV).output
+    assert output.count("Fatal Python error") == 1
+    assert output.count(" in crash_here\n") == 1
 
 
 def test_a_hang_names_the_rank_that_the_others_wait_for(tmp_path: Path) -> None:
     output = _end("hang", tmp_path, "--hang-timeout", "2", ranks=2).check(1).output
-    assert "hang: no heartbeat from any rank for 2 s; the other ranks wait for rank 1; stacks of all ranks: " in output
+    assert (
+        "hang: no rank has entered a collective for 2 s; the other ranks wait for rank 1; stacks of all ranks: "
+        in output
+    )
     assert "failed first: hung: it was in " in output
     assert ", in hang_here" in output
     assert [event["waiting_for"] for event in _events(tmp_path, "ends") if event["kind"] == "hang"] == [[1]]

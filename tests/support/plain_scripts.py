@@ -103,12 +103,22 @@ import argparse, atexit, os, signal, sys, time
 import torch.distributed as dist
 
 parser = argparse.ArgumentParser()
-parser.add_argument("how", choices=["before", "after", "code", "exit", "save", "hang", "fine"])
+parser.add_argument("how", choices=["before", "after", "code", "exit", "save", "hang", "fine", "lose", "crash"])
 how = parser.parse_args().how
 rank = int(os.environ["RANK"])
 
 def hang_here():
     time.sleep(600)
+
+class Loses:
+    def __del__(self):
+        print("waiting")
+        while True:
+            time.sleep(0.01)
+
+def crash_here():
+    import ctypes
+    ctypes.string_at(0)
 
 atexit.register(print, f"exit function of {rank}")
 if how == "before" and rank == 1:
@@ -129,6 +139,13 @@ if how == "save":
         time.sleep(0.01)
     print("saved")
     sys.exit(0)
+if how == "lose":
+    for _ in range(5):
+        Loses()
+    time.sleep(20)
+    print("trained on")
+if how == "crash" and rank == 1:
+    crash_here()
 if how == "hang" and rank == 1:
     hang_here()
 dist.barrier()

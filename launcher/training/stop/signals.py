@@ -18,9 +18,9 @@ from launcher.training.stop.agreement import StopAgreement
 from launcher.training.stop.progress import StopProgress
 
 # From a person, a scheduler that warns or ends the job, or a closed terminal: all mean "save and stop".
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT)
 # A script's own handler of these is kept: a process that handles them is not ended by them.
-_FOR_SCRIPTS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_FOR_SCRIPTS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT)
 # Seconds. A second signal sooner than this is the first one, forwarded by torchrun's agent.
 _SECOND_AFTER = 2.0
 

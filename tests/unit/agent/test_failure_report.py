@@ -18,6 +18,7 @@ from launcher.agent.failure_report import (
     find_first_failure,
     find_stop,
     format_failure_report,
+    has_failed_at_stop,
     name_failure_reason,
     to_shell_exit_code,
 )
@@ -63,6 +64,19 @@ def test_a_lost_connection_is_first_only_without_another_failure() -> None:
     assert find_first_failure([lost, make_outcome(1, None)]) is lost
 
 
+@pytest.mark.parametrize(
+    ("codes", "lost", "has_failed"),
+    [((130, 1), {1}, False), ((1, -15), {0}, False), ((129, 0, 1), {2}, False), ((0, 0), (), False),
+     ((-9, 131), (), False), ((130, 1), (), True), ((130, 7), (), True), ((1, 1), {0, 1}, True), ((1, -11), {0}, True)],
+)  # fmt: skip
+def test_a_signal_that_only_some_ranks_obey_has_stopped_them(
+    codes: tuple[int, ...], lost: set[int], has_failed: bool
+) -> None:
+    outcomes = [make_outcome(rank, code, error=make_error(lost_peer=True) if rank in lost else None)
+                for rank, code in enumerate(codes)]  # fmt: skip
+    assert has_failed_at_stop(outcomes) is has_failed
+
+
 def test_a_hung_rank_comes_before_the_timeouts_of_the_others() -> None:
     hung = make_outcome(2, None, 0.0, hung=True)
     assert find_first_failure([make_outcome(0, 1, 1.0, error=make_error()), hung]) is hung
@@ -84,6 +98,10 @@ def test_a_hung_rank_comes_before_the_timeouts_of_the_others() -> None:
         ),
         (make_outcome(0, None, doing="in f.py, line 3, in f"), "running at step 7, in f.py, line 3, in f"),
         (make_outcome(0, None, hung=True, doing="asleep"), "hung at step 7: it was asleep"),
+        (
+            make_outcome(0, None, error=make_error(lost_peer=True), doing="in linecache.py"),
+            "lost the connection to another rank (ValueError) at step 7",
+        ),
         (make_outcome(0, 0), "finished at step 7"),
         (make_outcome(0, 255), "ended at step 7 with an unknown exit code: the rank or its fork server was killed"),
         (make_outcome(0, -99), "killed by signal 99 (signal 99) at step 7"),

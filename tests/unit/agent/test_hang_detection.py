@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import linecache
 from pathlib import Path
 
+import torch
+
+import launcher
 from launcher.agent.hang_detection import (
     HangDetector,
     RankState,
     describe_hang,
     find_blocking_ranks,
+    find_own_frame,
     is_in_collective,
     read_main_thread,
 )
@@ -94,9 +99,22 @@ def test_the_position_is_read_from_the_main_thread() -> None:
     assert RankState(None, process_status="disk-sleep").doing == "waiting in the kernel for a disk or a device"
 
 
+def test_the_position_is_the_innermost_line_of_the_user() -> None:
+    inner = [linecache.__file__, torch.__file__, launcher.__file__, "<frozen runpy>", "/venv/site-packages/w/_width.py"]
+    own = [str(Path.cwd() / "train.py"), "/home/me/main.py"]
+    frames = [(file, str(number), "f") for number, file in enumerate((*inner, *own))]
+    assert find_own_frame(frames) == ("train.py", "5", "f")
+    assert find_own_frame(frames[:5]) == frames[0], "no line is the user's"
+    stacks = "Thread 1 (most recent call first):\n" + "".join(f'  File "{f}", line {n} in {g}\n' for f, n, g in frames)
+    assert RankState(None, stacks=stacks).doing == "in train.py, line 5, in f"
+
+
 def test_a_hang_is_described_with_the_blocking_ranks_and_the_stacks() -> None:
     assert describe_hang(20.4, [1], Path("/r/hang-1")) == (
         "hang: no heartbeat from any rank for 20 s; the other ranks wait for rank 1; stacks of all ranks: /r/hang-1"
     )
     assert describe_hang(20.4, [1, 3], None).endswith("the other ranks wait for ranks 1, 3")
+    assert describe_hang(20.4, [1], None, has_steps=False).startswith(
+        "hang: no rank has entered a collective for 20 s;"
+    )
     assert describe_hang(20.4, [], None).endswith("cannot determine which rank blocks the others")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import os
 import stat
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+import launcher
 from launcher.agent.hang_detection import RankState
 from launcher.agent.rank_inspector import (
     RankInspector,
@@ -105,6 +107,15 @@ def test_the_last_lines_of_a_log_are_read(tmp_path: Path) -> None:
         "Current thread 0x2:",
         '  File "guilty"',
     )
+
+
+def test_the_stack_of_a_crash_ends_with_the_users_code(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    files = [ctypes.__file__, "/home/me/train.py", launcher.__file__, "<frozen runpy>"]
+    frames = [f'  File "{file}", line 1 in f' for file in files]
+    lines = ["Fatal Python error: Segmentation fault", "Current thread 0x2 (most recent call first):", *frames]
+    log.write_text("\n".join([*lines, "Extension modules: numpy (total: 1)"]))
+    assert read_last_lines(log) == tuple(lines[:4])
 
 
 def test_the_status_of_a_process_is_read() -> None:

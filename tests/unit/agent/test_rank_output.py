@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from launcher.agent.rank_output import RankOutput
-from launcher.process.rank_streams import stream_path
+from launcher.process.rank_streams import count_unread, stream_path
 
 # What a rank writes, and the lines of its log.
 CASES = [
@@ -92,3 +93,31 @@ def test_a_rank_runs_without_a_log_if_it_cannot_be_written(
     _write(folder, 0, 1, b"shown\n")
     output.end_attempt()
     assert capfd.readouterr().out == "shown\n"
+
+
+def _wait_until_copied(folder: Path, output: RankOutput, rank: int) -> None:
+    pipe = os.open(stream_path(folder, rank, 1), os.O_WRONLY)
+    while count_unread(pipe):
+        time.sleep(0.001)
+    os.close(pipe)
+    with vars(output)["_reading"]:
+        pass
+
+
+def test_the_lines_of_two_ranks_are_whole(
+    folder: Path, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launcher.agent.rank_output._HOLD", 60.0)
+    output = RankOutput(None, lambda rank, local: True)
+    output.start_attempt(folder, [0, 1])
+    pieces = [(0, b"a"), (1, b"other\n"), (0, b" "), (0, b"b"), (1, b"more\n"), (0, b"\n"), (0, b"question: "),
+              (1, b"last\n")]  # fmt: skip
+    for rank, data in pieces:
+        _write(folder, rank, 1, data)
+        _wait_until_copied(folder, output, rank)
+    # Rank 0 does not end its line: the other rank's line is shown all the same.
+    output.drain()
+    _write(folder, 0, 1, b"\nend\n")
+    output.end_attempt()
+    shown = capfdbinary.readouterr().out
+    assert shown == b"a b\n[rank 1] other\n[rank 1] more\nquestion: \n[rank 1] last\nend\n"

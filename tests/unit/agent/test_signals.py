@@ -9,7 +9,7 @@ import pytest
 from launcher.agent.signals import AgentSignals, AgentStopped, is_kill_request, to_rank_signal
 from launcher.process.parent_death import STOP_SIGNALS
 
-INT, TERM, USR2, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP
+INT, TERM, USR2, HUP, QUIT = signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP, signal.SIGQUIT
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +23,7 @@ def _restore_handlers() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("first", "second", "seconds", "now"),
     [(INT, INT, 1.0, True), (INT, INT, 0.1, False), (TERM, INT, 1.0, True), (TERM, TERM, 1.0, True),
+     (QUIT, QUIT, 1.0, True), (TERM, QUIT, 1.0, True),
      (USR2, TERM, 30.0, False), (USR2, USR2, 30.0, False), (HUP, TERM, 1.0, False), (HUP, HUP, 1.0, False)],
 )  # fmt: skip
 def test_which_second_signal_kills(first: int, second: int, seconds: float, now: bool) -> None:
@@ -30,7 +31,7 @@ def test_which_second_signal_kills(first: int, second: int, seconds: float, now:
 
 
 def test_ranks_receive_sigint_or_sigterm() -> None:
-    assert [to_rank_signal(number) for number in STOP_SIGNALS] == [INT, TERM, TERM, TERM, TERM]
+    assert [to_rank_signal(number) for number in STOP_SIGNALS] == [INT, *[TERM] * 5]
 
 
 def test_the_first_signal_is_forwarded_and_the_second_kills() -> None:

@@ -47,6 +47,8 @@ ENDINGS: list[tuple[list[dict[str, Any]], str, str, str, str]] = [
      "stopped by Ctrl-C at step 42; no checkpoint saved", NEXT),
     ([event("interrupted", signal=15, step=42, checkpoint="c", reason="sigterm")], "stopped", "sigterm",
      "stopped by SIGTERM at step 42; checkpoint saved", NEXT),
+    ([event("interrupted", signal=2, step=None, checkpoint=None, reason="ctrl_c", exit_code=0)], "stopped", "ctrl_c",
+     "stopped by Ctrl-C; all ranks ended with exit code 0", NEXT),
     ([event("interrupted", signal=1, step=42, checkpoint="c")], "stopped", "signal",
      "stopped by SIGHUP at step 42; checkpoint saved", NEXT),
     ([event("interrupted", signal=2, step=42, checkpoint=None), event("interrupted", signal=2, step=42, second=True)],

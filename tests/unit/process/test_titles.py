@@ -9,7 +9,8 @@ import sys
 _PROGRAM = """
 import json, os, sys
 from pathlib import Path
-from launcher.process.titles import claim_process, prepare_titles, set_rank_title, set_title, set_worker_title
+from launcher.process.titles import claim_process, name_forks, prepare_titles, set_rank_title, set_title
+from launcher.process.titles import set_worker_title
 
 def title():
     return [Path("/proc/self", name).read_text().rstrip("\\0\\n") for name in ("cmdline", "comm")]
@@ -24,7 +25,9 @@ set_rank_title(3, 8)
 found.append(title())
 set_rank_title(3, 8, "a run with a long name" * 3)
 found.append(title())
+name_forks(3)
 if os.fork() == 0:
+    found.append(title())
     set_worker_title(1, 3)
     found.append(title())
     print(json.dumps(found))
@@ -44,6 +47,7 @@ def test_a_process_of_the_launcher_has_the_title_of_its_role_and_run() -> None:
     assert found_titles("own") == [
         ["launcher: rank 3 of 8", "launcher: rank "],
         [f"launcher: rank 3 of 8 (run {run})", "launcher: rank "],
+        [f"launcher: process of rank 3 (run {run})", "launcher: proce"],
         [f"launcher: loader worker 1 of rank 3 (run {run})", "launcher: loade"],
     ]
 

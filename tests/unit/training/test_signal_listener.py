@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.process.parent_death import STOP_SIGNALS
 from tests.support.processes import Finished, run
 
 _PRELUDE = """
@@ -56,7 +57,7 @@ def run_listener(body: str, folder: Path, answers: Mapping[str, int] | None = No
     return run([sys.executable, "-W", "ignore", "-c", _PRELUDE + body], folder, timeout=30, on_line=on_line)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_the_first_signal_is_reported_and_requests_a_stop(tmp_path: Path, number: int) -> None:
     body = """
 with listener:
