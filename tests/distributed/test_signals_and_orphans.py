@@ -298,7 +298,7 @@ def test_threads_that_the_users_module_starts_on_import_run_in_every_rank(tmp_pa
 
 @pytest.mark.parametrize("ending", ["os._exit(5)", "raise RuntimeError('no licence')", "import sys; sys.exit(4)"])
 def test_a_module_that_ends_its_process_on_import_is_reported_by_the_rank(tmp_path: Path, ending: str) -> None:
-    (tmp_path / "ends.py").write_text(f"import os\n{ending}\n")
+    (tmp_path / "ends.py").write_text(f"import os\n{ending}\n\n\nclass Model: ...\n")
     arguments = ("--model", "ends.Model")
     finished = run_warm(launcher("fit", *SETTINGS, *arguments), tmp_path, env=toy_env(tmp_path / "trace"))
     if "_exit" in ending:

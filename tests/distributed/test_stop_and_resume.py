@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from launcher.core.errors import describe_stop_signal
-from tests.support.processes import launcher, run_warm, torchrun
+from tests.support.processes import launcher, run, run_warm, torchrun
 from tests.support.runs import REPOSITORY, TOY, events_of, read_trace, toy_env, train_on
 
 pytestmark = pytest.mark.slow
@@ -107,7 +107,7 @@ def test_ctrl_c_at_the_terminal_of_torchrun_leaves_a_checkpoint(tmp_path: Path) 
 
     arguments = ("--trainer.log_every_n_steps", "1", "--trainer.max_epochs", "200")
     command, env = torchrun(2, *SETTINGS, *arguments), toy_env(tmp_path / "trace")
-    finished = run_warm(command, tmp_path, env=env, on_line=press_ctrl_c)
+    finished = run(command, tmp_path, env=env, on_line=press_ctrl_c)
 
     assert sent
     directory = tmp_path / "runs" / "it"
