@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack, cast
 
@@ -16,6 +16,7 @@ from launcher.config.coordinator_arguments import (
     CoordinatorSettings,
     check_settings,
     to_group,
+    to_tuple,
     with_trainer_options,
 )
 from launcher.config.schema import CheckpointOptions, RunConfig, TrainerOptions, WandbOptions, WatchOptions
@@ -108,7 +109,7 @@ class TrainingCoordinator:
         vars(self).update(given)
         given["checkpoint"] = to_group(CheckpointOptions, given["checkpoint"], "checkpoint")
         given["watch"] = to_group(WatchOptions, given["watch"], "watch")
-        self._callbacks, self._loggers, self._plugins = _all_of(callbacks), _all_of(loggers), _all_of(plugins)
+        self._callbacks, self._loggers, self._plugins = to_tuple(callbacks), to_tuple(loggers), to_tuple(plugins)
         self._config = RunConfig(
             runs_dir=os.fspath(output_dir),
             accelerator="auto" if use_gpu else "cpu",
@@ -150,12 +151,12 @@ class TrainingCoordinator:
             resume_from_checkpoint: a checkpoint to resume from.
             seed: of every random generator and of the order of the data.
             name: the run's name; None makes one from the date.
-            trainer_options: further arguments of Lightning's Trainer, as in `RunConfig.trainer`; `profiler` may be an
-                object.
+            trainer_options: further arguments of Lightning's Trainer, as in `RunConfig.trainer`. `profiler` may be an
+                object; `callbacks` and `logger` are used in addition to those of the coordinator.
 
         Returns:
-            `trainer` (Lightning's), `model`, `best_model_path` (None if no checkpoint was written), `final_metrics`
-            and `plan`.
+            `trainer` (Lightning's), `model`, `best_model_path` (None if no checkpoint was written), `final_metrics`,
+            `plan` and `run_directory`.
 
         Raises:
             MissingLibraryError: Lightning is not installed.
@@ -166,9 +167,7 @@ class TrainingCoordinator:
         """
         open_missing_streams()
         given = self._given(model, train_dataloaders, val_dataloaders, datamodule)
-        profiler = trainer_options.get("profiler")
-        if profiler is not None and not isinstance(profiler, str):
-            given = dataclasses.replace(given, profiler=trainer_options.pop("profiler"))
+        given = given.with_options(trainer_options)
         options: dict[str, Any] = {"gradient_clip_val": self._config.trainer.gradient_clip_val}
         if max_epochs is not None or not _has_limit(trainer_options):
             options["max_epochs"] = 1 if max_epochs is None else max_epochs
@@ -197,6 +196,7 @@ class TrainingCoordinator:
             "best_model_path": None if result.best is None else str(result.best),
             "final_metrics": dict(result.metrics),
             "plan": result.plan,
+            "run_directory": str(result.run),
         }
 
     def _given(self, model: Any, train: Any, validation: Any, datamodule: Any) -> UserObjects:
@@ -298,13 +298,6 @@ def _check_restart(config: RunConfig) -> None:
             "and train with strategy=error.next_strategy"
         )
         raise CallError([Problem("on_oom", text)])
-
-
-def _all_of(given: Any) -> tuple[Any, ...]:
-    """As a tuple: Lightning also accepts one object in place of a list."""
-    if given is None:
-        return ()
-    return tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
 
 
 def _devices(given: int | str | None) -> Any:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import linecache
 import os
+import reprlib
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -59,12 +60,13 @@ def launch(
 
     Works in scripts, also without a `__main__` guard, notebooks, tests and threads. The ranks have torchrun's variables
     (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, ...), so `torch.distributed.init_process_group` needs no arguments.
-    Their output appears here, with the rank before each line. They end when this process ends.
+    They have this process's `sys.argv`, `sys.path` and working directory. Their output appears here, with the rank
+    before each line. They end when this process ends.
 
     Args:
         fn: any function: a lambda, one of a notebook cell or one that uses local variables. It is pickled by value
             with the global variables that it uses, except functions of imported modules.
-        args: its arguments, the same for all ranks.
+        args: a tuple or list of its arguments, the same for all ranks.
         kwargs: its keyword arguments.
         nproc_per_node: number of ranks.
         backend: initialise a process group with this backend, such as 'gloo' or 'nccl', before the call. By default
@@ -83,14 +85,16 @@ def launch(
             `__cause__`, where that can be unpickled; `rank` is the rank that failed first, `report` has its traceback.
         LaunchTimeoutError: the timeout has passed.
     """
-    _check_arguments(fn, nproc_per_node, max_restarts, timeout)
+    problems = [*_check_call(fn, args, kwargs), *_check_options(nproc_per_node, max_restarts, timeout)]
+    if problems:
+        raise CallError(problems)
     if RANK_MARK in os.environ:
         raise UsageError(
             f"this is rank {os.environ[RANK_MARK]} of a function that `launcher.launch` runs; a rank cannot launch "
             "further ranks; remove this call, or give the outer one a larger nproc_per_node"
         )
     modules = [name for name in _SHARED_LIBRARIES if name in sys.modules]
-    options = CallOptions(nproc_per_node, max_restarts, backend or "", modules, sys.path, _list_sources())
+    options = CallOptions(nproc_per_node, max_restarts, backend or "", modules, sys.path, sys.argv, _list_sources())
     function = _pickle_function(fn, args, kwargs)
     try:
         folder = CallFolder(Path(tempfile.mkdtemp(prefix="launcher-")))
@@ -106,18 +110,25 @@ def launch(
         shutil.rmtree(folder.path, ignore_errors=True)
 
 
-def _check_arguments(fn: Any, ranks: Any, max_restarts: Any, timeout: Any) -> None:
-    problems: list[Problem] = []
+def _check_call(fn: Any, args: Any, kwargs: Any) -> Iterator[Problem]:
     if not callable(fn):
-        problems.append(Problem("fn", f"given {fn!r}; expected a function"))
+        yield Problem("fn", f"given {fn!r}; expected a function")
+    if not isinstance(args, Sequence) or isinstance(args, str | bytes):
+        shown = reprlib.repr(args)
+        yield Problem("args", f"given {shown}; expected a tuple or list of all arguments, as in ({shown},)")
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        yield Problem("kwargs", f"given {reprlib.repr(kwargs)}; expected a dict of names and values, or None")
+
+
+def _check_options(ranks: Any, max_restarts: Any, timeout: Any) -> list[Problem]:
+    problems: list[Problem] = []
     if type(ranks) is not int or ranks < 1:
         problems.append(Problem("nproc_per_node", f"given {ranks!r}; expected a number of ranks, at least 1"))
     if type(max_restarts) is not int or max_restarts < 0:
         problems.append(Problem("max_restarts", f"given {max_restarts!r}; expected a whole number of at least 0"))
     if timeout is not None and (not isinstance(timeout, int | float) or not timeout > 0):
         problems.append(Problem("timeout", f"given {timeout!r}; expected seconds, more than 0, or None"))
-    if problems:
-        raise CallError(problems)
+    return problems
 
 
 def _pickle_function(fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> bytes:

@@ -35,6 +35,7 @@ class CallOptions:
         backend: of the process group that each rank initialises; empty for none.
         modules: what the fork server imports for all ranks.
         path: `sys.path` of the caller.
+        arguments: `sys.argv` of the caller.
         sources: the caller's code that is in no file, such as the cells of a notebook: name to lines, for tracebacks.
     """
 
@@ -43,6 +44,7 @@ class CallOptions:
     backend: str
     modules: Sequence[str]
     path: Sequence[str]
+    arguments: Sequence[str]
     sources: Mapping[str, Sequence[str]]
 
 

@@ -51,8 +51,9 @@ def _call(folder: CallFolder, rank: int) -> None:
 
 
 def _prepare_imports(options: CallOptions) -> None:
-    """Import from the caller's folders, and show the source of its notebook cells in tracebacks."""
+    """Import from the caller's folders with its `sys.argv`; tracebacks show the source of its notebook cells."""
     sys.path[:] = list(options.path)
+    sys.argv[:] = list(options.arguments)
     for name, lines in options.sources.items():
         linecache.cache[name] = (sum(map(len, lines)), None, list(lines), name)
 

@@ -145,7 +145,7 @@ def _write_start(run: Path) -> None:
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     EventLog(run / FILE_NAME, rank=0).write(
         "run_started", name=run.name, attempt=f"{os.environ.get('TORCHELASTIC_RUN_ID')}-{restarts}",
-        restart_count=restarts, source="torchrun", config_digest=None, wandb_id=None, host=platform.node(),
+        restart_count=restarts, source="launcher run", config_digest=None, wandb_id=None, host=platform.node(),
         versions=versions)  # fmt: skip
 
 

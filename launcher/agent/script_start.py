@@ -117,16 +117,17 @@ def count_script_ranks(asked: int | str | None) -> int:
     """
     if asked is None or isinstance(asked, int):
         return asked or 1
-    kind = "cpu" if asked == "cpu" else available_kind("auto" if asked == "auto" else "gpu")
+    kind = "cpu" if asked == "cpu" else available_kind("auto")
     count = count_usable_cpus() if kind == "cpu" else device_count(kind)
-    if not count:
+    if asked == "gpu" and (kind == "cpu" or not count):
         raise TopologyError("given --nproc-per-node gpu, but this machine has no GPU; give a number, cpu or auto")
     return count
 
 
 def make_script_variables(ranks: int) -> dict[str, str]:
-    """As torchrun by default: one thread for each of several ranks."""
-    return {"OMP_NUM_THREADS": "1"} if ranks > 1 else {}
+    """As torchrun by default: its signals, and one thread for each of several ranks."""
+    threads = {"OMP_NUM_THREADS": "1"} if ranks > 1 else {}
+    return {"TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT", **threads}
 
 
 def describe_script_failure(first: RankOutcome, outcomes: Sequence[RankOutcome], decision: RestartDecision) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from launcher.agent.agent_report import print_text
 from launcher.agent.failure_report import RankOutcome, format_failure_report
 from launcher.agent.rank_main import RankCommand
 from launcher.agent.rank_output import RankOutput
@@ -27,7 +28,7 @@ def share_cores(ranks: int) -> dict[str, str]:
 def print_failure(first: RankOutcome, outcomes: Sequence[RankOutcome], decision: RestartDecision) -> None:
     """Write the failure report to stderr; a closed terminal must not end the agent before its ranks."""
     with contextlib.suppress(OSError):
-        sys.stderr.write(format_failure_report(first, outcomes, decision.reason) + "\n")
+        print_text(format_failure_report(first, outcomes, decision.reason))
         sys.stderr.flush()
 
 

@@ -98,6 +98,10 @@ class ConfigCommand:
             return 0
         if topology.world_size == 1:
             check_class_paths(config, keys)
+        if topology.rank == 0 and not RankStatusWriter.from_env(os.environ).has_agent:
+            from launcher.config.loading import find_notices
+
+            sys.stderr.writelines(f"notice: {each}\n" for each in find_notices(options.config, overrides, keys))
         if launch.nproc_per_node is not None and config.devices != "auto":
             from launcher.config.loading import find_devices_source
 

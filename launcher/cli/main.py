@@ -57,6 +57,8 @@ def run(arguments: Sequence[str]) -> int:
         name, rest = _SCRIPTS, list(arguments)
     elif name.startswith("-"):
         name, rest = _DEFAULT, list(arguments)
+        if _asks_about_script(rest) and _SCRIPTS in COMMANDS:
+            name, rest = _SCRIPTS, ["--help"]
     command = COMMANDS.get(name)
     if command is None:
         print_line(f"error: {describe_unknown_command(name, rest)}")
@@ -68,6 +70,11 @@ def run(arguments: Sequence[str]) -> int:
 def is_script(argument: str) -> bool:
     """Whether an argument begins a script's command line: `train.py ...` or `-m module ...`."""
     return argument == "-m" or argument.endswith(".py")
+
+
+def _asks_about_script(arguments: Sequence[str]) -> bool:
+    """Whether `--help` is given with a script and options of `launcher run`, but without the command."""
+    return bool({"-h", "--help"} & set(arguments)) and any(map(is_script, arguments))
 
 
 def _import_from_here() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -12,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from launcher.cli.other_launchers import find_flag_advice
 from launcher.cli.parsers import new_parser
 from launcher.cli.torchrun_flags import add_torchrun_flags, read_flags, read_hidden_ranks
 from launcher.config.launch_options import read_launch_options
 from launcher.core.command_parser import CommandParser
 from launcher.core.errors import LaunchError, Problem
+from launcher.core.secrets import hide_in_arguments
 
 if TYPE_CHECKING:
     from launcher.jobs.submission import ScriptCommand
@@ -48,6 +51,7 @@ def build_parser() -> CommandParser:
     parser = new_parser("run", usage=usage, description=_DESCRIPTION, epilog=_EPILOG)
     # As torchrun: `--nnode 1` is `--nnodes 1`.
     parser.allow_abbrev = True
+    parser.find_advice = find_flag_advice
     parser.add_argument("-m", "--module", action="store_true", help="SCRIPT is a module, as in `python -m`")
     parser.add_argument("--name", help="name of the run (default: date and script); an existing one is continued")
     parser.add_argument("--runs-dir", "--runs_dir", "--log-dir", "--log_dir", dest="runs_dir", metavar="FOLDER",
@@ -65,9 +69,13 @@ def run(arguments: Sequence[str]) -> int:
     """Start the ranks of this node and wait for them; returns the exit code."""
     options = build_parser().parse_args(list(arguments))
     flags = read_flags(options, os.environ)
+    flags["nproc_per_node"] = flags["nproc_per_node"] or "1"
     hides = read_hidden_ranks(flags)
     # All ranks are shown unless the user selects some.
     launch = read_launch_options({**flags, "terminal_ranks": flags["terminal_ranks"] or "all"})
+    check_name(options.name)
+    preload = read_preload(options.preload)
+    check_preload(preload or ())
     kind = check_script(options.script, is_module=options.module, is_program=options.no_python)
     from launcher.agent.script_main import ScriptTask, find_unset_variables
     from launcher.agent.script_start import ScriptStart, start_script
@@ -93,7 +101,7 @@ def run(arguments: Sequence[str]) -> int:
         Path(options.runs_dir or "runs"),
         options.name or make_run_name(options.script, time.localtime()),
         is_shown=lambda rank, local: (shown is None or rank in shown) and not hides(local),
-        preload=read_preload(options.preload),
+        preload=preload,
     )
     with socket_folder():
         return start_script(start)
@@ -117,7 +125,9 @@ def prepare_script_submission(run_options: Sequence[str], script: Sequence[str])
     """
     from launcher.jobs.submission import ScriptCommand
 
+    _check_run_options(run_options)
     options = build_parser().parse_args([*run_options, *script])
+    check_name(options.name)
     flags = read_flags(options, {})
     read_hidden_ranks(flags)
     launch = read_launch_options({**flags, "terminal_ranks": flags["terminal_ranks"] or "all"})
@@ -136,6 +146,50 @@ def prepare_script_submission(run_options: Sequence[str], script: Sequence[str])
     name = options.name or make_run_name(options.script, time.localtime())
     command = ScriptCommand(tuple(kept), tuple(script))
     return ScriptSubmission(name, options.runs_dir or "runs", devices, command)
+
+
+def _check_run_options(arguments: Sequence[str]) -> None:
+    """Reject arguments of the script in front of `--`.
+
+    Raises:
+        LaunchError: contains what to write.
+    """
+    parser = build_parser()
+    options, unknown = parser.parse_known_args(list(arguments))
+    own = [*unknown, *filter(None, [options.script]), *options.arguments]
+    if not own or find_flag_advice(own[0].partition("=")[0].lstrip("-")):
+        return  # correct, or explained by the parser
+    first = next(index for index, each in enumerate(arguments) if each in own)
+    example = shlex.join(hide_in_arguments(arguments[first:]))
+    close = parser.find_close_option(own[0]) if own[0].startswith("-") else None
+    hint = f"did you mean {close}? " if close else ""
+    raise LaunchError(
+        [Problem(own[0].partition("=")[0], f"{hint}write the script's arguments after --, as in -- {example}")]
+    )
+
+
+def check_name(name: str | None) -> None:
+    """Reject a name under which the run would not be found.
+
+    Raises:
+        LaunchError: it is no name of a run.
+    """
+    from launcher.config.validation import find_name_problems
+
+    if problems := [Problem("--name", text) for text in find_name_problems(name)]:
+        raise LaunchError(problems)
+
+
+def check_preload(modules: Sequence[str]) -> None:
+    """Reject modules that do not exist; whether they import, shows in the ranks.
+
+    Raises:
+        LaunchError: lists them.
+    """
+    missing = [name for name in modules if not _has_module(name.partition(":")[0].partition(".")[0])]
+    if missing:
+        message = f"given {', '.join(missing)}, which is not installed; give names of modules, or none"
+        raise LaunchError([Problem("--preload", message)])
 
 
 def remove_options(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
@@ -182,14 +236,18 @@ def check_script(
 
 
 def _check_module(name: str) -> None:
-    import importlib.util
-
     first = name.partition(".")[0]
-    # The parent package is not imported: it may be the user's code.
-    if importlib.util.find_spec(first) is None:
+    if not _has_module(first):
         hint = f"; without -m, {name} is a file" if name.endswith(".py") and Path(name).exists() else ""
         message = f"given {name!r}, but there is no module {first!r} in {Path.cwd()} or installed{hint}"
         raise LaunchError([Problem("-m", f"{message}; check the name")])
+
+
+def _has_module(package: str) -> bool:
+    """Whether a top-level module exists. A package is not imported for this: it may be the user's code."""
+    import importlib.util
+
+    return bool(package) and (package in sys.modules or importlib.util.find_spec(package) is not None)
 
 
 def make_run_name(script: str, now: time.struct_time) -> str:

@@ -119,6 +119,8 @@ def format_runs(found: Sequence[RunStatus], width: int) -> list[str]:
     firsts = [len(each[0]) for each in metrics if each] or [0]
     # At best, each run shows a metric; with a very long name, some run does.
     fitting = _fit_columns(found, width, max(firsts)) or _fit_columns(found, width, min(firsts))
+    if all(s.is_script for s in found):
+        fitting = None  # scripts report no metrics
     lines = fitting or _align_runs(found, ())
     shown = [f"{lines[0]}  {_METRICS}" if fitting else lines[0].rstrip()]
     for status, line, cells in zip(found, lines[1:], metrics, strict=True):
@@ -143,8 +145,8 @@ def _align_runs(found: Sequence[RunStatus], left_out: Sequence[str]) -> list[str
     columns = {
         "run": [s.name for s in found],
         "state": [s.state for s in found],
-        "step": [f"{s.step:,}" for s in found],
-        "saved": [f"{s.checkpoint_step:,}" for s in found],
+        "step": ["-" if s.is_script else f"{s.step:,}" for s in found],
+        "saved": ["-" if s.is_script else f"{s.checkpoint_step:,}" for s in found],
         "attempts": [str(s.attempts) for s in found] if any(s.attempts > 1 for s in found) else None,
         "job": [s.job or "" for s in found] if any(s.job for s in found) else None,
     }

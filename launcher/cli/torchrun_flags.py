@@ -122,6 +122,10 @@ def read_hidden_ranks(given: Mapping[str, Any]) -> Callable[[int], bool]:
         except ValueError:
             message = f"given {given['local_ranks_filter']!r}; expected local ranks, as in 0,2"
             raise LaunchError([Problem("--local-ranks-filter", message)]) from None
+        count = given["nproc_per_node"] or ""
+        if count.isdecimal() and max(shown) >= int(count) > 0:
+            message = f"given {max(shown)}; expected less than --nproc-per-node, which is {count}"
+            raise LaunchError([Problem("--local-ranks-filter", message)])
     streams = given["redirects"] or "0"
     by_rank = {each.rpartition(":")[0]: each.rpartition(":")[2] for each in streams.split(",")}
     if {"1", "2"} & set(by_rank.values()):

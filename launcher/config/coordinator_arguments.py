@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypedDict, TypeVar
 
 from launcher.config.schema import CheckpointOptions, RunConfig, TrainerOptions, WandbOptions, WatchOptions
@@ -46,8 +46,12 @@ NO_ARGUMENT = {
     "trainer": "give Lightning's options to train, each as an argument",
     "slurm": "only `launcher submit` uses it; in a batch script, start the script with srun",
 }
-# Arguments of Lightning's Trainer that hold objects, and the coordinator's names for them.
-_OBJECTS = {"callbacks": "callbacks", "logger": "loggers", "plugins": "plugins"}
+# Arguments of Lightning's Trainer that hold objects: what to do with another kind of value.
+_OBJECTS = {
+    "callbacks": "give Lightning's callbacks, as objects",
+    "logger": "give Lightning's loggers, as objects",
+    "plugins": "give plugins to TrainingCoordinator, as objects",
+}
 _OF_CONSTRUCTOR = ("devices", "num_nodes", "precision", "strategy", "output_dir", "loggers", "wandb",
                    "on_precision_change", *CoordinatorSettings.__annotations__)  # fmt: skip
 # Arguments of a Trainer, of its `fit` or of the config that `train` does not accept: what to do instead.
@@ -101,6 +105,13 @@ def to_group(kind: type[Group], given: Group | Mapping[str, Any] | None, name: s
     return kind(**values)
 
 
+def to_tuple(given: Any) -> tuple[Any, ...]:
+    """As a tuple: Lightning also accepts one object in place of a list."""
+    if given is None:
+        return ()
+    return tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
+
+
 def with_trainer_options(config: RunConfig, trainer: Mapping[str, Any]) -> RunConfig:
     """The config with these options of Lightning's Trainer.
 
@@ -121,7 +132,7 @@ def with_trainer_options(config: RunConfig, trainer: Mapping[str, Any]) -> RunCo
     given = {name: value for name, value in config.to_dict().items() if value != defaults[name]}
     values = {**given, "trainer": plain}
     problems = [to_python_problem(problem) for problem in find_problems(values)]
-    problems += [Problem(name, f"give {_OBJECTS[name]} to TrainingCoordinator, as objects") for name in objects]
+    problems += [Problem(name, _OBJECTS[name]) for name in objects]
     problems += [Problem(name, _ELSEWHERE[name]) for name in elsewhere]
     if problems:
         raise CallError(problems)

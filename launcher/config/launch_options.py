@@ -106,6 +106,11 @@ def read_launch_options(given: Mapping[str, Any]) -> LaunchOptions:
         reader.add_problem("rdzv-endpoint", f"not given, but required for {largest} nodes; give HOST:PORT of node 0")
     if node_rank >= largest:
         reader.add_problem("node-rank", f"given {node_rank}; expected 0 to {largest - 1} with --nnodes {largest}")
+    shown, ranks = options.terminal_ranks, options.nproc_per_node
+    if shown and isinstance(ranks, int) and max(shown) >= ranks * largest:
+        last = ranks * largest - 1
+        reader.add_problem("terminal-ranks", f"given {max(shown)}; expected ranks 0 to {last}" if last else
+                           f"given {max(shown)}; there is only rank 0")  # fmt: skip
     if reader.problems:
         raise LaunchError(reader.problems)
     return options

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,13 @@ def translate_strategy(given: Any, path: str, accelerator: Any) -> tuple[dict[st
     except ConfigError as error:
         return {}, [*problems, *error.problems]
     return {}, [Problem(f"{path}.class_path", f"given {class_path!r}; write `strategy: ddp` or another name")]
+
+
+def describe_other_start(given: Any) -> str | None:
+    """The notice about a name that requests a way to start processes, which the launcher does not use."""
+    if not isinstance(given, str) or not re.match(r"ddp_(spawn|fork|notebook)(_|$)", given):
+        return None
+    return f"strategy {given} is {_NAMES.get(given, given)} here: the launcher starts the processes itself"
 
 
 def _ddp(arguments: dict[str, Any], path: str, accelerator: Any) -> dict[str, Any]:

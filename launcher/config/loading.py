@@ -19,6 +19,7 @@ from launcher.config.command_line import find_class_flags, read_overrides, split
 from launcher.config.config_file import read_config_file
 from launcher.config.deepspeed_file import with_deepspeed_file
 from launcher.config.lightning_cli import translate_lightning_cli
+from launcher.config.lightning_cli_strategy import describe_other_start
 from launcher.config.merge import CLASS_FIELDS, CLASS_LISTS, merge_values, with_class_specs, with_complete_lists
 from launcher.config.schema import RunConfig
 from launcher.config.suggestions import NO_COMMAND, ClassFindings, CommandKeys
@@ -79,6 +80,18 @@ def read_sources(
     if problems:
         raise ConfigError([*problems, *_explain(values, _inspect(values, command), command)])
     return values
+
+
+def find_notices(files: Iterable[str | Path], overrides: Sequence[str], command: CommandKeys) -> list[str]:
+    """Notices about valid settings of LightningCLI that have another effect here."""
+    given: Any = None
+    for values in [*(read_config_file(Path(file)) for file in files), read_overrides(overrides, command)[0]]:
+        place = values["fit"] if isinstance(values.get("fit"), Mapping) else values
+        trainer = place.get("trainer")
+        own = trainer.get("strategy") if isinstance(trainer, Mapping) else None
+        given = place.get("strategy") or own or given
+    notice = describe_other_start(given)
+    return [notice] if notice else []
 
 
 def find_devices_source(files: Iterable[str | Path], overrides: Sequence[str]) -> str:

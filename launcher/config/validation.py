@@ -72,8 +72,8 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem("ddp", f"given, but the strategy is {strategy.name}; remove it, or use `strategy: ddp`")
 
 
-def _name_problems(name: Any) -> Iterator[str]:
-    """A name is used for a folder, the W&B run and jobs."""
+def find_name_problems(name: Any) -> Iterator[str]:
+    """What is wrong with the name of a run: it is used for a folder, the W&B run and jobs."""
     if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         yield f"given {name!r}; expected up to 100 letters, digits, '.', '_' or '-', beginning with a letter or digit"
 
@@ -106,7 +106,7 @@ def _ddp_problems(options: Any) -> Iterator[str]:
 
 # Checks of fields whose type alone does not define the valid values.
 _CHECKS: dict[str, Callable[[Any], Iterator[str]]] = {
-    "name": _name_problems,
+    "name": find_name_problems,
     "precision": _precision_problems,
     "strategy": _strategy_problems,
     "memory_share": _share_problems,

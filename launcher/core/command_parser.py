@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-from typing import NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 from typing_extensions import override
 
@@ -13,18 +14,37 @@ from launcher.core.errors import CommandLineError
 
 _ARGUMENT = re.compile(r"argument (\S+): (.*)", re.DOTALL)
 _UNKNOWN = "unrecognized arguments: "
+_CUTOFF = 0.7
 
 
 class CommandParser(argparse.ArgumentParser):
-    """An `ArgumentParser` that raises a `CommandLineError`, and needs option names in full."""
+    """An `ArgumentParser` that raises a `CommandLineError`, and needs option names in full.
+
+    Attributes:
+        find_advice: what to do instead of an unknown option, by its name without dashes before it; empty if that is
+            not known.
+    """
+
+    find_advice: Callable[[str], str] = staticmethod(lambda name: "")
 
     def list_options(self) -> list[str]:
         """The long options, in their order."""
         return [text for action in self._actions for text in action.option_strings if text.startswith("--")]
 
+    def find_close_option(self, given: str) -> str | None:
+        """The option with a similar name."""
+        close = difflib.get_close_matches(_bare(given), map(_bare, self.list_options()), n=1, cutoff=_CUTOFF)
+        return f"--{close[0]}" if close else None
+
     @override
     def error(self, message: str) -> NoReturn:
         raise CommandLineError(self._explain(message))
+
+    @override
+    def _get_option_tuples(self, option_string: str) -> list[Any]:
+        """The options that an abbreviation may mean; an option with two spellings is one."""
+        found: list[Any] = super()._get_option_tuples(option_string)
+        return list({id(each[0]): each for each in reversed(found)}.values())[::-1]
 
     def _explain(self, message: str) -> str:
         if message.startswith(_UNKNOWN):
@@ -45,7 +65,13 @@ class CommandParser(argparse.ArgumentParser):
         return f"{name}: {reason}; {see}"
 
     def _explain_unknown(self, given: str) -> str:
-        options = self.list_options()
-        close = difflib.get_close_matches(given.replace("_", "-"), options, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"`{self.prog} --help` lists the options"
+        close = self.find_close_option(given)
+        hint = self.find_advice(given.lstrip("-")) if given.startswith("-") else ""
+        if not hint:
+            hint = f"did you mean {close}?" if close else f"`{self.prog} --help` lists the options"
         return f"`{self.prog}` has no {'option' if given.startswith('-') else 'argument'} {given}; {hint}"
+
+
+def _bare(option: str) -> str:
+    """The name of an option in its spelling with dashes, without those before it."""
+    return option.lstrip("-").replace("_", "-")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from launcher.core.errors import LauncherError, OutOfMemoryError, TrainingError, UsageError
+from launcher.core.wrapping import wrap_for
 
 _PACKAGE = f"{Path(__file__).parents[1]}/"
 # Other ranks that a report names.
@@ -89,9 +90,9 @@ def _format_usage_error(error: UsageError) -> str | None:
     """The lines of the script that called the launcher, and the error: it explains itself. None without such lines."""
     callers = _list_callers(error)
     kind = type(error)
+    text = wrap_for(sys.stderr, f"{kind.__module__}.{kind.__qualname__}: {error}")
     return "".join(
-        ["Traceback (most recent call last):\n", *traceback.format_list(callers),
-         f"{kind.__module__}.{kind.__qualname__}: {error}"]
+        ["Traceback (most recent call last):\n", *traceback.format_list(callers), text]
     ) if callers else None  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import re
 from typing import TextIO
 
 # An option with its value, and a quoted command; a longer one is broken.
-_ONE_PIECE = re.compile(r"--[\w.-]+ [^\s-]\S{0,30}|`[^`]{1,60}`")
+_ONE_PIECE = re.compile(r"--[\w.-]+ [^\s-]\S{0,30}|rm -r \S+|`[^`]{1,60}`")
 # A line that is a command, which is pasted, or of a log.
 _UNCHANGED = re.compile(r"\s*(\||(\S*/)?(launcher|torchrun|python[\d.]*) )")
 # Stands for a space at which no line ends.

@@ -16,6 +16,7 @@ from launcher.jobs.backends.registry import find_backend
 from launcher.jobs.ending import Ending, EndingReader, combine_with_job
 from launcher.jobs.peak_memory import PeakMemoryReader
 from launcher.runs.job_output import read_job_output
+from launcher.runs.script_record import is_script_run
 from launcher.runs.submission_record import read_records
 from slurm.attempts import read_attempts
 
@@ -37,6 +38,7 @@ class RunStatus:
         command: the command that continues it; empty if there is none.
         peak_memory: the highest of its ranks, in bytes; None if it was not recorded.
         peak_memory_of: what that is the peak of.
+        is_script: whether it is a plain script, whose steps and checkpoints are not known.
     """
 
     name: str
@@ -53,6 +55,7 @@ class RunStatus:
     command: str = ""
     peak_memory: int | None = None
     peak_memory_of: str = ""
+    is_script: bool = False
 
     @property
     def has_ended(self) -> bool:
@@ -141,6 +144,7 @@ def read_run_status(run: Path, job: JobStatus | None = None, progress: RunProgre
         command=f"launcher fit --config {run / 'config.yaml'} --resume auto" if can_continue else "",
         peak_memory=peak.highest,
         peak_memory_of=peak.what if peak.highest is not None else "",
+        is_script=is_script_run(run),
     )
 
 

@@ -182,7 +182,8 @@ def _summarize(shown: Sequence[Run] | Sweep) -> str:
     lines: list[str] = []
     for one in shown:
         history = one.history
-        parts = [format_plural(history.last_step, "step"), history.outcome if history.attempts else "nothing recorded"]
+        steps = [] if one.script is not None else [format_plural(history.last_step, "step")]
+        parts = [*steps, history.outcome if history.attempts else "nothing recorded"]
         if len(history.attempts) > 1:
             parts.append(format_plural(len(history.attempts), "attempt"))
         if history.alerts:

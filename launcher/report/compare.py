@@ -47,6 +47,9 @@ def list_compared_sections(runs: Sequence[Run]) -> list[Section]:
         Section("plan", "Plan", compare_values("decision", names, plan), "differences"),
         Section("versions", "Versions", compare_values("library", names, versions), "differences"),
     ]
+    if all(run.script is not None for run in runs):
+        # Plain scripts report no steps, and have neither a plan nor a config.
+        sections = [sections[0], sections[-1]]
     return [section for section in sections if section is not None]
 
 

@@ -103,7 +103,8 @@ class _AttemptReader:
         elif kind == "first_step":
             self._known.setdefault("first_step_time", time)
         elif kind == "finished":
-            self._known.update(outcome="finished", detail=describe_event(event, kind), failed_rank=None)
+            self._known.update(outcome="finished", detail=describe_event(event, kind), failed_rank=None,
+                               exit_code=0)  # fmt: skip
             if event.get("metrics"):
                 self._known["last_metrics"] = _read_metrics(event)
         elif kind in _ENDS:
@@ -171,6 +172,7 @@ class _AttemptReader:
         if outcome is not None and not (kind == "rank_failed" and outcome in ("failed", "finished")):
             return
         self._known["outcome"] = _ENDS[kind]
+        self._known["exit_code"] = _read_exit_code(event)
         if _ENDS[kind] == "interrupted":
             self._known["detail"] = describe_event(event, "interrupted")
             return
@@ -178,6 +180,14 @@ class _AttemptReader:
         error = f"out of memory with {_as_text(event.get('strategy'))}" if is_oom else describe_event(event, "failed")
         host = _as_text(event.get("host"))
         self._known.update(failed_rank=rank, detail=f"rank {rank}{f' ({host})' if host else ''}: {error}")
+
+
+def _read_exit_code(event: Mapping[str, Any]) -> int | None:
+    """128 + N for an end by signal N."""
+    code, number = event.get("exit_code"), event.get("signal")
+    if type(code) is int:
+        return code if code >= 0 else 128 - code
+    return 128 + number if type(number) is int else None
 
 
 def _read_rank_grid(event: Mapping[str, Any], ranks: int) -> Numbers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,8 @@ class Figure:
 def list_figures(run: Run) -> list[Figure]:
     """The figures of a run."""
     history, plan = run.history, run.plan
+    if run.script is not None:
+        return _list_script_figures(run, run.script)
     seconds = sum(a.seconds for a in history.attempts)
     restarts, repeated = max(len(history.attempts) - 1, 0), sum(history.repeated_steps.values())
     step_time, skipped = history.seconds_per_step, count_skipped_steps(history)
@@ -64,6 +67,31 @@ def list_figures(run: Run) -> list[Figure]:
         )
     figures.append(Figure("alerts", units.format_count(len(history.alerts)), "", len(history.alerts)))
     return figures
+
+
+def _list_script_figures(run: Run, script: Mapping[str, Any]) -> list[Figure]:
+    """What is known of a plain script, which reports no steps."""
+    attempts, ranks = run.history.attempts, script.get("nproc_per_node")
+    seconds, code = sum(a.seconds for a in attempts), attempts[-1].exit_code if attempts else None
+    return [
+        Figure("ranks on each node", units.format_count(ranks) if type(ranks) is int else str(ranks or "\u2013")),
+        Figure("attempts", units.format_count(len(attempts)), "", len(attempts)),
+        Figure("time in attempts", units.format_duration(seconds), "", seconds),
+        Figure("exit code", "\u2013" if code is None else str(code), "", code),
+    ]
+
+
+def command_section(run: Run) -> Section | None:
+    """The command of a plain script; None for another run."""
+    script = run.script
+    if script is None:
+        return None
+    target, arguments = str(script.get("target") or "?"), script.get("arguments")
+    module = ["-m"] if script.get("kind") == "module" else []
+    command = shlex.join([*module, target, *map(str, arguments if isinstance(arguments, list) else [])])
+    rows = [("script and arguments", command), ("working directory", str(script.get("cwd") or "\u2013")),
+            ("output of each rank", str(run.path / "logs" / "rank-<r>.log"))]  # fmt: skip
+    return Section("command", "Command", {"table": Table("What was started", ("", ""), rows, kind="keys")}, "figures")
 
 
 def _metric_figures(run: Run) -> list[Figure]:

@@ -23,7 +23,7 @@ _MOST_MARKED = 60
 # Marker of matplotlib, colour, shape of the legend's entry, and label of each end.
 _ENDS = {
     "finished": ("o", GOOD, "circle", "finished"),
-    "interrupted": ("s", WARN, "square", "stopped by a signal, after a checkpoint"),
+    "interrupted": ("s", WARN, "square", "stopped by a signal"),
     "failed": ("X", BAD, "cross", "failed"),
     "running": (">", SERIES[0], "up", "still running"),
     "unknown": ("D", MUTED, "diamond", "ended without a record"),
@@ -125,8 +125,11 @@ def _draw_line(axes: Any, spec: CurveAxes, curve: Curve, line: Line, style: dict
         axes.plot(shown.steps, shown.values, linewidth=1.8, **style)
 
 
-def draw_attempts(attempts: Sequence[AttemptRecord]) -> Plot:
-    """Draw one row for each of the last `MOST_ATTEMPTS` attempts: start-up, training, checkpoints, alerts, end."""
+def draw_attempts(attempts: Sequence[AttemptRecord], *, has_steps: bool = True) -> Plot:
+    """Draw one row for each of the last `MOST_ATTEMPTS` attempts: start-up, training, checkpoints, alerts, end.
+
+    Without `has_steps`, as for a plain script, an attempt is running from its start.
+    """
     shown = attempts[-MOST_ATTEMPTS:]
     begin = shown[0].started
     unit, seconds = choose_time_unit(max(a.last_event for a in shown) - begin)
@@ -138,6 +141,7 @@ def draw_attempts(attempts: Sequence[AttemptRecord]) -> Plot:
         (axes,), keys = plot.axes, plot.keys
         for row, attempt in enumerate(shown):
             trained = attempt.last_event if attempt.first_step_time is None else attempt.first_step_time
+            trained = trained if has_steps else attempt.started
             for start, end, style in (
                 (attempt.started, trained, {"color": GRID}),
                 (trained, attempt.last_event, {"color": SERIES[0], "alpha": 0.75}),
@@ -157,7 +161,7 @@ def draw_attempts(attempts: Sequence[AttemptRecord]) -> Plot:
         axes.set_ylim(len(shown) - 0.4, -0.6)
         axes.set_xlim(left=0)
         axes.set_xlabel(f"{unit} since the first start")
-        keys.append(Key("start-up", GRID, "bar"))
+        keys.append(Key("start-up", GRID, "bar") if has_steps else Key("running", SERIES[0], "bar"))
         for is_shown, key in (
             (any(a.first_step_time is not None for a in shown), Key("training", SERIES[0], "bar")),
             (any(a.checkpoints for a in shown), Key("checkpoint", INK, "tick")),

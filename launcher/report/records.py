@@ -104,6 +104,7 @@ class AttemptRecord:
         outcome: 'unknown' if the end was not recorded.
         detail: the end as a sentence.
         failed_rank: the first rank that failed; None if none did.
+        exit_code: of the run, as a shell shows it; None if it was not recorded.
         first_step_time: end of the first optimizer step; None if there was none.
         start_step: optimizer steps done before this attempt; None if it did not start to train.
         end_step: optimizer steps done at its end.
@@ -119,6 +120,7 @@ class AttemptRecord:
     outcome: Outcome = "unknown"
     detail: str = ""
     failed_rank: int | None = None
+    exit_code: int | None = None
     versions: Mapping[str, str] = field(default_factory=dict[str, str])
     first_step_time: float | None = None
     start_step: int | None = None

@@ -14,7 +14,7 @@ from launcher.core.nested import flatten
 from launcher.jobs.peak_memory import PeakMemory
 from launcher.report import series
 from launcher.report.metric_sections import loss_section, metrics_section
-from launcher.report.overview import BADGES, alerts_section, failure_section
+from launcher.report.overview import BADGES, alerts_section, command_section, failure_section
 from launcher.report.page import Section, Table
 from launcher.report.plots import MOST_ATTEMPTS, Curve, CurveAxes, draw_attempts, draw_curves
 from launcher.report.rank_plots import draw_loss_scale, draw_memory, draw_rank_bars, draw_rank_times
@@ -53,6 +53,9 @@ def list_sections(run: Run) -> list[Section]:
     makers = (failure_section, alerts_section, loss_section, metrics_section, _scale_section, _ranks_section,
               _memory_section, _attempts_section, _precision_section, _plan_section, _config_section,
               _versions_section)  # fmt: skip
+    if run.script is not None:
+        # It reports no steps, and has neither a plan nor a config.
+        makers = (failure_section, command_section, alerts_section, _attempts_section, _versions_section)
     return [section for make in makers if (section := make(run)) is not None]
 
 
@@ -192,22 +195,32 @@ def _attempts_section(run: Run) -> Section | None:
          {"badge": BADGES[a.outcome], "text": "" if a.outcome == "finished" else a.detail})
         for a in attempts[-_MOST_LINES:]
     ]  # fmt: skip
-    head = ("attempt", "started", "duration", "to first step", "steps", "repeated", "end")
+    head: Sequence[str] = ("attempt", "started", "duration", "to first step", "steps", "repeated", "end")
+    is_script = run.script is not None
+    if is_script:
+        head, rows = (*head[:3], head[-1]), [(*row[:3], row[-1]) for row in rows]
     events = [
         (format_time(line.time), f"rank {line.rank}", format_count(line.step), line.text)
         for line in lines[-_MOST_LINES:]
     ]
     view = {
-        "plot": draw_attempts(attempts),
+        "plot": draw_attempts(attempts, has_steps=not is_script),
         "count": len(attempts),
         "most": MOST_ATTEMPTS,
         "seconds": attempts[-1].last_event - attempts[0].started,
-        "table": Table("All attempts", head, rows, (2, 3, 5), (0, 1, 4), terms=_ATTEMPT_TERMS),
+        "table": Table(
+            "All attempts",
+            head,
+            rows,
+            (2,) if is_script else (2, 3, 5),
+            (0, 1) if is_script else (0, 1, 4),
+            terms={} if is_script else _ATTEMPT_TERMS,
+        ),
         "events": Table("Events", ("time", "reported by", "step", "event"), events, (2,), (0, 1), kind="log"),
         "shown_events": len(events),
         "all_events": len(lines),
     }
-    return Section("attempts", "Restarts and preemptions", view)
+    return Section("attempts", "Attempts" if is_script else "Restarts and preemptions", view)
 
 
 def _describe_steps(attempt: AttemptRecord) -> str:

@@ -25,7 +25,7 @@ from launcher.report.records import History
 from launcher.report.units import format_plural
 from launcher.runs.job_output import find_job_output
 from launcher.runs.lock import read_owner
-from launcher.runs.script_record import is_script_run
+from launcher.runs.script_record import is_script_run, read_script_record
 from launcher.runs.sweep_record import read_members
 
 MEMORY_PARTS = ("parameters", "gradients", "optimizer_states", "activations", "temporaries", "buffers")
@@ -43,7 +43,7 @@ _PLAN: Mapping[str, Any] = {
 _FILES = (FILE_NAME, "config.yaml", "plan.json")
 _TAIL_BYTES = 64 * 1024
 _TAIL_LINES = 25
-_MOST_NAMES = 8
+_MOST_NAMES = 3
 _LONGEST_NAME = 1024
 
 
@@ -56,6 +56,7 @@ class Run:
         status: as `launcher status` shows it, with the reason why the run ended.
         config: `config.yaml` with secrets hidden; empty if it cannot be read.
         problems: files that could not be read, and why.
+        script: what `launcher run` started, if it did: see `launcher.runs.script_record`.
         log: last lines of `log_file`, the log of the rank that failed first; empty if the run did not fail.
     """
 
@@ -66,6 +67,7 @@ class Run:
     peak_memory: PeakMemory
     config: Mapping[str, Any]
     problems: tuple[str, ...] = ()
+    script: Mapping[str, Any] | None = None
     log: tuple[str, ...] = ()
     log_file: Path | None = None
 
@@ -158,9 +160,9 @@ def read_run(path: Path) -> Run:
     progress = RunProgress()
     history = _read_history(path, progress, problems)
     # A plain script has neither a config nor a plan.
-    is_script = is_script_run(path)
-    config = {} if is_script else _read_mapping(path / "config.yaml", problems)
-    if not history.plan and not is_script:
+    script = read_script_record(path) if is_script_run(path) else None
+    config = {} if script is not None else _read_mapping(path / "config.yaml", problems)
+    if not history.plan and script is None:
         history = dataclasses.replace(history, plan=_read_mapping(path / "plan.json", problems))
     status = read_run_status(path, progress=progress)
     if history.attempts and history.outcome == "unknown" and read_owner(path)[1] != "ended":
@@ -172,7 +174,7 @@ def read_run(path: Path) -> Run:
     log_file = _failure_log(path, history)
     log = _read_tail(log_file) if log_file is not None else ()
     metrics, peaks = collect_metrics(history), progress.memory.find_peak()
-    return Run(path, history, metrics, status, peaks, redact(config), tuple(problems), log, log_file)
+    return Run(path, history, metrics, status, peaks, redact(config), tuple(problems), script, log, log_file)
 
 
 def is_run(path: Path) -> bool:

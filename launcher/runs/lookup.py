@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 from launcher.core.errors import NoSuchRunError
 from launcher.runs.sweep_record import is_name
+
+_MOST_NAMES = 3
 
 
 def find_runs(runs_dir: Path) -> list[Path]:
@@ -25,9 +28,15 @@ def find_run_named(runs_dir: Path, name: str) -> Path:
     """
     if is_name(name) and _is_run(runs_dir / name):
         return runs_dir / name
-    known = [path.name for path in find_runs(runs_dir)][-10:]
-    listed = f"the newest are {', '.join(known)}" if known else "the folder has no runs; give another --runs-dir"
-    raise NoSuchRunError(f"there is no run {name!r} in {runs_dir}; {listed}")
+    known = [path.name for path in find_runs(runs_dir)]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    newest, more = known[-_MOST_NAMES:], len(known) - _MOST_NAMES
+    listed = f"the newest are {', '.join(newest)}" if len(newest) > 1 else f"the newest is {''.join(newest)}"
+    if more > 0:
+        listed += f"; `launcher status` lists {more} more"
+    listed = listed if known else "the folder has no runs; give another --runs-dir"
+    raise NoSuchRunError(f"there is no run {name!r} in {runs_dir}; {hint}{listed}")
 
 
 def _is_run(path: Path) -> bool:

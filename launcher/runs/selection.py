@@ -26,7 +26,9 @@ LAST_CHECKPOINT = "last.ckpt"
 _FREE_TO_CHANGE = ("name", "runs_dir", "resume", "resume_trust", "on_oom", "wandb", "slurm", "devices", "num_nodes",
                    "agreement_timeout", "process_group_timeout", "trainer.max_epochs", "trainer.max_steps",
                    "trainer.max_time", "trainer.logger")  # fmt: skip
-_EVENTS_OF_TRAINING = ("first_step", "step", "validation", "checkpoint", "training_ended")
+_EVENTS_OF_TRAINING = ("first_step", "step", "validation", "checkpoint", "training_ended", "rank_failed", "interrupted")
+
+_EVENTS_OF_FAILURE = {"failed", "rank_failed", "interrupted", "out_of_memory"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +86,28 @@ def find_run(config: RunConfig, *, restart_of: str | None = None, is_requeued: b
 
 
 def has_nothing_to_lose(run: Path) -> bool:
-    """Whether a run may start again under its name: it ended before its first step, or was a trial of Lightning's.
+    """Whether a run may start again under its name: it ended before its first checkpoint, or was a trial.
 
     Its logs and events are kept.
     """
     if find_last_checkpoint(run / "checkpoints") is not None or read_records(run):
         return False
-    return not _last_trained_step(run) or _is_trial(run)
+    return not _last_trained_step(run) or _is_trial(run) or _ended_unsaved(run)
+
+
+def _ended_unsaved(run: Path) -> bool:
+    """Whether the run failed or was stopped before its first checkpoint.
+
+    The results of a run that finished without one, and of one whose checkpoints were moved, are kept.
+    """
+    if not (run / EVENTS).exists():
+        return False
+    events = list(read_events(run / EVENTS))
+    kinds = {event["kind"] for event in events}
+    # The event of a checkpoint precedes the file, which a full disk may reject; a failure names the newest file.
+    newest = [event["checkpoint"] for event in events if event["kind"] == "failed" and "checkpoint" in event]
+    has_saved = "checkpoint" in kinds and not (newest and newest[-1] is None)
+    return bool(kinds & _EVENTS_OF_FAILURE) and not has_saved and "finished" not in kinds
 
 
 def _is_trial(run: Path) -> bool:
@@ -190,7 +207,7 @@ def _check_missing_checkpoint(run: Path, may_start_again: bool) -> tuple[str, ..
     steps = _last_trained_step(run)
     if not steps or _is_trial(run):
         return ()
-    if may_start_again:
+    if may_start_again or _ended_unsaved(run):
         return (f"the run trained to step {steps} before without saving a checkpoint: it starts again at step 0",)
     raise ResumeError(
         f"resume: run {run.name!r} trained to step {steps}, but {run / 'checkpoints'} contains no checkpoint; give a "

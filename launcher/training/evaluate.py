@@ -36,7 +36,7 @@ from launcher.training.data.evaluation import share_evaluation_data
 from launcher.training.decision import ask_rank_zero, gather_facts
 from launcher.training.evaluated_run import find_evaluated_run
 from launcher.training.failures import error_boundary, explain_error
-from launcher.training.quiet_lightning import quiet_lightning
+from launcher.training.quiet_lightning import EVALUATION_WARNINGS, quiet_lightning
 from launcher.training.resume.convert import loadable_checkpoint, save_private
 from launcher.training.session import rank_session
 from launcher.training.trainer import build_trainer
@@ -98,7 +98,7 @@ def evaluate(
         with (
             process_group(store, topology, group),
             # The callbacks of the training are not needed here.
-            quiet_lightning(".*callbacks used to create the checkpoint need to be provided.*"),
+            quiet_lightning(*EVALUATION_WARNINGS),
             error_boundary(ctx, explain_error),
         ):
             return _evaluate(ctx, command)

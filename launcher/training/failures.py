@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from launcher.checkpoint.manifest import read_step
 from launcher.checkpoint.storage import explain_any_os_error
@@ -19,6 +21,11 @@ from launcher.runs.selection import find_last_checkpoint
 from launcher.training.context import RunContext
 from strategies.choice import StrategyError
 
+if TYPE_CHECKING:
+    from launcher.training.stop.signals import SignalListener
+
+# What torch reports when a loader's worker has ended.
+_LOST_WORKER = re.compile(r"DataLoader worker \(pid")
 _STORAGE_ADVICE = {
     "disk_full": "free space, or set another runs_dir",
     "quota": "free space, or set another runs_dir",
@@ -40,6 +47,24 @@ def error_boundary(ctx: RunContext, explain: Callable[[RunContext, Exception], E
         if failure is error:
             raise
         raise failure from error
+
+
+@contextlib.contextmanager
+def interrupt_boundary(ctx: RunContext, listener: SignalListener) -> Iterator[None]:
+    """Replace an error that Ctrl-C has caused by the interruption.
+
+    Raises:
+        Interrupted: Ctrl-C, which a terminal sends to every process of a script, ended a process that this rank needs.
+    """
+    try:
+        yield
+    except Exception as error:
+        is_caused = _LOST_WORKER.match(str(error)) or RankError.from_exception(error, 0.0, 0).lost_peer
+        if listener.first != signal.SIGINT or not is_caused:
+            raise
+        newest = find_last_checkpoint(ctx.run.checkpoints)
+        saved = None if newest is None else str(newest)
+        raise Interrupted(signal.SIGINT, checkpoint=saved, step=listener.progress.step) from error
 
 
 @contextlib.contextmanager

@@ -125,6 +125,9 @@ def announce(ctx: RunContext) -> None:
     for notice in plan.notices:
         events.write("notice", message=notice)
     print_plan(plan, console)
+    if ctx.stays_open:
+        # In a script nothing else names it.
+        console.print(f"run directory: {run.path}", highlight=False, markup=False, soft_wrap=True)
     if run.resume_from is not None:
         events.write("resumed", checkpoint=str(run.resume_from))
         console.print(f"resuming from {run.resume_from}", highlight=False, markup=False, soft_wrap=True)

@@ -29,6 +29,11 @@ _WARNINGS = (
     # DeepSpeed with torch 2.13.
     ".*(all_gather_into|reduce_scatter)_tensor` is deprecated.*",
 )
+# An evaluation uses the run's directory and its own callbacks, and continues no training.
+EVALUATION_WARNINGS = (
+    ".*callbacks used to create the checkpoint need to be provided.*",
+    ".*The dirpath has changed from .*",
+)
 
 
 class _TrainerMessageFilter(logging.Filter):

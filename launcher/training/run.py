@@ -32,7 +32,7 @@ from launcher.training.callbacks.run_checkpoint import find_best_checkpoint
 from launcher.training.context import RunContext
 from launcher.training.data.order import DataOrder, DataSplit
 from launcher.training.end_reason import EndReason, find_end_reason
-from launcher.training.failures import error_boundary, record_failure, record_interruption
+from launcher.training.failures import error_boundary, interrupt_boundary, record_failure, record_interruption
 from launcher.training.loops.fit_loop import use_resumable_loops
 from launcher.training.quiet_lightning import quiet_lightning
 from launcher.training.result import FitResult
@@ -64,7 +64,8 @@ def train(ctx: RunContext) -> FitResult:
     announced = announce_end_of_training(ctx.attempt_store, ctx.topology, secrets)
     with _signal_listener(ctx, stop) as listener, wandb_session(ctx, values) as wandb_logger:
         try:
-            with error_boundary(ctx, record_failure), quiet_lightning(), announced:
+            interrupted = interrupt_boundary(ctx, listener)
+            with error_boundary(ctx, record_failure), quiet_lightning(), announced, interrupted:
                 trainer, end = _fit(ctx, stop, listener, wandb_logger)
         except Interrupted as interruption:
             interruption.run = str(ctx.run.path)
@@ -146,7 +147,13 @@ def _arguments_to_continue(ctx: RunContext) -> str:
 
 
 def _user_objects(ctx: RunContext) -> UserObjects:
-    objects = ctx.given or make_user_objects(ctx.config, ctx.plan.batch.micro_batch_size)
+    size = ctx.plan.batch.micro_batch_size
+    if ctx.given is None:
+        objects = make_user_objects(ctx.config, size)
+    else:
+        objects = ctx.given
+        if ctx.config.global_batch_size is not None and size is not None:
+            objects.use_batch_size(size)
     for text in objects.notices:
         ctx.output.notice(text)
     check_model(objects.model, ctx.plan, ctx.output.notice)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,6 +14,7 @@ from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.utilities.types import EVAL_DATALOADERS, TRAIN_DATALOADERS
 from typing_extensions import override
 
+from launcher.config.coordinator_arguments import to_tuple
 from launcher.config.schema import RunConfig
 from launcher.core.errors import ConfigError, Problem
 from launcher.user_code.classes import (
@@ -41,13 +43,34 @@ class UserObjects:
     plugins: Sequence[Any] = ()  # of other kinds, which replace the launcher's
     profiler: Profiler | None = None  # None for the one that the config names
 
+    @property
+    def _loader_owner(self) -> pl.LightningDataModule | pl.LightningModule:
+        return self.model if self.data is None else self.data
+
+    def use_batch_size(self, size: int) -> None:
+        """Set the micro batch size where the object that makes the loaders keeps it, as Lightning's finder does."""
+        if not isinstance(self.data, Loaders):
+            set_batch_size(self._loader_owner, size)
+
+    def with_options(self, options: dict[str, Any]) -> UserObjects:
+        """Add the objects in the options of Lightning's Trainer, which are removed from the options."""
+        made, profiler = self, options.get("profiler")
+        if profiler is not None and not isinstance(profiler, str):
+            made = replace(made, profiler=options.pop("profiler"))
+        for name, kind, field in (("callbacks", pl.Callback, "callbacks"), ("logger", Logger, "loggers")):
+            added = () if isinstance(options.get(name), bool) else to_tuple(options.get(name))
+            # Others are reported with all other problems of the arguments.
+            if added and all(isinstance(each, kind) for each in added):
+                del options[name]
+                made = replace(made, **{field: (*getattr(made, field), *added)})
+        return made
+
     def traits(self) -> dict[str, Any]:
         """Properties of the objects, as plain JSON values; see `launcher.user_code.classes.UserClasses.traits`."""
-        batch_size = getattr(self.data if self.data is not None else self.model, "batch_size", None)
         plugin = None if self.precision_plugin is None else name_of(type(self.precision_plugin))
         return {
             "model": name_of(type(self.model)),
-            "batch_size": batch_size if isinstance(batch_size, int) else None,
+            "batch_size": find_batch_size(self._loader_owner),
             "static_graph": bool(getattr(self.model, "static_graph", False)),
             "precision_plugin": plugin,
         }
@@ -69,6 +92,23 @@ class Loaders(pl.LightningDataModule):
     @override
     def val_dataloader(self) -> EVAL_DATALOADERS:
         return self._validation if self._validation is not None else []
+
+
+def find_batch_size(owner: pl.LightningDataModule | pl.LightningModule) -> int | None:
+    """The `batch_size` of an object or of its `hparams`; None if it has neither."""
+    found = getattr(owner, "batch_size", None)
+    if not isinstance(found, int):
+        found = owner.hparams.get("batch_size")
+    return found if isinstance(found, int) else None
+
+
+def set_batch_size(owner: pl.LightningDataModule | pl.LightningModule, size: int) -> None:
+    """Set the `batch_size` of an object and of its `hparams`, those that exist."""
+    if isinstance(owner.hparams.get("batch_size"), int):
+        owner.hparams["batch_size"] = size
+    if isinstance(getattr(owner, "batch_size", None), int):
+        with contextlib.suppress(AttributeError):  # a property, perhaps of the hparams
+            owner.batch_size = size  # type: ignore[assignment]
 
 
 def make_user_objects(config: RunConfig, micro_batch_size: int | None) -> UserObjects:

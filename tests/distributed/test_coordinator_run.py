@@ -64,7 +64,8 @@ found(keys=sorted(end), precision=end["trainer"].precision, same=end["model"] is
       metrics=end["final_metrics"], plan=end["plan"].precision, steps=end["trainer"].global_step)
 """).output  # fmt: skip
     (end,) = found_in(output)
-    assert end["keys"] == ["best_model_path", "final_metrics", "model", "plan", "trainer"]
+    assert end["keys"] == ["best_model_path", "final_metrics", "model", "plan", "run_directory", "trainer"]
+    assert f"run directory: {only_run(tmp_path)}" in output
     assert (end["precision"], end["plan"], end["same"], end["steps"]) == ("32-true", "32-true", True, 16)
     assert Path(end["best"]).is_file()
     assert end["metrics"]["loss"] == pytest.approx(read_trace(tmp_path / "trace")[-1][2])

@@ -52,6 +52,9 @@ def work(value, *, scale):
             "weight": torch.nn.Linear(2, 2), "env": {name: os.environ[name] for name in names}, "pid": os.getpid()}
 
 before, results = dict(os.environ), []
+path = [*sys.path, "/added"]
+sys.path[:] = path
+os.chdir("tmp")
 thread = threading.Thread(target=lambda: results.extend(
     launcher.launch(work, (2,), {"scale": 5}, env={"MINE": "yes"})))
 thread.start()
@@ -62,7 +65,8 @@ print("FOUND", json.dumps({
     "large": [float(each["large"].sum()) for each in results], "env": [each["env"] for each in results],
     "nested": results[0]["nested"], "weight": results[0]["weight"].weight.requires_grad,
     "pids": len({os.getpid(), *(each["pid"] for each in results)}), "same": before == dict(os.environ),
-    "second": launcher.launch(lambda: os.environ["RANK"], nproc_per_node=1)}))
+    "second": launcher.launch(lambda: [os.environ["RANK"], *sys.argv[1:], os.getcwd(), sys.path == path],
+                              nproc_per_node=1)}))
 """
 
 
@@ -70,7 +74,7 @@ def test_a_script_without_a_guard_gets_the_results_of_all_ranks_in_a_thread(tmp_
     (tmp_path / "script.py").write_text(_SCRIPT)
     (tmp_path / "tmp").mkdir()
     env = {**ENV, "TMPDIR": str(tmp_path / "tmp"), "RANK": "7", "MASTER_PORT": "1"}
-    output = run([sys.executable, "script.py"], tmp_path, env=env, timeout=120).check().output
+    output = run([sys.executable, "script.py", "--x", "3"], tmp_path, env=env, timeout=120).check().output
     (found,) = [json.loads(line.split(" ", 1)[1]) for line in output.splitlines() if line.startswith("FOUND")]
     common = {
         "WORLD_SIZE": "2",
@@ -82,7 +86,7 @@ def test_a_script_without_a_guard_gets_the_results_of_all_ranks_in_a_thread(tmp_
     assert found.pop("env") == [{"RANK": str(rank), "LOCAL_RANK": str(rank), **common} for rank in (0, 1)]
     assert "this is rank 0 of a function that `launcher.launch` runs" in found.pop("nested")
     assert found == {"total": [3.0, 3.0], "x": [30, 30], "point": True, "large": [1e7, 1e7], "weight": True, "pids": 3,
-                     "same": True, "second": ["0"]}  # fmt: skip
+                     "same": True, "second": [["0", "--x", "3", str(tmp_path / "tmp"), True]]}  # fmt: skip
     for rank in (0, 1):
         shown = [line for line in output.splitlines() if line.startswith(f"[rank {rank}] ")]
         assert [line.partition("] ")[2] for line in shown] == [
@@ -156,7 +160,9 @@ def launch_in(folder: Path, *arguments: Any, **options: Any) -> list[Any]:
 
 
 @pytest.mark.usefixtures("_no_lightning")
-def test_the_ranks_end_at_the_timeout_and_the_error_names_those_without_a_result() -> None:
+def test_the_ranks_end_at_the_timeout_and_the_error_names_those_without_a_result(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     def waits() -> None:
         if os.environ["RANK"] == "1":
             threading.Event().wait()
@@ -165,6 +171,7 @@ def test_the_ranks_end_at_the_timeout_and_the_error_names_those_without_a_result
     with pytest.raises(LaunchTimeoutError, match=r"did not end within 5 s: no result from rank (0, )?1;"):
         launcher.launch(waits, timeout=5)
     assert issubclass(LaunchTimeoutError, TimeoutError)
+    assert capfd.readouterr().out == "", "a function has no steps, and nothing was sent from outside"
 
 
 _WAITS = """
@@ -205,6 +212,7 @@ def test_no_rank_outlives_a_caller_that_is_interrupted_or_killed(tmp_path: Path,
     assert [pid for pid in processes if is_running(pid)] == []
     assert "Traceback" not in ended.output
     assert ("interrupted" in ended.output) == (number == signal.SIGINT)
+    assert "stopped by" not in ended.output, "a function has no steps to report"
 
 
 def is_running(pid: int) -> bool:

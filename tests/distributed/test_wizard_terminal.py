@@ -108,7 +108,7 @@ def test_five_steps_on_a_terminal_write_a_config_that_trains(
     terminal.answer("Ranks on each node", "-" if plain else "\b")
     terminal.answer("Nodes", "")
     terminal.child.expect_exact("Plan")
-    terminal.answer("Train in mixed precision?", "1" if plain else "")
+    terminal.answer("Train in mixed precision?", "2" if plain else DOWN)
     terminal.answer("Strategy", "")
     terminal.child.expect_exact("Plan")
     terminal.answer("Weights & Biases", "4" if plain else DOWN * 3)

@@ -115,10 +115,10 @@ def test_with_a_gpu_wanted_the_launcher_looks_for_one() -> None:
 def test_the_result_is_the_contracts(fits: Fits) -> None:
     model = Toy()
     found = coordinator().train(model, loader())
-    assert set(found) == {"trainer", "model", "best_model_path", "final_metrics", "plan"}
+    assert set(found) == {"trainer", "model", "best_model_path", "final_metrics", "plan", "run_directory"}
     assert (found["trainer"], found["plan"], found["final_metrics"]) == ("the trainer", "the plan", {"loss": 1.0})
     assert found["model"] is model
-    assert found["best_model_path"] == "best.ckpt"
+    assert (found["best_model_path"], found["run_directory"]) == ("best.ckpt", "runs/x")
     assert coordinator().train(model, loader(), name="unsaved")["best_model_path"] is None
 
 
@@ -223,10 +223,25 @@ def test_all_wrong_settings_are_reported_together_with_suggestions(fits: Fits, t
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("name", ["callbacks", "logger", "plugins"])
-def test_objects_among_the_trainers_options_are_pointed_to_their_place(fits: Fits, name: str) -> None:
-    with pytest.raises(ConfigError, match=rf" {name}: give (callbacks|loggers|plugins) to TrainingCoordinator"):
-        coordinator().train(Toy(), loader(), **{name: [pl.Callback()]})
+def test_callbacks_and_loggers_of_one_training_are_added_to_the_coordinators(fits: Fits, tmp_path: Path) -> None:
+    first, second = pl.Callback(), pl.Callback()
+    loggers = [CSVLogger(tmp_path / name) for name in ("a", "b")]
+    owner = coordinator(callbacks=first, loggers=loggers[0])
+    owner.train(Toy(), loader(), callbacks=[second], logger=loggers[1])
+    owner.train(Toy(), loader(), callbacks=second, logger=loggers[1:])
+    owner.train(Toy(), loader(), logger=True)
+    assert [given.callbacks for given in fits.given] == [(first, second), (first, second), (first,)]
+    assert [given.loggers for given in fits.given] == [tuple(loggers), tuple(loggers), (loggers[0],)]
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [("callbacks", "give Lightning's callbacks, as objects"), ("logger", "give Lightning's loggers, as objects"),
+     ("plugins", "give plugins to TrainingCoordinator, as objects")],
+)  # fmt: skip
+def test_other_values_of_the_trainers_objects_are_refused(fits: Fits, name: str, advice: str) -> None:
+    with pytest.raises(ConfigError, match=f" {name}: {advice}"):
+        coordinator().train(Toy(), loader(), **{name: [object()]})
 
 
 @pytest.mark.parametrize("name", ["accelerator", "ckpt_path", "default_root_dir", "devices", "loggers", "num_nodes",

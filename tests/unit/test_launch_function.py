@@ -26,6 +26,16 @@ def test_wrong_arguments_are_reported_together() -> None:
             launch(print, nproc_per_node=ranks)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("args", "shown"), [(2.0, "2.0"), ("text", "'text'"), ({1}, "{1}")])
+def test_arguments_are_a_tuple_or_a_list(args: Any, shown: str) -> None:
+    with pytest.raises(CallError) as caught:
+        launch(print, args, 3)  # type: ignore[arg-type]
+    assert [f"{problem.path}: {problem.message}" for problem in caught.value.problems] == [
+        f"args: given {shown}; expected a tuple or list of all arguments, as in ({shown},)",
+        "kwargs: given 3; expected a dict of names and values, or None",
+    ]
+
+
 def test_arguments_that_cannot_be_pickled_are_an_error_that_names_the_function() -> None:
     def work(lock: Any) -> None: ...
 

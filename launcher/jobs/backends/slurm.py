@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import re
 import sys
 from collections import Counter
 from collections.abc import Generator, Sequence
@@ -33,6 +34,13 @@ if TYPE_CHECKING:
     from slurm.render import ArrayExecutor, JobExecutor
     from slurm.task import FitRequest
 
+# In the messages of SLURM's commands if there is no configuration, or if the controller does not answer.
+_NO_CLUSTER = re.compile(
+    r"unable to contact slurm controller|could not establish a configuration|unable to establish config"
+    r"|cannot resolve|unable to resolve|_fetch_child: failed to fetch remote configs|connection refused"
+    r"|slurm\.conf.*no such file|unable to process configuration file",
+    re.IGNORECASE,
+)
 _RUNNING = ("RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "STOPPED", "SUSPENDED")
 
 
@@ -135,8 +143,16 @@ class SlurmBackend(JobBackend):
                 with contextlib.redirect_stderr(io.StringIO()):
                     yield
             except (FailedJobError, FailedSubmissionError) as error:
-                message = f"sbatch refused the {kind}: {str(error).strip()}"
-                raise QueueError(f"{message}; change the options and submit again") from error
+                raise QueueError(describe_refusal(kind, str(error))) from error
+
+
+def describe_refusal(kind: str, text: str) -> str:
+    """The message of sbatch, with what to do; only one line of it if no cluster answered. Pure."""
+    silent = next((line.strip(" .") for line in text.splitlines() if _NO_CLUSTER.search(line)), None)
+    if silent is not None:
+        return (f"no SLURM cluster answered: {silent}; check it with `sinfo`, or submit to this machine with "
+                "--cluster local")  # fmt: skip
+    return f"sbatch refused the {kind}: {text.strip()}; change the options and submit again"
 
 
 def to_job_status(state: JobState) -> JobStatus:

@@ -13,6 +13,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, RichProgressBar, Timer
 from lightning.pytorch.callbacks.progress.rich_progress import CustomProgress
+from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.progress import Task
 from rich.progress_bar import ProgressBar as RichBar
@@ -194,6 +195,8 @@ class TerminalProgress(_MeasuredProgress, RichProgressBar):
     def _init_progress(self, trainer: pl.Trainer) -> None:
         if self.is_enabled and (self.progress is None or self._progress_stopped):
             self._reset_progress_bar_ids()
+            if trainer.state.fn is not TrainerFn.FITTING:
+                self._logged, self.metrics, self.speed = {}, {}, ("", "", "")
             self._console = self._screen or make_console()
             self.progress = _Screen(self, self._console)
             self.progress.start()
@@ -212,6 +215,15 @@ class TerminalProgress(_MeasuredProgress, RichProgressBar):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._read_all(trainer)
         super().on_validation_end(trainer, pl_module)
+
+        if trainer.state.fn is TrainerFn.VALIDATING:
+            self._stop_progress()
+
+    @override
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_test_end(trainer, pl_module)
+        # Lightning prints the table of the results next, which a live bar would overwrite.
+        self._stop_progress()
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

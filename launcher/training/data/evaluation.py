@@ -16,6 +16,8 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSa
 from torch.utils.data.distributed import DistributedSampler
 from typing_extensions import override
 
+from launcher.training.data.workers import keep_workers_at_ctrl_c
+
 
 class SharedOnce(DistributedSampler[Any]):
     """The batches of one rank, as many as on every other rank, which collectives in a step need.
@@ -74,6 +76,7 @@ class SharedSource(_DataLoaderSource):
 
     def _share(self, loader: DataLoader[Any]) -> DataLoader[Any]:
         trainer = self._trainer
+        keep_workers_at_ctrl_c(loader)
         if loader.batch_size is None or not trainer._data_connector._requires_distributed_sampler(loader):
             return loader
         sampler = _get_distributed_sampler(

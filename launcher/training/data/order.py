@@ -19,7 +19,7 @@ from torchdata.stateful_dataloader.sampler import RandomSampler as StatefulRando
 from launcher.core.errors import DataError
 from launcher.training.data.samplers import GlobalOrderSampler, PlaceableSampler, SequentialOrder, Sharding
 from launcher.training.data.user_samplers import PlacedBatches, PlacedSampler
-from launcher.training.data.workers import start_worker
+from launcher.training.data.workers import keep_workers_at_ctrl_c, start_worker
 from strategies.batch import BatchSplit
 
 if TYPE_CHECKING:
@@ -117,6 +117,7 @@ class DataOrder:
         self._check_size(loader, owner, has_several)
         reason = self._find_obstacle(loader, overfit)
         if reason is not None:
+            keep_workers_at_ctrl_c(loader)
             self._notify_unchanged(reason, loader)
             return loader
         if type(loader).__iter__ not in (DataLoader.__iter__, StatefulDataLoader.__iter__):
@@ -202,8 +203,9 @@ class DataOrder:
         if taken != self.batch.micro_batch_size:
             raise DataError(
                 f"global_batch_size {planned} needs batch_size {self.batch.micro_batch_size} on each of {ranks} ranks, "
-                f"but {owner} returned a loader with {taken}; give that class an argument `batch_size` and use it, or "
-                "choose another global_batch_size or trainer.accumulate_grad_batches"
+                f"but {owner} returned a loader with {taken}; create it with self.batch_size or "
+                "self.hparams.batch_size, from an argument `batch_size` of that class, or choose another "
+                "global_batch_size or trainer.accumulate_grad_batches"
             )
         if length is not None and planned is not None and length < planned:
             raise DataError(

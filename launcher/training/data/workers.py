@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import threading
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lightning.fabric.utilities.seed import pl_worker_init_function
-from torch.utils.data import get_worker_info
+from torch.utils.data import DataLoader, get_worker_info
 
 from launcher.process.parent_death import die_with_parent
 from launcher.process.titles import set_worker_title
@@ -22,17 +23,40 @@ _GRACE = 300.0
 
 def start_worker(worker_id: int, *, inner: Callable[[int], Any] | None, rank: int) -> None:
     """Initialize a loader worker of the rank; a `worker_init_fn`, which calls the user's own one (`inner`)."""
+    ignore_ctrl_c()
     _end_with_rank()
     set_worker_title(worker_id, rank)
     ignore_scheduler_signals()
+    _call_users(worker_id, inner, rank)
+    info = get_worker_info()
+    if info is not None:
+        seed_each_sample(info.dataset)
+
+
+def start_unplaced_worker(worker_id: int, *, inner: Callable[[int], Any] | None) -> None:
+    """Initialize a worker of a loader whose order the launcher does not decide, such as one of the validation."""
+    ignore_ctrl_c()
+    _call_users(worker_id, inner, None)
+
+
+def keep_workers_at_ctrl_c(loader: DataLoader[Any]) -> None:
+    """Let the loader's workers ignore Ctrl-C. Lightning also sets this attribute of the user's loaders."""
+    inner = loader.worker_init_fn
+    if loader.num_workers and getattr(inner, "func", None) not in (start_worker, start_unplaced_worker):
+        loader.worker_init_fn = functools.partial(start_unplaced_worker, inner=inner)
+
+
+def ignore_ctrl_c() -> None:
+    """Ctrl-C at a terminal reaches every process of a script: the rank saves, and needs its workers until then."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _call_users(worker_id: int, inner: Callable[[int], Any] | None, rank: int | None) -> None:
     if inner is not None:
         inner(worker_id)
     elif os.environ.get("PL_SEED_WORKERS") == "1":
         # As Lightning does for a loader without a function.
         pl_worker_init_function(worker_id, rank)
-    info = get_worker_info()
-    if info is not None:
-        seed_each_sample(info.dataset)
 
 
 def _end_with_rank() -> None:

@@ -1,7 +1,13 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
+import os
+import pty
+import struct
+import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -16,6 +22,8 @@ from launcher.agent.failure_report import (
     name_failure_reason,
     to_shell_exit_code,
 )
+from launcher.agent.restart_policy import RestartDecision
+from launcher.agent.start_request import print_failure
 from launcher.core.errors import ConfigError, Interrupted, OutOfMemoryError, Problem, StorageError, TrainingError
 from launcher.process.rank_status import RankError
 
@@ -233,3 +241,16 @@ def test_exceptions_are_classified(
     found = _describe(exception)
     assert (found.repeats, found.explained) == (repeats, explained)
     assert (found.interrupted, found.lost_peer) == (interrupted, lost)
+
+
+def test_a_report_on_a_terminal_is_wrapped_at_spaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    message = "run 'first' exists already at /work/runs/first; " + "resume_from_checkpoint='auto' continues it; " * 4
+    first = make_outcome(0, 2, error=make_error(message=message, repeats=True, explained=True))
+    master, slave = pty.openpty()
+    with os.fdopen(slave, "w") as terminal, os.fdopen(master, "rb") as screen:
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        monkeypatch.setattr(sys, "stderr", terminal)
+        print_failure(first, [first], RestartDecision(False, ""))
+        lines = screen.read1().decode().splitlines()
+    assert max(map(len, lines)) < 80
+    assert " ".join(line.strip() for line in lines) == f"error: {message}".strip()

@@ -92,7 +92,7 @@ def test_an_exception_that_cannot_be_unpickled_is_left_out(tmp_path: Path) -> No
 
 def test_options_failures_and_results_are_read_as_written_into_private_files(tmp_path: Path) -> None:
     folder = CallFolder(tmp_path)
-    options = CallOptions(2, 1, "gloo", ["lightning.pytorch"], ["/a"], {"cell": ["x = 1\n"]})
+    options = CallOptions(2, 1, "gloo", ["lightning.pytorch"], ["/a"], ["train.py", "--x"], {"cell": ["x = 1\n"]})
     folder.write_call(options, pickle.dumps(("f", (), {})))
     assert folder.read_options() == options
     assert folder.load_function() == ("f", (), {})

@@ -89,6 +89,14 @@ def test_help_fits_80_columns(name: str, monkeypatch: pytest.MonkeyPatch, capsys
     assert capsys.readouterr().out == shown, "`launcher help COMMAND` is the same"
 
 
+@pytest.mark.usefixtures("scripts")
+@pytest.mark.parametrize("given", [["--nproc_per_node=2", "-m", "my_pkg.train", "--help"],
+                                   ["--nnodes", "1", "train.py", "-h"]])  # fmt: skip
+def test_help_with_a_script_is_that_of_its_command(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(given) == 0
+    assert capsys.readouterr().out == "runs ['--help']"
+
+
 def test_help_for_an_unknown_command_suggests_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert error(capsys, "help", "plam") == "error: there is no command 'plam'; did you mean plan?\n"
 

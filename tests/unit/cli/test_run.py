@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -9,18 +10,22 @@ from typing import Any
 import pytest
 from torch.distributed.run import get_args_parser
 
+from launcher.agent.script_start import count_script_ranks, make_script_variables
 from launcher.cli.run import (
     build_parser,
+    check_preload,
     check_script,
     find_search_path,
     make_run_name,
     prepare_script_submission,
     read_preload,
     remove_options,
+    run,
 )
 from launcher.cli.torchrun_flags import read_flags, read_hidden_ranks
 from launcher.config.launch_options import LaunchOptions, read_launch_options
-from launcher.core.errors import LaunchError
+from launcher.core.errors import CommandLineError, LaunchError, TopologyError, UsageError
+from launcher.hardware.devices import available_kind
 
 REFUSED = ("event_log_handler", "logs_specs", "duplicate_stdout_filters", "duplicate_stderr_filters", "numa_binding",
            "virtual_local_rank", "local_addr", "shutdown_timeout")  # fmt: skip
@@ -102,6 +107,118 @@ def test_the_output_of_ranks_is_hidden_as_in_torchrun(arguments: list[str], show
 def test_a_wrong_or_different_flag_is_explained(arguments: list[str], message: str) -> None:
     with pytest.raises(LaunchError) as error:
         read_hidden_ranks(read_flags(build_parser().parse_args([*arguments, "train.py"]), {}))
+    assert message in str(error.value)
+
+
+_ACCELERATE = [
+    "config_file", "quiet", "cpu", "multi_gpu", "tpu", "mixed_precision", "num_processes", "num_machines",
+    "num_cpu_threads_per_process", "enable_cpu_affinity", "dynamo_backend", "dynamo_mode", "use_deepspeed",
+    "use_fsdp", "use_megatron_lm", "use_parallelism_config", "gpu_ids", "same_network", "machine_rank",
+    "main_process_ip", "main_process_port", "tpu_cluster", "vm", "env", "main_training_function", "downcast_bf16",
+    "deepspeed_config_file", "zero_stage", "offload_optimizer_device", "offload_param_nvme_path",
+    "gradient_accumulation_steps", "gradient_clipping", "zero3_init_flag", "deepspeed_hostfile", "fsdp_version",
+    "fsdp_state_dict_type", "megatron_lm_tp_degree", "fp8_backend", "aws_access_key_id", "mpirun_hostfile",
+    "parallelism_config_tp_size",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*_ACCELERATE, "num_gpus", "num_nodes", "hostfile", "include"])
+@pytest.mark.parametrize("spell", [str, lambda name: name.replace("_", "-")])
+def test_a_flag_of_accelerate_or_deepspeed_is_answered_with_what_to_write(name: str, spell: Any) -> None:
+    parser = build_parser()
+    for given in ([f"--{spell(name)}", "1", "train.py"], [f"--{spell(name)}=1", "train.py"]):
+        with pytest.raises(CommandLineError) as error:
+            parser.parse_args(given)
+        found = str(error.value)
+        assert found.startswith(f"`launcher run` has no option --{spell(name)}; "), found
+        assert "did you mean" not in found
+        assert "--help" not in found
+        for option in re.findall(r"(--[a-z][a-z-]+)", found.partition("; ")[2]):
+            assert option in parser.list_options(), "an option that is named exists"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--resume", "x"], "`launcher run` has no option --resume; `launcher run --help` lists the options"),
+        (["--max-restrats", "1"], "`launcher run` has no option --max-restrats; did you mean --max-restarts?"),
+        (["--max_restrats", "1"], "`launcher run` has no option --max_restrats; did you mean --max-restarts?"),
+        (["--rdzv", "x"], "ambiguous option: --rdzv could match --rdzv-endpoint, --rdzv-id, --rdzv-conf, "),
+    ],
+)
+def test_a_wrong_option_is_answered_with_a_similar_one_in_one_spelling(given: list[str], message: str) -> None:
+    with pytest.raises(CommandLineError) as error:
+        build_parser().parse_args([*given, "train.py"])
+    assert message in str(error.value)
+    assert "rdzv_" not in str(error.value)
+
+
+@pytest.mark.parametrize("given", ["--nproc", "--nproc-per", "--nproc_per", "--nproc_per_nod"])
+def test_an_abbreviation_of_an_option_with_two_spellings_is_that_option(given: str) -> None:
+    assert build_parser().parse_args([given, "2", "train.py"]).nproc_per_node == "2"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--name", "a/b"], "--name: given 'a/b'; expected up to 100 letters"),
+        (["--name", "../b"], "--name: given '../b'; expected up to 100 letters"),
+        (["--preload", "torch,no_such_package.x"], "--preload: given no_such_package.x, which is not installed"),
+        (["--nproc-per-node", "2", "--terminal-ranks", "0,5"], "--terminal-ranks: given 5; expected ranks 0 to 1"),
+        (["--terminal-ranks", "1"], "--terminal-ranks: given 1; there is only rank 0"),
+        (["--nproc-per-node", "2", "--local-ranks-filter", "2"], "--local-ranks-filter: given 2; expected less than"),
+    ],
+)
+def test_a_value_that_would_have_no_effect_is_refused(
+    given: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").write_text("")
+    with pytest.raises(LaunchError) as error:
+        run([*given, "train.py"])
+    assert message in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["train.py"]
+
+
+def test_modules_to_preload_exist() -> None:
+    check_preload(["torch.nn", "json", "torch:nn"])
+
+
+def test_ranks_of_other_nodes_may_be_shown() -> None:
+    flags = {"nproc_per_node": "2", "nnodes": "1:3", "rdzv_endpoint": "a:1", "terminal_ranks": "5"}
+    assert read_launch_options(flags).terminal_ranks == frozenset({5})
+    with pytest.raises(LaunchError, match="terminal-ranks: given 6; expected ranks 0 to 5"):
+        read_launch_options({**flags, "terminal_ranks": "6"})
+
+
+def test_a_script_has_the_variables_that_torchrun_sets() -> None:
+    handled = next(action.default for action in TORCHRUN if action.dest == "signals_to_handle")
+    assert make_script_variables(1) == {"TORCHELASTIC_SIGNALS_TO_HANDLE": handled}
+    assert make_script_variables(2) == {"TORCHELASTIC_SIGNALS_TO_HANDLE": handled, "OMP_NUM_THREADS": "1"}
+
+
+def test_gpus_that_are_missing_are_reported_with_options_of_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    if available_kind("auto") != "cpu":
+        pytest.skip("a machine with a GPU")
+    with pytest.raises(TopologyError, match=r"given --nproc-per-node gpu, but .* no GPU; give a number, cpu or auto"):
+        count_script_ranks("gpu")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--nproc-per-node", "2", "4", "1"], "4: write the script's arguments after --, as in -- 4 1"),
+        (["--lr", "1e-3"], "--lr: write the script's arguments after --, as in -- --lr 1e-3"),
+        (["--lr=1"], "--lr: write the script's arguments after --, as in -- --lr=1"),
+        (["--max-restrats", "1"], "--max-restrats: did you mean --max-restarts? write the script's arguments after --"),
+        (["--num_processes", "2"], "has no option --num_processes; write --nproc-per-node N"),
+        (["--name", "a/b"], "--name: given 'a/b'"),
+    ],
+)
+def test_arguments_of_a_submitted_script_follow_two_dashes(given: list[str], message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        prepare_script_submission(given, [__file__])
     assert message in str(error.value)
 
 

@@ -57,6 +57,15 @@ def test_the_runs_are_aligned_and_metrics_are_left_out_where_there_is_no_room() 
     assert len(format_runs(found, 100_000)[1].split("metric_")) == 7
 
 
+def test_a_script_has_neither_steps_nor_checkpoints() -> None:
+    script = _status("script", state="done", step=0, checkpoint_step=0, is_script=True)
+    assert format_runs([script], 80) == ["run     state  step  saved", "script  done      -      -"]
+    both = format_runs([script, _status("fit", state="done", metrics={"loss": 0.5})], 80)
+    assert both[0].endswith("last metrics")
+    assert both[1].split() == ["script", "done", "-", "-"]
+    assert both[2].split() == ["fit", "done", "300", "200", "loss", "0.5"]
+
+
 @pytest.mark.parametrize(
     ("width", "name", "columns"),
     [

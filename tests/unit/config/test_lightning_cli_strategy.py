@@ -13,7 +13,8 @@ from lightning.pytorch.strategies.deepspeed import DeepSpeedStrategy
 from torch.nn.parallel import DistributedDataParallel
 
 from launcher.config.lightning_cli_strategy import DEEPSPEED_DEFAULTS, translate_strategy
-from launcher.config.loading import load_config
+from launcher.config.loading import find_notices, load_config
+from launcher.config.suggestions import NO_COMMAND
 from launcher.core.errors import ConfigError
 from strategies.ddp import DDP_OPTIONS
 from strategies.registry import list_strategy_names
@@ -62,6 +63,28 @@ def test_every_name_of_lightning_is_translated_or_rejected_with_advice(name: str
 )
 def test_a_name(name: Any, ours: Any) -> None:
     assert translated(name) == {"strategy": ours}
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "ours"),
+    [
+        ("seed: 1", ["--trainer.strategy", "ddp_spawn"], "ddp"),
+        ("trainer: {strategy: ddp_fork}", [], "ddp"),
+        ("fit: {strategy: ddp_notebook}", [], "ddp"),
+        ("seed: 1", ["--strategy=ddp_spawn_find_unused_parameters_true"], "ddp_find_unused_parameters_true"),
+        ("trainer: {strategy: ddp_fork}", ["--strategy", "ddp"], None),
+        ("trainer: {strategy: ddp}", [], None),
+        ("strategy: deepspeed", [], None),
+        ("seed: 1", [], None),
+    ],
+)
+def test_a_name_that_asks_for_another_start_gets_a_notice(
+    text: str, overrides: list[str], ours: str | None, tmp_path: Path
+) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    notices = find_notices([tmp_path / "run.yaml"], overrides, NO_COMMAND)
+    assert len(notices) == (ours is not None)
+    assert all(f" is {ours} here: the launcher starts the processes itself" in notice for notice in notices)
 
 
 @pytest.mark.parametrize(

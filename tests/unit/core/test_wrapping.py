@@ -35,6 +35,11 @@ def test_a_command_or_a_line_of_a_log_is_not_changed() -> None:
         assert wrap_line(line, 80) == line
 
 
+def test_a_command_to_delete_is_in_one_piece() -> None:
+    command = f"rm -r /{'folder/' * 6}runs"
+    assert command in wrap_line(f"error: {'a problem ' * 4}; delete it with: {command}", 80)
+
+
 def test_only_a_terminal_gets_wrapped_lines() -> None:
     text = "error: " + "a problem " * 20
     assert wrap_for(io.StringIO(), text) == text

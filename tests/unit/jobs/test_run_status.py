@@ -118,10 +118,24 @@ def test_a_later_attempt_clears_the_end_of_an_earlier_one(tmp_path: Path) -> Non
     assert (progress.attempts, progress.endings.find_ending("it")) == (2, None)
 
 
+def test_an_unknown_name_lists_three_runs_and_suggests_a_similar_one(tmp_path: Path) -> None:
+    for number in range(6):
+        run = make_run(tmp_path, f"20261129-18000{number}-train")
+        os.utime(run, (number, number))
+    make_run(tmp_path, "baseline")
+    with pytest.raises(NoSuchRunError) as error:
+        find_run_named(tmp_path, "basline")
+    newest = "20261129-180004-train, 20261129-180005-train, baseline"
+    assert str(error.value) == (
+        f"there is no run 'basline' in {tmp_path}; did you mean baseline? the newest are {newest}; "
+        "`launcher status` lists 4 more"
+    )
+
+
 @pytest.mark.parametrize("name", ["none", "../it", "/etc", "", ".", "a/../it"])
 def test_a_name_outside_the_runs_is_rejected(tmp_path: Path, name: str) -> None:
     make_run(tmp_path / "runs", "it")
-    with pytest.raises(NoSuchRunError, match="the newest are it"):
+    with pytest.raises(NoSuchRunError, match="the newest is it"):
         find_run_named(tmp_path / "runs", name)
 
 
@@ -251,7 +265,7 @@ def test_status_logs_and_cancel_find_a_run_by_name(
     assert "is cancelled" in output("cancel", "it")
     assert slurm.calls("scancel") == [["42"]]
     for command in ("status", "logs", "cancel"):
-        assert output(command, "nope", code=2) == "error: there is no run 'nope' in runs; the newest are it\n"
+        assert output(command, "nope", code=2) == "error: there is no run 'nope' in runs; the newest is it\n"
     slurm.answer(scancel=(1, "", "scancel: error: Kill job error on job id 42: Access denied"))
     assert "Access denied" in output("cancel", "it", code=1)
     slurm.answer(squeue=(0, "", ""))

@@ -15,6 +15,7 @@ import pytest
 
 from launcher.cli import main as cli
 from launcher.config.schema import SlurmOptions
+from launcher.jobs.backends.slurm import describe_refusal
 from slurm.job import list_job_options
 from tests.support.processes import Finished, launcher, run, run_warm
 from tests.support.run_directories import fill, small_disk
@@ -158,6 +159,19 @@ def test_the_error_has_the_message_of_sbatch_and_no_file_stays(cwd: Path, slurm:
         "again\n"
     )
     assert list(cwd.iterdir()) == []
+
+
+def test_a_silent_cluster_is_reported_in_one_line_with_the_local_back_end() -> None:
+    begin = "sbatch: error: resolve_ctls_from_dns_srv: res_nsearch error: Unknown host\n"
+    for line in (
+        "sbatch: fatal: Could not establish a configuration source",
+        "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)",
+    ):
+        assert describe_refusal("job", f"{begin}{line}\nsbatch: more\n") == (
+            f"no SLURM cluster answered: {line}; check it with `sinfo`, or submit to this machine with --cluster local"
+        )
+    both = "sbatch: error: invalid account\nsbatch: error: failed"
+    assert describe_refusal("array", both) == f"sbatch refused the array: {both}; change the options and submit again"
 
 
 @pytest.mark.parametrize("place", ["file/runs", "/proc/runs"])

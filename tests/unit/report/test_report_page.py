@@ -12,9 +12,12 @@ from typing import Any
 
 import pytest
 
+from launcher.cli.main import run as run_command
 from launcher.core.events import EventLog
 from launcher.report.command import render
+from launcher.report.history import read_history
 from launcher.report.overview import to_values
+from launcher.report.plots import draw_attempts
 from launcher.report.source import read_run
 from tests.support.made_run import START, MadeRun, with_memory
 
@@ -428,3 +431,58 @@ def test_a_run_of_a_script_without_config_plan_and_metrics_is_shown(tmp_path: Pa
     if "rank_failed" in events:
         assert "rank 0 on n1 ended with exit code 3" in page
         assert read.status.advice == "see: launcher logs script --rank 0; then run it again"
+
+
+def test_the_report_of_a_script_has_what_is_known_of_it_and_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "script"
+    (path / "logs").mkdir(parents=True)
+    (path / "logs" / "rank-1.log").write_text("first line\nValueError: bad batch\n")
+    record = {
+        "kind": "module",
+        "target": "pkg.train",
+        "arguments": ["--lr", "1 e"],
+        "cwd": "/work/me",
+        "nproc_per_node": 2,
+    }
+    (path / "script.json").write_text(json.dumps(record))
+    for rank, kind, values in (
+        (0, "run_started", {"source": "launcher run", "versions": {"torch": "2.13.0"}}),
+        (1, "rank_failed", {"exit_code": -9, "host": "n1", "restart": False, "error": None, "reason": "killed"}),
+    ):
+        EventLog(path / "events.jsonl", rank).write(kind, **values)
+    read = read_run(path)
+    page = Outline(render([read], START)).text
+    for text in ("-m pkg.train --lr '1 e'", "/work/me", f"{path}/logs/rank-<r>.log", "exit code 137",
+                 "ValueError: bad batch", "ranks on each node 2", "ranks created by launcher run", "running",
+                 "torch 2.13.0"):  # fmt: skip
+        assert text in page, text
+    both = Outline(render([read, read], START)).text
+    for text in ("optimizer step", "loss", "Loss", "precision", "strategy", "Plan", "Config", "start-up", "first step",
+                 "checkpoint", "one logging interval"):  # fmt: skip
+        assert text not in page, text
+        assert text not in both, text
+    plots = (draw_attempts(read.history.attempts, has_steps=has_steps) for has_steps in (True, False))
+    assert [[bar.get_width() > 0 for bar in plot.axes[0].patches] for plot in plots] == [[True, False], [False, True]]
+    figures = to_values(read)["figures"]
+    assert (figures["exit code"], figures["ranks on each node"], figures["attempts"]) == (137, "2", 1)
+    assert run_command(["report", str(path)]) == 0
+    assert capsys.readouterr().out.startswith("script: failed\n")
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "code"),
+    [
+        ("finished", {}, 0),
+        ("interrupted", {"signal": 2}, 130),
+        ("rank_failed", {"exit_code": 7}, 7),
+        ("failed", {}, None),
+    ],
+)
+def test_the_exit_code_of_an_attempt_is_as_a_shell_shows_it(
+    kind: str, values: dict[str, Any], code: int | None
+) -> None:
+    started = {"time": 1.0, "rank": 0, "kind": "run_started"}
+    history = read_history([started, {**started, "kind": kind, **values}])
+    assert history.attempts[0].exit_code == code

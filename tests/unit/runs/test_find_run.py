@@ -133,6 +133,32 @@ def test_a_run_that_ended_before_its_first_step_does_not_keep_its_name(runs: Pat
     assert len(list(path.glob("config-until-*.yaml"))) == 1, "the config of the first attempt is kept"
 
 
+@pytest.mark.parametrize("ending", ["failed", "rank_failed", "interrupted", "out_of_memory"])
+@pytest.mark.parametrize("resume", ["none", "auto"])
+def test_a_run_that_ended_before_its_first_checkpoint_can_be_run_again(runs: Path, ending: str, resume: str) -> None:
+    path = make_run(runs, checkpoint=None)
+    log = EventLog(path / "events.jsonl", 0)
+    log.write("first_step", step=1)
+    log.write(ending, step=5)
+    place = find_run(config(runs, resume=resume))
+    assert (place.path, place.exists, place.resume_from) == (path, True, None)
+    if resume == "auto":
+        last_step = 5 if ending in ("rank_failed", "interrupted") else 1
+        (notice,) = place.notices
+        assert f"trained to step {last_step} before" in notice
+    # The file of this checkpoint was never complete.
+    log.write("checkpoint", step=4)
+    log.write("failed", checkpoint=None)
+    assert find_run(config(runs, resume=resume)).path == path
+    # Its checkpoints are elsewhere, or it has results.
+    for kind in ("checkpoint", "finished"):
+        (path / "events.jsonl").unlink()
+        for each in ("first_step", kind, ending):
+            log.write(each, step=1)
+        with pytest.raises((RunDirectoryError, ResumeError), match="trained to step 1"):
+            find_run(config(runs, resume=resume))
+
+
 def test_a_trial_of_lightnings_does_not_keep_its_name(runs: Path) -> None:
     options = {"trainer": TrainerOptions(fast_dev_run=True)}
     path = make_run(runs, checkpoint=None, **options)

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, TensorD
 from torch.utils.data.distributed import DistributedSampler
 
 from launcher.training.data.evaluation import SharedOnce, SharedSource, _can_share, share_evaluation_data
+from launcher.training.data.workers import start_unplaced_worker
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 300))
@@ -112,3 +113,10 @@ def test_loader_that_lightning_cannot_recreate_is_distributed(
     assert made.sampler.shuffle is isinstance(loader.sampler, RandomSampler)
     assert len([row for (batch,) in made for row in batch]) == 9
     assert not isinstance(loader.sampler, DistributedSampler), "the user's own is as it was"
+
+
+def test_the_workers_of_evaluation_loaders_ignore_ctrl_c() -> None:
+    source = SharedSource("val_dataloader", pl.Trainer(accelerator="cpu", logger=False, barebones=True))
+    source.instance = [DataLoader(X, num_workers=1), DataLoader(Endless(), num_workers=1)]
+    for made in source.dataloader():
+        assert made.worker_init_fn.func is start_unplaced_worker

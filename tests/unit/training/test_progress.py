@@ -14,6 +14,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
+from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from rich.console import Console
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
@@ -124,6 +125,28 @@ def test_the_bar_and_all_metrics_fit_80_columns(tmp_path: Path) -> None:
     assert any(line.startswith("Validation ━") for line in lines)
     assert any(line.startswith("Sanity Checking ━") for line in lines)
     assert "v_num" not in screen.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore:The '.*' does not have many workers")
+@pytest.mark.parametrize("kind", ["test", "validate"])
+def test_the_bar_of_an_evaluation_ends_before_lightnings_table(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bar = TerminalProgress(Console(file=io.StringIO(), force_terminal=True, width=80, height=24))
+    bar.metrics = {"of_a_training": 1.0}
+    trainer = pl.Trainer(accelerator="cpu", logger=False, default_root_dir=str(tmp_path), callbacks=[bar])
+    live: list[bool] = []
+
+    def print_results(*_: Any) -> None:
+        assert bar.progress is not None
+        live.append(bar.progress.live.is_started)
+
+    monkeypatch.setattr(_EvaluationLoop, "_print_results", staticmethod(print_results))
+    model = Net()
+    model.test_step = model.validation_step  # type: ignore[method-assign]
+    getattr(trainer, kind)(model, DataLoader(TensorDataset(torch.ones(2, 2))), verbose=True)
+    assert live == [False]
+    assert "of_a_training" not in bar.metrics
 
 
 def test_a_bar_can_be_pickled() -> None:

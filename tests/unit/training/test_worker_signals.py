@@ -5,9 +5,12 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch.utils.data import DataLoader
 
+from launcher.training.data.workers import keep_workers_at_ctrl_c, start_unplaced_worker
 from tests.support.processes import run_warm
 
 # In a separate process: a fork of the tests' process would inherit the locks of its threads.
@@ -30,6 +33,7 @@ ours, theirs = multiprocessing.Pipe()
 worker = multiprocessing.get_context("fork").Process(target=work, args=(theirs, []), daemon=True)
 worker.start()
 assert ours.recv() == [3], "the user's own function was called"
+os.kill(worker.pid, signal.SIGINT)
 subprocess.run([sys.executable, "-c", f"import os, signal; os.kill({worker.pid}, signal.SIGTERM)"], check=True)
 while pending(worker.pid):  # two at once would be merged into one
     pass
@@ -67,3 +71,19 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_worker_ends_with_its_rank_within_a_sample(tmp_path: Path) -> None:
     # The worker has the rank's output open too, and `run_warm` returns when all have closed it.
     run_warm([sys.executable, "-c", _RANK], tmp_path, timeout=60).check(-signal.SIGKILL)
+
+
+def _ignore(worker_id: int) -> None:
+    pass
+
+
+@pytest.mark.parametrize("inner", [None, _ignore])
+def test_other_loaders_get_workers_that_ignore_ctrl_c_once(inner: Any) -> None:
+    loader: DataLoader[Any] = DataLoader([1, 2], num_workers=1, worker_init_fn=inner)
+    for _ in range(2):
+        keep_workers_at_ctrl_c(loader)
+        made: Any = loader.worker_init_fn
+        assert (made.func, made.keywords) == (start_unplaced_worker, {"inner": inner})
+    without: DataLoader[Any] = DataLoader([1, 2])
+    keep_workers_at_ctrl_c(without)
+    assert without.worker_init_fn is None
