@@ -202,7 +202,7 @@ emit("child", child.exitcode)
 emit(signal.set_wakeup_fd(-1) == writer.fileno())
 """
     assert run_listener(body, tmp_path).check().output.splitlines() == [
-        "[False, False, False, False, False]",
+        str([False] * len(STOP_SIGNALS)),
         "True True",
         "child 7",
         "True",
