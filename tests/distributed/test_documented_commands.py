@@ -57,8 +57,9 @@ def test_commands_of_the_pages_work(
         if arguments[0] in ("validate", "test", "predict"):
             run_warm(launcher(*arguments), tmp_path).check()
             continue
-        if arguments[0] == "report" and "another-run" in arguments:
-            arguments[arguments.index("another-run")] = "scale"
+        if arguments[0] == "report":
+            runs = {"another-run": "scale", "a-third-run": "scale"}
+            arguments = list(dict.fromkeys(runs.get(argument, argument) for argument in arguments))
         if arguments[0] == "logs":
             # A finished run of one rank.
             arguments = [word if word not in ("3", "1") else "0" for word in arguments]

@@ -24,7 +24,7 @@ def test_a_sleeping_rank_is_reported_with_its_position_and_all_stacks_are_saved(
     )
 
     assert re.search(r"hang: no heartbeat from any rank for \d+ s; the other ranks wait for rank 1;", output), output
-    assert re.search(r"error: rank 1 \(\S+\) failed first: hung at step 3: it was in \S+threading.py", output), output
+    assert re.search(r"error: rank 1 \(\S+\) failed first: hung at step 3: it was in \S+faulty.py", output), output
     assert re.search(r"rank 0 \(\S+\): running at step 3, waiting in a collective", output), output
     directory = tmp_path / "runs" / "it"
     assert events_of(directory, "hang")[0]["waiting_for"] == [1]

@@ -69,9 +69,11 @@ def test_a_background_run_is_cancelled_saved_and_resumed(tmp_path: Path) -> None
 
 
 def test_status_logs_and_report_have_the_reason_of_a_job_with_a_config_error(tmp_path: Path) -> None:
-    _launch(tmp_path, "submit", "--cluster", "local", *MODEL, "--model.nope", "3").check()
+    # Mistakes of the model and the data are found before a job is queued, those of callbacks by the job.
+    callbacks = '[{"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitr": "loss"}}]'
+    _launch(tmp_path, "submit", "--cluster", "local", *MODEL, "--trainer.callbacks", callbacks).check()
     _ended(tmp_path)
-    reason, file = "model.init_args.nope: PacedToy takes no nope", "runs/it/submissions/1/output.log"
+    reason, file = "EarlyStopping takes no monitr", "runs/it/submissions/1/output.log"
     status = json.loads(_launch(tmp_path, "status", "it", "--json").check().output)
     assert status["state"] == "failed"
     for text in (status["detail"], _launch(tmp_path, "logs", "it").check().output,
