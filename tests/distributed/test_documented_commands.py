@@ -26,6 +26,7 @@ ELSEWHERE = {
     "python -m launcher run": "several ranks; test_plain_scripts.py has two",
     "python -m launcher submit": "queued for real by tests/slurm and test_local_submit.py; dry runs are below",
     "python -m launcher status lr": "a sweep's; test_local_sweep.py and tests/slurm have one",
+    "python -m launcher report my-sweep": "a sweep's; test_report_sweep.py has one",
     "python -m launcher cancel": "test_local_submit.py cancels a run that trains",
     "python -m launcher doctor --nodes": "needs a cluster; tests/slurm has one",
     "python -m launcher doctor --nproc-per-node": "test_preflight.py measures two ranks",
