@@ -34,4 +34,4 @@ def test_debug_without_a_model_trains_the_demo(tmp_path: Path) -> None:
     run_warm(launcher("init", "--yes", "--preset", "debug"), tmp_path).check()
     output = run_warm(launcher("fit", "--config", "run.yaml", "--accelerator", "cpu"), tmp_path).check().output
     assert "val_loss" in output
-    assert "steps       20 " in output
+    assert "steps       20\n" in output

@@ -60,6 +60,7 @@ _LINES = re.compile(r"""
   | (Epoch\ \d/1|Sanity\ Checking|Validation)\ .* | (train|val|validation)_\w+\ [\d.]+(\ \ .*)?  # the bar
   | step\ \d+/\d+\ \ .* | validation\ at\ step\ \d+\ \ .*
   | error:\ rank\ \d.* | \ \ (its\ last\ lines|rank\ \d|restart\ 1\ of\ 1).* | \ \ \ \ \|\ .*  # the failure
+  | \ \ \ \ \(/.*\.log\):  # the log of the rank, on a line of its own where its path is long
   | .*line\ \d+,\ in\ .* | .*/site-packages/.*  # where the other rank was
   | the\ user's\ print | .*net\.py:\d+:(\ UserWarning:\ the\ user's\ warning)? | UserWarning:\ the\ user's\ warning
   | \ \ warnings\.warn\(.*
@@ -67,7 +68,7 @@ _LINES = re.compile(r"""
 """, re.VERBOSE)  # fmt: skip
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 # Commands and paths are not divided: the terminal wraps them. A line of a log is as long as it was, and its prefix.
-_MAY_BE_LONG = re.compile(r"(W&B|report|continue|checkpoint|run|resuming|error|  its last|    \||.*UserWarning|  rank)")
+_MAY_BE_LONG = re.compile(r"(W&B|report|continue|checkpoint|run|resuming|error|  its last|    [|(]|.*UserWarning|  rank)")
 
 
 def arguments(folder: Path, *more: str) -> list[str]:
