@@ -17,7 +17,12 @@ from tests.support.processes import kill_leftovers
 from tests.support.warm import is_foreign
 
 # A background job and nohup ignore these signals, and every process that a test starts would inherit that.
-for _number, _default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+_DEFAULTS = (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+    (signal.SIGQUIT, signal.SIG_DFL),
+)
+for _number, _default in _DEFAULTS:
     if signal.getsignal(_number) is signal.SIG_IGN:
         signal.signal(_number, _default)
 
