@@ -28,9 +28,12 @@ def set_title(role: str, run: str | None = None) -> None:
     global _run
     _run = run or _run
     if _is_own:
-        from setproctitle import setproctitle
+        from setproctitle import setproctitle, setthreadtitle
 
         setproctitle(f"launcher: {role}{f' (run {_run})' if _run else ''}")
+        # The short name in /proc/PID/stat must have no space: SLURM's proctrack/linuxproc misses such a process, and
+        # does not signal it and its children.
+        setthreadtitle(role.replace(" ", "-"))
 
 
 def set_rank_title(rank: int, world_size: int, run: str | None = None) -> None:

@@ -68,7 +68,9 @@ _LINES = re.compile(r"""
 """, re.VERBOSE)  # fmt: skip
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 # Commands and paths are not divided: the terminal wraps them. A line of a log is as long as it was, and its prefix.
-_MAY_BE_LONG = re.compile(r"(W&B|report|continue|checkpoint|run|resuming|error|  its last|    [|(]|.*UserWarning|  rank)")
+_MAY_BE_LONG = re.compile(
+    r"(W&B|report|continue|checkpoint|run|resuming|error|  its last|    [|(]|.*UserWarning|  rank)"
+)
 
 
 def arguments(folder: Path, *more: str) -> list[str]:

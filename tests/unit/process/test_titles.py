@@ -44,11 +44,12 @@ def found_titles(owner: str) -> list[list[str]]:
 
 def test_a_process_of_the_launcher_has_the_title_of_its_role_and_run() -> None:
     run = "a run with a long name" * 3
+    # The short name, which `top` shows, has no space: see `set_title`.
     assert found_titles("own") == [
-        ["launcher: rank 3 of 8", "launcher: rank "],
-        [f"launcher: rank 3 of 8 (run {run})", "launcher: rank "],
-        [f"launcher: process of rank 3 (run {run})", "launcher: proce"],
-        [f"launcher: loader worker 1 of rank 3 (run {run})", "launcher: loade"],
+        ["launcher: rank 3 of 8", "rank-3-of-8"],
+        [f"launcher: rank 3 of 8 (run {run})", "rank-3-of-8"],
+        [f"launcher: process of rank 3 (run {run})", "process-of-rank"],
+        [f"launcher: loader worker 1 of rank 3 (run {run})", "loader-worker-1"],
     ]
 
 
