@@ -116,6 +116,7 @@ EVENT_KINDS: Mapping[str, EventKind] = MappingProxyType({
         "checkpoint": "path of the checkpoint written; null if none",
         "reason": "`ctrl_c`, `sigterm` or `signal`",
         "second": "whether a second signal ended it at once",
+        "exit_code": "of a script (`launcher run`): 0 if all its ranks ended so",
     }),
     "failed": EventKind("The attempt ended with an error.", {
         "host": _HOST,
