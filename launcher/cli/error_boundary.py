@@ -27,7 +27,7 @@ def run_with_error_boundary(command: Command, run: Callable[[], int], *, debug: 
             return _run(command, run, ctrl_c, debug=debug)
         except KeyboardInterrupt:
             return _report_interrupt(command)
-        except Exception:
+        except Exception:  # raised on, unless Ctrl-C has caused it
             # Code that is interrupted may raise any error, such as an import that cannot be repeated.
             if ctrl_c.is_pressed:
                 return _report_interrupt(command)

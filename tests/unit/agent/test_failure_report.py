@@ -244,7 +244,7 @@ def test_exceptions_are_classified(
 
 
 def test_a_report_on_a_terminal_is_wrapped_at_spaces(monkeypatch: pytest.MonkeyPatch) -> None:
-    message = "run 'first' exists already at /work/runs/first; " + "resume_from_checkpoint='auto' continues it; " * 4
+    message = "run 'first' exists already at /data/runs/first; " + "resume_from_checkpoint='auto' continues it; " * 4
     first = make_outcome(0, 2, error=make_error(message=message, repeats=True, explained=True))
     master, slave = pty.openpty()
     with os.fdopen(slave, "w") as terminal, os.fdopen(master, "rb") as screen:

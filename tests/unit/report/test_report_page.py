@@ -443,7 +443,7 @@ def test_the_report_of_a_script_has_what_is_known_of_it_and_nothing_else(
         "kind": "module",
         "target": "pkg.train",
         "arguments": ["--lr", "1 e"],
-        "cwd": "/work/me",
+        "cwd": "/data/me",
         "nproc_per_node": 2,
     }
     (path / "script.json").write_text(json.dumps(record))
@@ -454,7 +454,7 @@ def test_the_report_of_a_script_has_what_is_known_of_it_and_nothing_else(
         EventLog(path / "events.jsonl", rank).write(kind, **values)
     read = read_run(path)
     page = Outline(render([read], START)).text
-    for text in ("-m pkg.train --lr '1 e'", "/work/me", f"{path}/logs/rank-<r>.log", "exit code 137",
+    for text in ("-m pkg.train --lr '1 e'", "/data/me", f"{path}/logs/rank-<r>.log", "exit code 137",
                  "ValueError: bad batch", "ranks on each node 2", "ranks created by launcher run", "running",
                  "torch 2.13.0"):  # fmt: skip
         assert text in page, text
