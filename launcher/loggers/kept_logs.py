@@ -6,10 +6,12 @@ its own folder, and so would a `ModelCheckpoint` that saves in the logger's fold
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -152,12 +154,21 @@ def _continue_files(logger: Any, location: LogLocation, is_continued: bool, writ
         # A logger from a config has all options of its writer, also those that were not set.
         if is_continued and "step" in kept and options.get("purge_step") is None:
             options["purge_step"] = kept["step"]
+        if is_continued:
+            _wait_for_next_second(Path(logger.log_dir))
     elif type(logger).experiment is CSVLogger.experiment:
         logger._fs.makedirs(logger.root_dir, exist_ok=True)
         writer = _Writer(logger.log_dir, is_continued)
         if is_continued:
             writer.truncate(kept.get("rows", {}).get(_key(location)), kept.get("step", 0))
         logger._experiment = writer
+
+
+def _wait_for_next_second(folder: Path) -> None:
+    """TensorBoard reads files in the order of their names: second of their start, host, process number as text."""
+    with contextlib.suppress(OSError, ValueError):
+        newest = max(int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.*"))
+        time.sleep(min(max(newest + 1 - time.time(), 0), 1))  # clocks of two nodes may differ
 
 
 class _Writer(ExperimentWriter):

@@ -17,13 +17,14 @@ def main():
              "TORCHINDUCTOR_CACHE_DIR")
     added = [name for name in ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_ERROR_FILE")
              if name in os.environ]
+    threads = threading.active_count()  # before the pools: their threads end some time after them
     pools = [multiprocessing.get_context(m).Pool(1).map(double, [21]) for m in ("fork", "spawn", "forkserver")]
     seen = {
         "variables": {name: os.environ.get(name) for name in names}, "added": added, "argv": sys.argv,
         "name": __name__, "file": __file__, "spec": str(__spec__), "package": __package__, "path": sys.path,
         "method": multiprocessing.get_start_method(), "process": multiprocessing.current_process().name,
         "parent": str(multiprocessing.parent_process()), "daemon": multiprocessing.current_process().daemon,
-        "thread": threading.current_thread() is threading.main_thread(), "threads": threading.active_count(),
+        "thread": threading.current_thread() is threading.main_thread(), "threads": threads,
         "pools": pools, "pickled": pickle.loads(pickle.dumps(double)) is double, "cwd": os.getcwd(),
         "streams": [[stream.name, stream.encoding, stream.errors, stream.write_through, stream.line_buffering]
                     for stream in (sys.stdout, sys.stderr)],

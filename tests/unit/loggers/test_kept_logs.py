@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -143,3 +144,18 @@ def test_tensorboard_purges_repeated_steps(tmp_path: Path, options: dict[str, An
     assert vars(second)["_kwargs"]["purge_step"] == 5
     keep(tmp_path, own := TensorBoardLogger(tmp_path, purge_step=3), checkpoint=saved(state, 5))
     assert vars(own)["_kwargs"]["purge_step"] == 3, "the user's own"
+
+
+def test_tensorboard_reads_the_files_of_attempts_in_the_order_in_which_they_were_written(tmp_path: Path) -> None:
+    """A restart within a second: the name of the later file must not depend on the process number."""
+    keep(tmp_path, first := TensorBoardLogger(tmp_path), new=True)
+    written = [Path(first.log_dir) / f"events.out.tfevents.{int(time.time()):010d}.zzz.9.0"]
+    written[0].parent.mkdir(parents=True)
+    written[0].touch()
+    for _ in range(2):
+        keep(tmp_path, again := TensorBoardLogger(tmp_path))
+        writer = again.experiment
+        writer.close()
+        (new,) = {*written[0].parent.iterdir()} - {*written}
+        written.append(new)
+        assert sorted(written) == written
