@@ -38,24 +38,24 @@ def exit_process(code: int, *, main: Any = None, before: Collection[Any] = ()) -
         traceback.print_exc()
     if main is not None and sys.modules.get("__main__") is not main:
         sys.modules["__main__"] = main
-        _flush_files(before)
+        flush_files(before)
         gc.collect()
-    _close_files(before)
+    close_files(before)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)
 
 
-def _flush_files(before: Collection[Any]) -> None:
-    """Write buffered text: of a file in a reference cycle, the collector may close the buffer first."""
+def flush_files(before: Collection[Any] = ()) -> None:
+    """Write what is buffered: of text in a reference cycle, Python may close the file first, or nothing at all."""
     for each in _list_own_files(before):
-        with contextlib.suppress(Exception):  # see `_close_files`
+        with contextlib.suppress(Exception):  # see `close_files`
             if isinstance(each, io.IOBase):
                 each.flush()
 
 
-def _close_files(before: Collection[Any]) -> None:
+def close_files(before: Collection[Any]) -> None:
     """Close the files that were opened since `before`: Python closes at its end what nobody has closed."""
     for each in _list_own_files(before):
         # A full disk, or a file of a broken connection: Python would ignore it too.
