@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 from launcher.cli.commands import Command
 from launcher.core.errors import Interrupted, LauncherError, StorageError, TopologyError, TrainingError
 from launcher.core.wrapping import wrap_for
+from launcher.process.ctrl_c import CtrlC
 from launcher.process.rank_status import RankStatusWriter
 
 
@@ -22,7 +22,7 @@ def run_with_error_boundary(command: Command, run: Callable[[], int], *, debug: 
 
     With `debug`, usage errors are shown with their traceback.
     """
-    with _CtrlC() as ctrl_c:
+    with CtrlC() as ctrl_c:
         try:
             return _run(command, run, ctrl_c, debug=debug)
         except KeyboardInterrupt:
@@ -34,34 +34,7 @@ def run_with_error_boundary(command: Command, run: Callable[[], int], *, debug: 
             raise
 
 
-class _CtrlC:
-    """Records the first Ctrl-C, which raises a KeyboardInterrupt as usual, and ignores later ones.
-
-    A training and the launcher's agent replace this handler.
-    """
-
-    def __init__(self) -> None:
-        self.is_pressed = False
-        self._is_installed = False
-
-    def __enter__(self) -> _CtrlC:
-        is_usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        if is_usual and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._interrupt)
-            self._is_installed = True
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._is_installed and signal.getsignal(signal.SIGINT) == self._interrupt:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def _interrupt(self, number: int, frame: object) -> None:
-        if not self.is_pressed:
-            self.is_pressed = True
-            raise KeyboardInterrupt
-
-
-def _run(command: Command, run: Callable[[], int], ctrl_c: _CtrlC, *, debug: bool) -> int:
+def _run(command: Command, run: Callable[[], int], ctrl_c: CtrlC, *, debug: bool) -> int:
     try:
         return run()
     except Interrupted as error:
