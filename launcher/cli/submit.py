@@ -9,9 +9,10 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from launcher.cli.keys import SUBMIT_SYNONYMS, check_class_paths, check_positionals, command_keys
+from launcher.cli.keys import check_class_paths, check_positionals, command_keys
 from launcher.cli.main import SEE_SETTINGS
 from launcher.cli.parsers import add_config, new_parser
+from launcher.config.synonyms import ADVICE
 from launcher.core.command_parser import CommandParser
 from launcher.core.errors import Problem, SubmitError
 from launcher.jobs.backends.registry import find_backend, list_backends
@@ -39,6 +40,8 @@ queued again, and the script resumes itself.
 exit codes:
   0 queued   2 refused before anything was queued   1 SLURM refused the job
 """
+# submitit's names of sbatch's options, too.
+SYNONYMS = {**{f"slurm_{name.replace('-', '_')}": f"--{name}" for name in list_job_options()}, **ADVICE["submit"]}
 _SHORT = {"partition": "-p", "account": "-A", "qos": "-q", "nodes": "-N", "time": "-t"}
 
 
@@ -81,7 +84,7 @@ def run(arguments: Sequence[str]) -> int:
     if options.script is not None or options.module is not None:
         _submit_script(options, overrides, script_arguments)
         return 0
-    keys = command_keys(parser, SUBMIT_SYNONYMS)
+    keys = command_keys(parser, SYNONYMS)
     check_positionals("submit", own, overrides, keys)
     if script_arguments:
         raise SubmitError([Problem("--", "given without --script or -m, whose arguments follow it")])
