@@ -13,8 +13,6 @@ _UNCHANGED = re.compile(r"\s*(\||(\S*/)?(launcher|torchrun|python[\d.]*) )")
 # Stands for a space at which no line ends.
 _JOINED = "\x00"
 _NARROWEST = 20
-# The beginnings of lines to copy, and of lines of a log.
-_KEPT_LINES = ("launcher ", "python ", "torchrun ", "srun ", "wandb ", "|")
 
 
 def wrap_for(stream: TextIO, text: str) -> str:
