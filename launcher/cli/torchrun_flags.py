@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from launcher.config.synonyms import find_advice
+from launcher.config.synonyms import ADVICE
 from launcher.core.errors import LaunchError, Problem
 
 # Flags with a value that are passed on to `read_launch_options`.
@@ -41,12 +41,9 @@ _SWITCHES: Mapping[str, str] = {
     "no-python": "SCRIPT is a program; it is started without Python",
     "run-path": "no effect: the script always runs in a process that has imported torch",
 }
-# torchrun's other flags, which are explained errors, and how many values they have.
-_REFUSED: Mapping[str, int | None] = {
-    **dict.fromkeys(("event-log-handler", "logs-specs", "duplicate-stdout-filters", "duplicate-stderr-filters"), None),
-    **dict.fromkeys(("numa-binding", "local-addr", "shutdown-timeout"), None),
-    "virtual-local-rank": 0,
-}
+# torchrun's other flags, by their name with dashes, with what to do instead.
+_REFUSED = {name.replace("_", "-"): advice for name, advice in ADVICE["torchrun"].items()}
+_REFUSED_SWITCHES = frozenset({"virtual-local-rank"})
 _SHORT = {"redirects": "-r", "tee": "-t"}
 _STREAMS = re.compile(r"[0-3]|\d+:[0-3](,\d+:[0-3])*")
 _MASTER_PORT = 29500
@@ -62,10 +59,10 @@ def add_torchrun_flags(parser: argparse.ArgumentParser) -> None:
         others.add_argument(*_spellings(name), dest=_key(name), metavar=metavar, help=text)
     for name, text in _SWITCHES.items():
         others.add_argument(*_spellings(name), dest=_key(name), action="store_true", help=text)
-    for name, nargs in _REFUSED.items():
-        parser.add_argument(
-            *_spellings(name), dest=argparse.SUPPRESS, nargs=nargs, action=_Refuse, help=argparse.SUPPRESS
-        )
+    for name in _REFUSED:
+        nargs = 0 if name in _REFUSED_SWITCHES else None
+        parser.add_argument(*_spellings(name), dest=argparse.SUPPRESS, nargs=nargs, action=_Refuse,
+                            help=argparse.SUPPRESS)  # fmt: skip
 
 
 class _Refuse(argparse.Action):
@@ -77,7 +74,7 @@ class _Refuse(argparse.Action):
         del parser, namespace, values
         name = (option or "").lstrip("-").replace("_", "-")
         full = next((each for each in _REFUSED if each.startswith(name)), name)
-        raise LaunchError([Problem(f"--{full}", find_advice(full))])
+        raise LaunchError([Problem(f"--{full}", _REFUSED[full])])
 
 
 def read_flags(options: argparse.Namespace, env: Mapping[str, str]) -> dict[str, Any]:

@@ -164,7 +164,9 @@ ADVICE: Mapping[str, Mapping[str, str]] = {
             "not supported; start the script with accelerate launch",
         "env": "set the variable in front of the command instead",
         "quiet": "remove it; the report has no frames of the launcher",
-        # torchrun's own flags.
+    }),
+    # torchrun's flags that `run` refuses.
+    "torchrun": _by_name({
         "event_log_handler": "the launcher writes its events to events.jsonl in the run directory; leave it out",
         "logs_specs": "the launcher writes logs/rank-<r>.log in the run directory; leave it out",
         "duplicate_stdout_filters duplicate_stderr_filters":
