@@ -17,8 +17,8 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 # Packages that a training of `TrainingCoordinator` uses.
 PACKAGES = ("agreement", "checkpoint", "config", "hardware", "loggers", "monitoring", "planning", "process", "runs",
             "training", "user_code")  # fmt: skip
-# Files that only commands use: they read options, and print plans and evaluations. The advice about settings is for all,
-# and is added to the messages.
+# Files that only commands use: they read options, and print plans and evaluations. The advice about settings is for
+# all, and is added to the messages.
 OF_COMMANDS = (
     "config/config_file.py",
     "config/launch_options.py",
