@@ -17,7 +17,7 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous import RendezvousHandler
 
-from launcher.agent.agent_report import AgentReport, print_text
+from launcher.agent.agent_report import AgentReport
 from launcher.agent.failure_evidence import FailureEvidence
 from launcher.agent.failure_report import RankOutcome, find_first_failure, has_failed_at_stop, to_shell_exit_code
 from launcher.agent.fork_server import StartMethod
@@ -31,6 +31,7 @@ from launcher.agent.restarts import RestartTracker, record_out_of_memory
 from launcher.agent.signals import AgentSignals, AgentStopped
 from launcher.agent.start_request import StartRequest
 from launcher.agent.stopping import SAVE_TIMEOUT, AttemptStop
+from launcher.core.wrapping import print_message
 from launcher.process.titles import set_title
 
 # Seconds between two checks with one node and with several. The agent notices the end of a rank immediately.
@@ -226,7 +227,7 @@ class TrainingAgent(LocalElasticAgent):
     def _record_out_of_memory(self, first: RankOutcome) -> None:
         notice = record_out_of_memory(first, self._run_directory())
         if notice is not None:
-            print_text(notice)
+            print_message(notice)
 
     @property
     def _attempt(self) -> _StartedAttempt:

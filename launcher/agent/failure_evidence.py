@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from launcher.agent.agent_report import AgentReport, print_text
+from launcher.agent.agent_report import AgentReport
 from launcher.agent.failure_report import RankOutcome, find_first_failure
 from launcher.agent.hang_detection import HangDetector, RankState, describe_hang, find_blocking_ranks
 from launcher.agent.node_exchange import NodeExchange
 from launcher.agent.rank_inspector import RankProcess
 from launcher.agent.rank_processes import AttemptProcesses
 from launcher.agent.start_request import StartRequest
+from launcher.core.wrapping import print_message
 
 # Seconds to wait for another rank's failure if all known failures are lost connections.
 _CAUSE_TIMEOUT = 3.0
@@ -80,7 +81,7 @@ class FailureEvidence:
         if stacks is not None:
             inspector.save_stacks(states, stacks)
         AgentReport(run).write_event(first.rank, "hang", seconds=silence, waiting_for=sorted(blocking), stacks=stacks)
-        print_text(describe_hang(silence, sorted(blocking), stacks, has_steps=not self._request.is_plain))
+        print_message(describe_hang(silence, sorted(blocking), stacks, has_steps=not self._request.is_plain))
         return outcomes
 
     def find_failure_of_other_nodes(self) -> RankOutcome | None:

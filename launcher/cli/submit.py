@@ -107,7 +107,6 @@ def _submit_script(options: argparse.Namespace, run_options: Sequence[str], argu
     from launcher.cli.run import prepare_script_submission
     from launcher.config.schema import RunConfig
     from launcher.jobs.submission import JobOptions, prepare
-    from launcher.jobs.submit import refuse_running, submit_run
 
     given = [f"--{name}" for name in ("config", "sweep", "array") if getattr(options, name)]
     if given:
@@ -123,11 +122,14 @@ def _submit_script(options: argparse.Namespace, run_options: Sequence[str], argu
         sys.stdout.write(backend.render(submission) or "")
         sys.stderr.write(f"on each node: {shlex.join([*submission.command, *found.command.script])}\n")
         return
+    _queue(options, submission, config)
+
+
+def _queue(options: argparse.Namespace, submission: Submission, config: RunConfig) -> None:
+    from launcher.jobs.submit import refuse_running, submit_run
+
     refuse_running(submission)
-    _print_submitted(submission, submit_run(backend, submission, snapshot=not options.no_snapshot), config)
-
-
-def _print_submitted(submission: Submission, message: str, config: RunConfig) -> None:
+    message = submit_run(find_backend(options.cluster), submission, snapshot=not options.no_snapshot)
     commands = f"launcher status {submission.name}{_runs_dir(config.runs_dir)}, logs, cancel"
     sys.stdout.write(f"{message}\nrun {submission.name}: {commands}\n")
 
@@ -145,10 +147,7 @@ def _submit_run(options: argparse.Namespace, overrides: Sequence[str], keys: Com
 
         print_preview(submission, backend.render(submission))
         return
-    from launcher.jobs.submit import refuse_running, submit_run
-
-    refuse_running(submission)
-    _print_submitted(submission, submit_run(backend, submission, snapshot=not options.no_snapshot), config)
+    _queue(options, submission, config)
 
 
 def _submit_sweep(options: argparse.Namespace, overrides: Sequence[str], keys: CommandKeys) -> None:
