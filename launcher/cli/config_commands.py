@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import dataclasses
 import os
@@ -26,6 +27,7 @@ from launcher.core.gc_paused import quick_imports
 from launcher.core.secrets import hide_in_arguments, redact
 from launcher.hardware.mpi_ranks import remove_starter_variables, to_torchrun_variables
 from launcher.hardware.topology import Topology
+from launcher.process.interpreter_exit import flush_files
 from launcher.process.rank_status import RankStatusWriter
 from launcher.process.titles import prepare_titles
 
@@ -105,6 +107,8 @@ class ConfigCommand:
             from launcher.config.loading import find_devices_source
 
             launch = dataclasses.replace(launch, devices_source=find_devices_source(options.config, overrides))
+        # Before the user's code registers functions, which run first.
+        atexit.register(flush_files)
         if not self.starts_ranks:
             return self.execute(config, topology, options)
         from launcher.process.socket_folder import socket_folder
