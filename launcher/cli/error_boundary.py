@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from launcher.cli.commands import Command
 from launcher.core.errors import Interrupted, LauncherError, StorageError, TopologyError, TrainingError
-from launcher.core.wrapping import wrap_for
+from launcher.core.wrapping import print_message
 from launcher.process.ctrl_c import CtrlC
 from launcher.process.rank_status import RankStatusWriter
 
@@ -44,7 +43,7 @@ def _run(command: Command, run: Callable[[], int], ctrl_c: CtrlC, *, debug: bool
         if not status.has_agent and os.environ.get("RANK", "0") == "0":
             from launcher.runs.continuation import Stop, describe_stop
 
-            print_line(describe_stop(Stop.of(error)))
+            print_message(describe_stop(Stop.of(error)))
         return error.exit_code
     except EOFError:
         if command.runs_on_ranks:
@@ -64,7 +63,7 @@ def _run(command: Command, run: Callable[[], int], ctrl_c: CtrlC, *, debug: bool
         if debug and not isinstance(error, TrainingError):
             traceback.print_exc()
         if not command.runs_on_ranks or _is_reporter(error):
-            print_line(f"error: {error}")
+            print_message(f"error: {error}")
             if isinstance(error, StorageError) and error.run is not None:
                 _print_command(Path(error.run))
         if command.runs_on_ranks:
@@ -77,11 +76,11 @@ def _report_interrupt(command: Command) -> int:
     if command.runs_on_ranks and (status.has_agent or os.environ.get("RANK", "0") != "0"):
         return 128 + signal.SIGINT
     if command.on_interrupt:
-        print_line(command.on_interrupt)
+        print_message(command.on_interrupt)
     elif command.runs_on_ranks:
         from launcher.runs.continuation import Stop, describe_stop
 
-        print_line(describe_stop(Stop(signal.SIGINT)))
+        print_message(describe_stop(Stop(signal.SIGINT)))
     return 128 + signal.SIGINT
 
 
@@ -91,14 +90,7 @@ def _print_command(run: Path) -> None:
 
     command = describe_command(run)
     if command is not None:
-        print_line(command)
-
-
-def print_line(text: str) -> None:
-    """Print a message to stderr, wrapped on a terminal; a closed terminal does not change the exit code."""
-    with contextlib.suppress(OSError):
-        sys.stderr.write(wrap_for(sys.stderr, text) + "\n")
-        sys.stderr.flush()
+        print_message(command)
 
 
 def _is_reporter(error: LauncherError) -> bool:

@@ -31,12 +31,6 @@ class CoordinatorSettings(TypedDict, total=False):
     watch: WatchOptions | Mapping[str, Any]
 
 
-# Other arguments, and the key of each.
-RENAMED = {
-    "output_dir": "runs_dir", "use_gpu": "accelerator", "resume_from_checkpoint": "resume", "precision": "precision",
-    "strategy": "strategy", "devices": "devices", "num_nodes": "num_nodes", "wandb": "wandb", "name": "name",
-    "on_precision_change": "on_precision_change", "seed": "seed", "use_amp": "use_amp",
-}  # fmt: skip
 # Keys that are no argument, and what to do instead.
 NO_ARGUMENT = {
     "model": "give the object to train",

@@ -31,7 +31,7 @@ _TERMS = tuple(
     )
 )
 # Keys of the config with another name in Python.
-_NAMES = {"runs_dir": "output_dir", "resume": "resume_from_checkpoint", "accelerator": "use_gpu"}
+ARGUMENT_NAMES = {"runs_dir": "output_dir", "resume": "resume_from_checkpoint", "accelerator": "use_gpu"}
 
 
 def to_python_terms(text: str) -> str:
@@ -43,7 +43,7 @@ def to_python_terms(text: str) -> str:
 
 def to_python_problem(problem: Problem) -> Problem:
     """A problem of a config's key as one of an argument."""
-    path = _NAMES.get(problem.path, problem.path.removeprefix("trainer."))
+    path = ARGUMENT_NAMES.get(problem.path, problem.path.removeprefix("trainer."))
     return Problem(path, to_python_terms(problem.message))
 
 
