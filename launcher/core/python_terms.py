@@ -8,7 +8,15 @@ from __future__ import annotations
 
 import re
 
-from launcher.core.errors import CallError, ConfigError, LauncherError, OutOfMemoryError, Problem, UsageError
+from launcher.core.errors import (
+    CallError,
+    ConfigError,
+    LateUsageError,
+    LauncherError,
+    OutOfMemoryError,
+    Problem,
+    UsageError,
+)
 
 _TERMS = tuple(
     (re.compile(pattern), text)
@@ -51,6 +59,6 @@ def to_python_error(error: LauncherError) -> LauncherError:
     """The same error with a message in the terms of Python; a message of the user's code is not changed."""
     if type(error) is ConfigError:
         return CallError(map(to_python_problem, error.problems)).with_traceback(error.__traceback__)
-    if isinstance(error, UsageError | OutOfMemoryError) and error.args:
+    if isinstance(error, UsageError | LateUsageError | OutOfMemoryError) and error.args:
         error.args = (to_python_terms(str(error)), *error.args[1:])
     return error
