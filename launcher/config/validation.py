@@ -42,7 +42,7 @@ def find_problems(values: Mapping[str, Any], command: CommandKeys = NO_COMMAND) 
     problems: list[Problem] = []
     groups = {path.rpartition(".")[0] for path in leaves} - {""}
     for path, value in flatten(values, groups.__contains__).items():
-        if path in groups and (value is None or value == {}):
+        if path in groups and (value is None or (isinstance(value, dict) and not value)):
             continue
         info = leaves.get(path)
         if info is None:
@@ -135,7 +135,7 @@ def _is_plainly(hint: Any, value: Any) -> bool:
     if origin in (types.UnionType, typing.Union):
         return any(_is_plainly(part, value) for part in typing.get_args(hint))
     if origin is Literal:
-        return any(value == each and type(value) is type(each) for each in typing.get_args(hint))
+        return any(type(value) is type(each) and value == each for each in typing.get_args(hint))
     if origin is dict and type(value) is dict:
         key_hint, value_hint = typing.get_args(hint)
         return all(_is_plainly(key_hint, key) and _is_plainly(value_hint, each) for key, each in value.items())
@@ -205,5 +205,6 @@ def _describe(hint: Any) -> str:
         names = list(dict.fromkeys(_describe(part) for part in typing.get_args(hint)))
         return ", ".join(names[:-1]) + f" or {names[-1]}" if len(names) > 1 else names[0]
     if origin is Literal:
-        return "one of " + ", ".join(map(str, typing.get_args(hint)))
+        names = [str(each) for each in typing.get_args(hint)]
+        return f"one of {', '.join(names)}" if len(names) > 1 else names[0]
     return _TYPE_NAMES.get(origin or hint, str(hint))

@@ -38,6 +38,16 @@ _TERMS = tuple(
         (r"(?<![\w./])runs_dir\b", "output_dir"),
     )
 )
+# Names of types in what is expected.
+_TYPES = tuple(
+    (re.compile(pattern), text)
+    for pattern, text in (
+        (r"\btrue or false\b", "True or False"),
+        (r"\bnull\b", "None"),
+        (r"\ba mapping\b", "a dict"),
+        (r"\btext\b", "a str"),
+    )
+)
 # Keys of the config with another name in Python.
 _NAMES = {"runs_dir": "output_dir", "resume": "resume_from_checkpoint", "accelerator": "use_gpu"}
 
@@ -52,7 +62,10 @@ def to_python_terms(text: str) -> str:
 def to_python_problem(problem: Problem) -> Problem:
     """A problem of a config's key as one of an argument."""
     path = _NAMES.get(problem.path, problem.path.removeprefix("trainer."))
-    return Problem(path, to_python_terms(problem.message))
+    given, separator, expected = problem.message.rpartition("; expected ")
+    for pattern, replacement in _TYPES if separator else ():
+        expected = pattern.sub(replacement, expected)
+    return Problem(path, to_python_terms(f"{given}{separator}{expected}"))
 
 
 def to_python_error(error: LauncherError) -> LauncherError:

@@ -97,8 +97,8 @@ def test_a_value_in_place_of_a_group_is_reported(group: str) -> None:
     [
         ("seed", "many", "a whole number"),
         ("seed", 1.5, "a whole number"),
-        ("devices", True, "a whole number or one of auto"),
-        ("devices", "two", "a whole number or one of auto"),
+        ("devices", True, "a whole number or auto"),
+        ("devices", "two", "a whole number or auto"),
         ("accelerator", "tpu", "one of auto, cpu, gpu, cuda, mps"),
         ("global_batch_size", "big", "a whole number or null"),
         ("precision_fallback", "maybe", "true or false"),
