@@ -99,7 +99,8 @@ def _raise_failure(attempt: AttemptProcesses) -> None:
         checkpoint = str(saved) if saved is not None and saved.exists() else None
         raise Interrupted(signal.SIGINT, checkpoint=checkpoint, step=error.step).for_script()
     if error is not None and error.explained:
-        raise UsageError(error.message) if error.repeats else TrainingError(error.message)
+        is_before_training = error.repeats and error.step <= 0
+        raise UsageError(error.message) if is_before_training else TrainingError(error.message)
     report = describe_failure(first, outcomes)
     raise TrainingError(report, rank=first.rank, report=report)
 

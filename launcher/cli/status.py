@@ -29,7 +29,7 @@ _Status = TypeVar("_Status", "RunStatus", "MemberStatus")
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the command's options."""
     parser = new_parser("status")
-    parser.add_argument("run", nargs="?", metavar="RUN", help="name of one run or sweep (default: all runs)")
+    parser.add_argument("run", nargs="?", metavar="RUN", help="name or path of one run or sweep (default: all runs)")
     parser.add_argument("--watch", action="store_true", help="repeat every few seconds, until Ctrl-C or the end")
     parser.add_argument("--json", action="store_true", help="for programs")
     add_runs_dir(parser)
@@ -40,20 +40,21 @@ def run(arguments: Sequence[str]) -> int:
     """Print the state of all runs, of one run, or of a sweep; returns the exit code."""
     options = build_parser().parse_args(arguments)
     from launcher.jobs.status import read_run_status, read_run_statuses
-    from launcher.runs.lookup import find_run_named, find_runs
+    from launcher.runs.lookup import find_run_named, find_runs, locate_run
     from launcher.runs.sweep_record import find_sweep
 
     runs_dir = Path(options.runs_dir)
     if options.run is None:
         _show(options, lambda: read_run_statuses(find_runs(runs_dir)), _print_runs)
         return 0
-    sweep = find_sweep(runs_dir, options.run)
+    runs_dir, name = locate_run(runs_dir, options.run)
+    sweep = find_sweep(runs_dir, name)
     if sweep is not None:
         from launcher.jobs.sweep_status import read_sweep_status
 
         _show(options, lambda: read_sweep_status(sweep), _print_members)
         return 0
-    path = find_run_named(runs_dir, options.run)
+    path = find_run_named(runs_dir, name)
     _show(options, lambda: [read_run_status(path)], _print_one, is_one=True)
     return 0
 

@@ -76,7 +76,8 @@ class RunCheckpoint(CheckpointAfterBatch):
         if self.monitor is not None and self.save_top_k and self.monitor not in monitor_candidates and has_validated:
             logged = [name for name in monitor_candidates if name not in ("epoch", "step")]
             message = describe_unknown_monitor(self.monitor, logged)
-            # The same on all ranks: it is reported once, without their tracebacks.
+            # All ranks raise it, so all of them save; what was trained is not lost.
+            self._save_last_checkpoint(trainer, monitor_candidates)
             raise ConfigError([Problem("checkpoint.monitor", message)])
         super()._save_topk_checkpoint(trainer, monitor_candidates)
 
