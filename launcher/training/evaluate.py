@@ -98,7 +98,7 @@ def evaluate(
         with (
             process_group(store, topology, group),
             # The callbacks of the training are not needed here.
-            quiet_lightning(*EVALUATION_WARNINGS),
+            quiet_lightning(*EVALUATION_WARNINGS, notice=output.notice if output.is_rank_zero else None),
             error_boundary(ctx, explain_error),
         ):
             return _evaluate(ctx, command)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -71,7 +72,7 @@ def train(ctx: RunContext) -> FitResult:
     with _signal_listener(ctx, stop) as listener, wandb_session(ctx, values) as wandb_logger:
         try:
             interrupted = interrupt_boundary(ctx, listener)
-            with error_boundary(ctx, record_failure), quiet_lightning(), announced, interrupted:
+            with error_boundary(ctx, record_failure), _quiet_lightning(ctx), announced, interrupted:
                 trainer, end = _fit(ctx, stop, listener, wandb_logger)
         except Interrupted as interruption:
             interruption.run = str(ctx.run.path)
@@ -97,6 +98,10 @@ def train(ctx: RunContext) -> FitResult:
         interruption.run = str(ctx.run.path)
         raise interruption
     return result
+
+
+def _quiet_lightning(ctx: RunContext) -> contextlib.AbstractContextManager[None]:
+    return quiet_lightning(notice=ctx.output.notice if ctx.output.is_rank_zero else None)
 
 
 def _fit(
