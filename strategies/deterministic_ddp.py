@@ -8,6 +8,7 @@ parameters without a gradient: torch's DDP would use one rank's gradients in tha
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -23,6 +24,15 @@ from strategies.unused_parameters import UnusedParametersError
 
 # Functions that build a graph inside their backward pass, which cannot be inspected before.
 _OPAQUE = ("Checkpoint", "Revers", "Invert")
+
+
+class _Call(torch.autograd.Function):
+    """Calls a function with one argument."""
+
+    @staticmethod
+    @override
+    def forward(ctx: Any, call: Callable[[Any], Any], argument: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        call(argument)
 
 
 class DeterministicDistributedDataParallel(DistributedDataParallel):
@@ -73,6 +83,20 @@ class DeterministicDistributedDataParallel(DistributedDataParallel):
         """Search for parameters without a gradient from this backward pass on. All ranks call it before an exchange."""
         self.find_unused_parameters = True
         self._rebuild_reducer(loss)
+        self._use_up_warning()
+        self.reducer.prepare_for_backward([loss])
+
+    def _use_up_warning(self) -> None:
+        """Let torch give its warning that no parameter is unused now, unseen: it gives it once in a process.
+
+        It advises to turn the search off, which this step needs; the steps of a GAN and others need it in turns.
+        """
+        terms = [p.sum() for p in self.reduced_parameters().values() if p.requires_grad]
+        if terms:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                # Inside a function of autograd, torch's C++ code warns through Python.
+                _Call.apply(self.reducer.prepare_for_backward, terms)
 
     def _rebuild_reducer(self, loss: Tensor) -> None:
         """Build a new reducer, between a forward pass and its backward pass."""
