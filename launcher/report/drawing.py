@@ -43,6 +43,8 @@ _SETTINGS = {
 _WIDTH, _NARROW, _SMALL = 10.0, 5.0, 4.4
 # Room on the left for the labels of the axis, at least.
 _LEFT, _RIGHT = 1.0, 0.15
+# Numbers up to this many digits have no exponent in the labels.
+_PLAIN_DIGITS = 6
 # From the left edge to the labels of the ticks, with a label of the axis, and from them to the axis.
 _AXIS_LABEL, _TICK = 0.25, 0.12
 
@@ -160,7 +162,9 @@ class _NumberFormatter(Formatter):
         labels = [self(value) for value in values]
         error = 0.01 * min(np.diff(np.sort(values)), default=0.0)
         for digits in range(1, 16):
-            labels = [f"{value if abs(value) > error else 0:.{digits}g}" for value in values]
+            # Rounded first: with few digits, `g` writes 150 as 1.5e+02.
+            rounded = [float(f"{value if abs(value) > error else 0:.{digits}g}") for value in values]
+            labels = [f"{value:.{max(digits, _PLAIN_DIGITS)}g}" for value in rounded]
             if all(abs(float(label) - value) <= error for label, value in zip(labels, values, strict=True)):
                 break
         return labels

@@ -6,12 +6,16 @@ import re
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.ticker import MaxNLocator
 
-from launcher.report.drawing import Plot
+from launcher.report.drawing import Plot, _NumberFormatter
 from launcher.report.plots import Curve, CurveAxes, draw_curves
 from launcher.report.series import Line
 
-RANGES = [(0.00099, 0.001), (0.00099999, 0.001), (1e-5, 2e-5), (0, 1), (1e-7, 1e-7), (1234567.5, 1234567.9), (-3, 2.5)]
+RANGES = [(0.00099, 0.001), (0.00099999, 0.001), (1e-5, 2e-5), (0, 1), (1e-7, 1e-7), (1234567.5, 1234567.9), (-3, 2.5),
+          (0, 164), (0, 99999), (900, 1100)]  # fmt: skip
 
 
 def _draw(low: float, high: float, *, is_small: bool) -> Plot:
@@ -42,3 +46,12 @@ def test_labels_on_the_left_are_complete_and_beside_the_label_of_the_axis(
         assert start >= (0 if is_small else 0.2 * 72)
         texts = set(re.findall(r"<text[^>]*>([^<]*)</text>", svg)) - {"optimizer step", "learning rate"}
         assert all(re.fullmatch(r"-?[0-9.]+(e[-+][0-9]+)?", text) for text in texts), "no offset above the axis"
+
+
+@given(st.floats(1, 9e5), st.floats(0.01, 1))
+def test_labels_of_usual_numbers_have_no_exponent(high: float, share: float) -> None:
+    ticks = MaxNLocator().tick_values(high * (1 - share), high)
+    labels = _NumberFormatter().format_ticks(ticks)
+    assert not any("e" in label for label in labels if 1e-4 <= abs(float(label)) < 1e6), labels
+    assert len(set(labels)) == len(labels)
+    assert [float(label) for label in labels] == pytest.approx(list(ticks), abs=0.02 * (ticks[1] - ticks[0]))
