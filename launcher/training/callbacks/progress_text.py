@@ -11,6 +11,8 @@ _RECENT = 50
 # Characters of the longest number in `.4g`, without a minus sign; texts below it do not move when a value changes.
 _VALUE_WIDTH = 9
 _NARROWEST_BAR = 4
+# Characters of the metrics on one line of a file, and of one name there.
+_LINE_WIDTH, _LONGEST_NAME = 160, 60
 
 
 class SpeedMeter:
@@ -133,9 +135,13 @@ def order_metrics(
 
 
 def format_metrics(metrics: Mapping[str, float], hidden: int = 0) -> str:
-    """All metrics on one line."""
-    items = [f"{name} {value:.4g}" for name, value in metrics.items()]
-    return "  ".join([*items, *([f"and {hidden} more"] if hidden else [])])
+    """The metrics that fit one line of a file, at least one; long names are shortened. The run's events have all."""
+    items = [f"{_shorten_name(name, _LONGEST_NAME)} {value:.4g}" for name, value in metrics.items()]
+    count = len(items)
+    while count > 1 and len("  ".join(items[:count])) > _LINE_WIDTH:
+        count -= 1
+    hidden += len(items) - count
+    return "  ".join([*items[:count], *([f"and {hidden} more"] if hidden else [])])
 
 
 def wrap_metrics(metrics: Mapping[str, float], width: int, lines: int) -> list[str]:
@@ -155,7 +161,11 @@ def wrap_metrics(metrics: Mapping[str, float], width: int, lines: int) -> list[s
 def _item(name: str, value: float, width: int) -> str:
     text = f"{value:.4g}".ljust(_VALUE_WIDTH)
     room = width - len(text) - 1
-    return f"{name if len(name) <= room else name[: max(room - 1, 0)] + '…'} {text}"
+    return f"{_shorten_name(name, room)} {text}"
+
+
+def _shorten_name(name: str, most: int) -> str:
+    return name if len(name) <= most else f"{name[: max(most - 1, 0)]}…"
 
 
 def wrap_items(items: Sequence[str], width: int) -> list[str]:

@@ -132,6 +132,15 @@ def test_metrics_of_the_bar_are_first_and_the_rest_follows_as_logged() -> None:
     assert format_metrics({"a": 1.23456, "b": math.nan}, 2) == "a 1.235  b nan  and 2 more"
 
 
+@given(st.lists(st.text("abc_/", min_size=1, max_size=200), unique=True, max_size=80), st.integers(0, 9))
+def test_metrics_on_a_line_of_a_file_are_bounded_and_counted(names: list[str], hidden: int) -> None:
+    line = format_metrics(dict.fromkeys(names, -1.234e-30), hidden)
+    assert len(line) <= 160 + len("  and 89 more")
+    shown = line.count(" -1.234e-30")
+    assert bool(shown) == bool(names)
+    assert line.endswith(f"and {hidden + len(names) - shown} more") or hidden + len(names) == shown
+
+
 @pytest.mark.parametrize(("width", "lines"), list(itertools.product([1, 10, 24, 40, 80, 200], [1, 2, 4, 6])))
 def test_metrics_never_exceed_the_screen_and_are_never_divided(width: int, lines: int) -> None:
     metrics = dict(zip(NAMES, (0.123456, -1.5e-9, math.inf, 12345678.0, 3.0, 1e-5), strict=True))
