@@ -18,6 +18,8 @@ from launcher.training.callbacks.progress_text import wrap_items
 from launcher.training.result import FitResult
 
 _INDENT = 12
+# Columns of the metrics in a file or a pipe, which has no width.
+_WIDEST = 120
 
 
 def print_summary(result: FitResult, console: Console | None = None) -> None:
@@ -32,7 +34,9 @@ def print_summary(result: FitResult, console: Console | None = None) -> None:
             console.print(Text.assemble((label, "bold"), line), soft_wrap=True)
 
     add("steps", str(result.steps))
-    add("metrics", *_metric_lines(result.metrics, console.width - _INDENT))
+    add("metrics", *_metric_lines(result.metrics, min(console.width, _WIDEST) - _INDENT))
+    if result.problem is not None:
+        add("problem", result.problem)
     add("run", shorten(result.run))
     add("checkpoint", shorten(result.checkpoint) if result.checkpoint else "none")
     if result.best is not None and result.monitor is not None:

@@ -109,6 +109,7 @@ EVENT_KINDS: Mapping[str, EventKind] = MappingProxyType({
         "reason": "`max_epochs`, `max_steps`, `max_time`, `early_stopping`, `should_stop`, or `nothing_to_train` for a "
                   "resumed run that was complete; null otherwise",
         "message": "a sentence about the reason; null if none is needed",
+        "problem": "what was wrong with the training to its end, as a loss that is not finite; null if nothing was",
     }),
     "interrupted": EventKind("A signal stopped the run.", {
         "signal": "number of the signal",

@@ -172,7 +172,8 @@ class EndingReader:
         }
         if reason == "max_epochs" and type(epochs) is not int:
             text = "all epochs done"
-        return Ending("done", reason or "finished", _one_line(text.format_map(values)), advice, bool(advice))
+        text = "; ".join(filter(None, (text.format_map(values), as_text(event.get("problem")))))
+        return Ending("done", reason or "finished", _one_line(text), advice, bool(advice))
 
     def _describe_stop(self, event: Event) -> Ending:
         number = event.get("signal")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +25,11 @@ AlertKind = Literal[
 ]
 # Alerts about a loss scale that has reached its end.
 _COLLAPSED: tuple[AlertKind, ...] = ("scale_not_finite", "scale_underflow", "scale_at_floor")
+# Words in the names of losses that are not the training's own; the best one so far may start as infinite.
+_OTHER_LOSSES = frozenset(("val", "valid", "validation", "eval", "test", "best", "min", "max", "lowest"))
+LOSS_NOT_FINITE: AlertKind = "loss_not_finite"
+LOSS_TITLE = "the loss is not finite"
+LOSS_ADVICE = "check the batch, the learning rate and the precision"
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,8 +246,17 @@ def _loss_alert(ranks: Sequence[RankSample]) -> list[Alert]:
     broken = tuple(s.rank for s in ranks if s.loss_not_finite)
     if not broken:
         return []
-    text = f"{format_ranks(broken)}: check the batch, the learning rate and the precision"
-    return [Alert("loss_not_finite", "the loss is not finite", text, broken)]
+    return [Alert(LOSS_NOT_FINITE, LOSS_TITLE, f"{format_ranks(broken)}: {LOSS_ADVICE}", broken)]
+
+
+def find_broken_losses(metrics: Mapping[str, float]) -> list[str]:
+    """Names of logged training losses that are infinite or NaN. Names tell what a metric is: 'train_loss', 'g/loss'."""
+    return [name for name, value in metrics.items() if not math.isfinite(value) and _is_training_loss(name)]
+
+
+def _is_training_loss(name: str) -> bool:
+    words = set(re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()))
+    return "loss" in words and not words & _OTHER_LOSSES
 
 
 def find_slow_rank(ranks: Sequence[RankSample], limits: Limits) -> Alert | None:

@@ -21,6 +21,7 @@ from launcher.monitoring.trainer_facts import (
     is_rank_zero,
     logger_step,
     loss_not_finite,
+    loss_of,
     peak_memory,
     steps_done,
 )
@@ -86,6 +87,7 @@ class LossScaleMonitor(Callback):
         self._raised: frozenset[str] = frozenset()
         self._passed_step = -1
         self._sampled_step = -1
+        self._loss: Any = None
         self._is_scale_error_reported = False
 
     # Hooks that Lightning calls.
@@ -102,6 +104,7 @@ class LossScaleMonitor(Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Start counting."""
         self._passed_step = self._sampled_step = steps_done(trainer)
+        self._loss = None
         self._health = Health(steps_done(trainer))
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, *_: Any) -> None:
@@ -117,17 +120,18 @@ class LossScaleMonitor(Callback):
     ) -> None:
         """At the interval: report the last sample, and send the next."""
         self._clock.batch_ends()
+        self._loss = loss_of(outputs)
         step, passed = steps_done(trainer), self._passed_step
         self._passed_step = step
         interval = self._interval(trainer)
         # Manual optimization may move by several steps at once.
         if step // interval > max(passed, 0) // interval:
-            self._sample(trainer, outputs, logger_step(trainer, is_epoch_end=False))
+            self._sample(trainer, logger_step(trainer, is_epoch_end=False))
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Sample the end of each epoch, independent of the interval."""
         if steps_done(trainer) != self._sampled_step:
-            self._sample(trainer, None, logger_step(trainer, is_epoch_end=True))
+            self._sample(trainer, logger_step(trainer, is_epoch_end=True))
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Leave the validation out of the step time."""
@@ -197,7 +201,7 @@ class LossScaleMonitor(Callback):
         interval = self.every_n_steps or attribute(trainer, "log_every_n_steps")
         return interval if isinstance(interval, int) and interval > 0 else _DEFAULT_INTERVAL
 
-    def _sample(self, trainer: Any, outputs: Any, batch: int) -> None:
+    def _sample(self, trainer: Any, batch: int) -> None:
         if not self._is_active(trainer):
             return
         step = steps_done(trainer)
@@ -207,7 +211,7 @@ class LossScaleMonitor(Callback):
         self._sampled_step = step
         values: dict[str, float | Tensor] = {
             "has_scale": 0.0,
-            "loss_not_finite": loss_not_finite(outputs),
+            "loss_not_finite": loss_not_finite(self._loss),
             "step_seconds": times.step,
             "data_seconds": times.data,
             "own_seconds": times.own,

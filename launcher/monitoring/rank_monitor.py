@@ -12,7 +12,15 @@ from launcher.core.output import RunOutput
 from launcher.loggers.base import LogStep, Tracker
 from launcher.monitoring.amp_callback import TrackedMonitor
 from launcher.monitoring.gather import Gathered
-from launcher.monitoring.health import Alert, Limits, find_slow_rank
+from launcher.monitoring.health import (
+    LOSS_ADVICE,
+    LOSS_NOT_FINITE,
+    LOSS_TITLE,
+    Alert,
+    Limits,
+    find_broken_losses,
+    find_slow_rank,
+)
 from launcher.monitoring.samples import RankSample
 from launcher.monitoring.trainer_facts import is_rank_zero, logger_step, steps_done
 
@@ -51,6 +59,25 @@ class RankMonitor(TrackedMonitor):
         self._means = MeanSamples()
         # The means leave out the first samples, which include the warm-up.
         self._seen_step: int | None = None
+        self._is_logged_loss_broken = False
+        self._loss_alert_step = 0
+
+    @property
+    def problem(self) -> str | None:
+        """On rank zero: what was wrong with the training to its end; None if nothing was."""
+        if self._is_logged_loss_broken or LOSS_NOT_FINITE in self._raised:
+            return f"the training loss is not finite (alert at step {self._loss_alert_step})"
+        return None
+
+    def check_logged(self, metrics: Mapping[str, float], step: int) -> None:
+        """Raise an alert for a logged training loss that is not finite: manual optimization returns no loss."""
+        broken = find_broken_losses(metrics)
+        if broken and not self._is_logged_loss_broken and LOSS_NOT_FINITE not in self._raised:
+            # The sample of this step, which may show it too, arrives later.
+            self._raised |= {LOSS_NOT_FINITE}
+            values = ", ".join(f"{name} is {metrics[name]}" for name in broken[:3])
+            self.alert(Alert(LOSS_NOT_FINITE, LOSS_TITLE, f"{values}: {LOSS_ADVICE}", (0,)), step)
+        self._is_logged_loss_broken = bool(broken)
 
     @override
     def observe(self, gathered: Gathered) -> None:
@@ -103,6 +130,8 @@ class RankMonitor(TrackedMonitor):
             self._summarize(self._result(trainer))
 
     def _report_alert(self, alert: Alert, step: int) -> None:
+        if alert.kind == LOSS_NOT_FINITE:
+            self._loss_alert_step = step
         self._events.write("alert", alert=alert.kind, step=step, ranks=list(alert.ranks), title=alert.title,
                            text=alert.text)  # fmt: skip
         self._console.print(

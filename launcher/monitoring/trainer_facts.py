@@ -41,12 +41,15 @@ def is_rank_zero(trainer: Any) -> bool:
     return bool(zero) if isinstance(zero, bool) else not attribute(trainer, "global_rank")
 
 
-def loss_not_finite(outputs: Any) -> float | Tensor:
-    """Whether the step's loss is infinite or NaN; stays on the loss's device."""
+def loss_of(outputs: Any) -> Tensor | None:
+    """The loss that a step returned, without its graph; None if it returned none, as with manual optimization."""
     loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-    if not isinstance(loss, Tensor) or not loss.is_floating_point():
-        return 0.0
-    return ~torch.isfinite(loss.detach()).all()
+    return loss.detach() if isinstance(loss, Tensor) and loss.is_floating_point() else None
+
+
+def loss_not_finite(loss: Tensor | None) -> float | Tensor:
+    """Whether a step's loss is infinite or NaN; stays on the loss's device."""
+    return 0.0 if loss is None else ~torch.isfinite(loss).all()
 
 
 def peak_memory() -> int:

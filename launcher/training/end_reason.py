@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 
+from launcher.monitoring.rank_monitor import RankMonitor
+
 
 @dataclass(frozen=True, slots=True)
 class EndReason:
@@ -14,6 +16,12 @@ class EndReason:
 
     name: str | None
     message: str | None = None
+
+
+def find_problem(trainer: pl.Trainer) -> str | None:
+    """What was wrong with a training to its end, as the run's monitor has seen it on rank zero."""
+    callbacks: list[pl.Callback] = vars(trainer)["callbacks"]
+    return next((each.problem for each in callbacks if isinstance(each, RankMonitor)), None)
 
 
 def find_end_reason(trainer: pl.Trainer, *, trained_batches: int, resumed: bool) -> EndReason:

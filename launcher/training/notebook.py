@@ -41,6 +41,7 @@ def _save(result: FitResult, given: UserObjects, path: Path) -> None:
         "steps": result.steps,
         "checkpoint": result.checkpoint,
         "best": result.best,
+        "problem": result.problem,
         "callback_metrics": {name: value.cpu() for name, value in trainer.callback_metrics.items()},
         "loops": loops,
         # A sharded module has only this rank's part; the checkpoint has all of it.
@@ -68,7 +69,7 @@ def read_result(config: RunConfig, given: UserObjects, count: int, folder: Path)
         given.model.load_state_dict(weights, strict=False)
     plan = Plan.from_dict(values["plan"])
     trainer = _kernel_trainer(config, plan, given, count, values)
-    fields = {name: values[name] for name in ("run", "metrics", "steps", "checkpoint", "best")}
+    fields = {name: values[name] for name in ("run", "metrics", "steps", "checkpoint", "best", "problem")}
     return FitResult(plan=plan, trainer=trainer, **fields)
 
 

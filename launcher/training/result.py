@@ -23,6 +23,7 @@ class FitResult:
             otherwise the last one; a URL if it was saved to one; None if none was written.
         trainer: Lightning's Trainer after the fit.
         monitor: the metric that `best` was chosen by, None if it is the last one.
+        problem: what was wrong with the training to its end, as a loss that is not finite; None if nothing was.
     """
 
     run: Path
@@ -33,3 +34,4 @@ class FitResult:
     best: Path | str | None = None
     trainer: Any = None
     monitor: str | None = None
+    problem: str | None = None

@@ -32,7 +32,7 @@ from launcher.training.callbacks.run_callbacks import RunParts, run_callbacks
 from launcher.training.callbacks.run_checkpoint import find_best_checkpoint
 from launcher.training.context import RunContext
 from launcher.training.data.order import DataOrder, DataSplit
-from launcher.training.end_reason import EndReason, find_end_reason
+from launcher.training.end_reason import EndReason, find_end_reason, find_problem
 from launcher.training.failures import (
     error_boundary,
     interrupt_boundary,
@@ -89,7 +89,7 @@ def train(ctx: RunContext) -> FitResult:
     if ctx.topology.rank == 0:
         ctx.output.events.write("finished", step=result.steps, metrics=dict(result.metrics),
                                 checkpoint=result.checkpoint, epoch=trainer.current_epoch, reason=end.name,
-                                message=end.message)  # fmt: skip
+                                message=end.message, problem=result.problem)  # fmt: skip
     if ctx.stays_open and listener.first is not None:
         # The signal came when the training had ended: the script must stop before it starts another training.
         saved = None if result.checkpoint is None else str(result.checkpoint)
@@ -190,7 +190,8 @@ def _result(ctx: RunContext, trainer: pl.Trainer) -> FitResult:
     metrics = as_numbers(trainer.callback_metrics)
     last = find_last_checkpoint(ctx.run.checkpoints)
     best, monitor = find_best_checkpoint(trainer)
-    return FitResult(ctx.run.path, ctx.plan, metrics, trainer.global_step, last, best or last, trainer, monitor)
+    return FitResult(ctx.run.path, ctx.plan, metrics, trainer.global_step, last, best or last, trainer, monitor,
+                     find_problem(trainer))  # fmt: skip
 
 
 def _print_on_rank_zero(text: str, topology: Topology) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,11 +17,15 @@ _RATES_IN_EVENT = 8
 
 
 class EventWriter(pl.Callback):
-    """Writes rank zero's events: steps at the logging interval, validations, checkpoints."""
+    """Writes rank zero's events: steps at the logging interval, validations, checkpoints.
+
+    `check_metrics`, if it is set, receives the metrics of steps and epochs, which are read for the events anyway.
+    """
 
     def __init__(self, events: EventLog) -> None:
         self._events = events
         self.batches = 0  # trained by this process
+        self.check_metrics: Callable[[Mapping[str, float], int], None] | None = None
         self._step = -1
         self._since: tuple[float, int] | None = None
 
@@ -40,6 +45,11 @@ class EventWriter(pl.Callback):
         if trainer.is_global_zero and trainer.logged_metrics:
             metrics = as_numbers(trainer.logged_metrics)
             self._events.write("epoch", step=trainer.global_step, epoch=epoch, metrics=metrics)
+            self._check(metrics, trainer.global_step)
+
+    def _check(self, metrics: Mapping[str, float], step: int) -> None:
+        if self.check_metrics is not None:
+            self.check_metrics(metrics, step)
 
     @override
     def on_train_batch_end(
@@ -59,9 +69,10 @@ class EventWriter(pl.Callback):
             before, before_step = self._since
             self._since = (now, step)
             seconds = (now - before) / max(step - before_step, 1)
+            metrics = as_numbers(trainer.logged_metrics)
             self._events.write("step", step=step, epoch=trainer.current_epoch, seconds_per_step=seconds,
-                               metrics=as_numbers(trainer.logged_metrics),
-                               learning_rate=learning_rates(trainer))  # fmt: skip
+                               metrics=metrics, learning_rate=learning_rates(trainer))  # fmt: skip
+            self._check(metrics, step)
 
     @override
     def on_save_checkpoint(

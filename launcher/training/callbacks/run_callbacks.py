@@ -60,6 +60,7 @@ def run_callbacks(ctx: RunContext, parts: RunParts, event_writer: EventWriter) -
     wandb = parts.wandb
     trackers = [] if is_trial else make_trackers(parts.loggers, wandb, notice)
     monitor = RankMonitor(config.watch, ctx.plan.precision, ctx.output, trackers, _final_summary)
+    event_writer.check_metrics = monitor.check_logged
     tuned = TunedValues(parts.objects.callbacks, resumes=ctx.run.resume_from is not None, notice=notice)
     return [
         *tuned.kept,

@@ -53,9 +53,17 @@ def test_no_metric_is_divided_and_no_command_has_a_line_break(tmp_path: Path, wi
     places = [next(i for i, line in enumerate(lines) if line.startswith(each)) for each in ("metrics", "run ")]
     shown = [item for line in lines[slice(*places)] for item in line[12:].split("  ")]
     assert shown == ([f"{name} 0.1235" for name in metrics] or ["none logged"])
-    assert all(len(line) <= max(width, 12 + 53) for line in lines[slice(*places)])
+    assert all(len(line) <= max(min(width, 120), 12 + 53) for line in lines[slice(*places)])
     (last,) = [line for line in lines if line.startswith("continue")]
     assert last[12:] == (f"python -m launcher fit --config '{run}/config.yaml' --resume auto --trainer.max_epochs N")
+
+
+def test_the_problem_of_a_training_is_in_its_summary(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    none: Any = None  # the plan is not used
+    print_summary(FitResult(tmp_path, none, {}, 3, None, problem="the loss is not finite"), Console(file=stream))
+    assert "\nproblem     the loss is not finite\n" in stream.getvalue()
+    assert "\nproblem" not in print_to_text(tmp_path)
 
 
 @pytest.mark.parametrize(("max_steps", "limit"), [(3, "max_steps"), (4, "max_epochs"), (-1, "max_epochs")])

@@ -32,6 +32,8 @@ def event(kind: str, rank: int = 0, **fields: Any) -> dict[str, Any]:
 ENDINGS: list[tuple[list[dict[str, Any]], str, str, str, str]] = [
     ([event("finished", step=50, reason="max_epochs", epoch=2)], "done", "max_epochs", "all 2 epochs done", ""),
     ([event("finished", step=50, reason="max_steps")], "done", "max_steps", "all 50 steps done", ""),
+    ([event("finished", step=50, reason="max_steps", problem="the training loss is not finite (alert at step 9)")],
+     "done", "max_steps", "all 50 steps done; the training loss is not finite (alert at step 9)", ""),
     ([event("finished", step=50)], "done", "finished", "done after 50 steps", ""),
     ([event("finished", step=50, reason="max_time")], "done", "max_time", "trainer.max_time is over, after 50 steps",
      "a larger trainer.max_time goes on"),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.monitoring.health import Alert, Health, Limits, judge
+from launcher.monitoring.health import Alert, Health, Limits, find_broken_losses, judge
 from launcher.monitoring.samples import RankSample
 
 LIMITS = Limits(floor=1.0, floor_steps=10, slow_factor=1.5, slow_share=0.1, slow_steps=20)
@@ -247,3 +247,16 @@ def test_the_order_of_samples_does_not_matter(drawn: list[RankSample], chance: r
     assert ("amp/loss_scale" in health.metrics) == (samples[0].scale is not None)
     assert all(0 <= rank < len(samples) for alert in health.alerts for rank in alert.ranks)
     assert len(set(kinds(health))) == len(kinds(health))
+
+
+@pytest.mark.parametrize(
+    ("name", "is_training_loss"),
+    [
+        *((name, True) for name in ("loss", "train_loss", "loss_epoch", "train/loss", "g_loss", "trainLoss", "Loss-D")),
+        *((name, False) for name in ("val_loss", "valLoss", "test/loss", "best_loss", "acc", "lossy", "perplexity")),
+    ],
+)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 0.5])
+def test_logged_training_losses_that_are_not_finite_are_found(name: str, is_training_loss: bool, value: float) -> None:
+    found = find_broken_losses({name: value, "other": math.nan})
+    assert found == ([name] if is_training_loss and not math.isfinite(value) else [])

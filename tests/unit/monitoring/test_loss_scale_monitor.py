@@ -154,6 +154,15 @@ def test_a_loss_that_is_not_finite_is_detected(outputs: Any, broken: bool) -> No
     assert monitor.samples[0].loss_not_finite is broken
 
 
+@pytest.mark.parametrize("steps", [1, 3, 7])
+def test_a_loss_that_is_not_finite_is_detected_at_the_end_of_an_epoch_shorter_than_the_interval(steps: int) -> None:
+    monitor, trainer = Rows("16", every_n_steps=50), plain_trainer()
+    for step in range(1, steps + 1):
+        batches(monitor, trainer, step, outputs=torch.tensor(math.nan))
+    monitor.on_train_epoch_end(trainer, None)
+    assert [sample.loss_not_finite for sample in monitor.samples] == [True]
+
+
 def test_the_memory_is_that_of_the_process_without_a_gpu() -> None:
     import resource
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import stat
 from pathlib import Path
 from types import SimpleNamespace
@@ -65,6 +66,23 @@ def test_with_a_users_plugin_the_trainers_precision_counts(tmp_path: Path) -> No
     assert watch.watches(SimpleNamespace(precision="16-mixed"))
     assert watch.watches(SimpleNamespace(precision="theirs")), "an unknown precision may scale the loss"
     assert not watch.watches(SimpleNamespace(precision="bf16-true"))
+
+
+def test_a_logged_training_loss_that_is_not_finite_is_one_alert_and_the_runs_problem(monitored: Monitored) -> None:
+    monitor = monitored.monitor
+    monitor.check_logged({"loss": 1.0, "grad_norm": math.inf, "val_loss": math.nan}, 8)
+    assert monitor.problem is None
+    for step in (16, 24):
+        monitor.check_logged({"train/loss": math.nan, "acc": 0.5}, step)
+    (alert,) = monitored.events("alert")
+    assert (alert["alert"], alert["step"], alert["ranks"]) == ("loss_not_finite", 16, [0])
+    assert "train/loss is nan" in alert["text"]
+    assert monitor.problem == "the training loss is not finite (alert at step 16)"
+    monitor.check_logged({"train/loss": 0.5}, 32)
+    monitor._raised = frozenset()  # as after a sample with a finite loss
+    assert monitor.problem is None
+    monitor.check_logged({"train/loss": math.inf}, 40)
+    assert [event["step"] for event in monitored.events("alert")] == [16, 40]
 
 
 def test_every_ranks_own_numbers_are_one_event(monitored: Monitored) -> None:
