@@ -7,11 +7,12 @@ import dataclasses
 import itertools
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from rich.console import Console
@@ -29,10 +30,12 @@ from launcher.loggers.selection import choose_loggers, list_own_loggers
 from launcher.loggers.wandb_run import QueuedWandbLogger
 from launcher.planning.plan import Plan, make_plan
 from launcher.process.titles import set_rank_title
+from launcher.runs.continuation import shorten
 from launcher.runs.directory import RunDirectory
 from launcher.training.callbacks.heartbeat import heartbeat_callbacks
 from launcher.training.context import RunContext
 from launcher.training.data.evaluation import share_evaluation_data
+from launcher.training.data.undivided import notify_undivided_data
 from launcher.training.decision import ask_rank_zero, gather_facts
 from launcher.training.evaluated_run import find_evaluated_run
 from launcher.training.failures import error_boundary, explain_error
@@ -138,9 +141,13 @@ def _check_step(model: pl.LightningModule, command: str) -> None:
 
 def _share_data(ctx: RunContext, objects: UserObjects, command: str) -> None:
     world_size = ctx.topology.world_size
+    # With `use_distributed_sampler: false`, the user wants all ranks to read all samples of a loader.
+    if world_size == 1 or not ctx.config.trainer.use_distributed_sampler:
+        return
+    owner = objects.model if objects.data is None else objects.data
+    notify_undivided_data(owner, _LOADERS[command], world_size, ctx.output.notice)
     # Lightning distributes predictions well.
-    if command != "predict" and world_size > 1 and ctx.config.trainer.use_distributed_sampler:
-        owner = objects.model if objects.data is None else objects.data
+    if command != "predict":
         share_evaluation_data(owner, _LOADERS[command], world_size, ctx.topology.rank)
 
 
@@ -152,7 +159,7 @@ def _evaluation_trainer(
     loggers = choose_loggers(own, wandb_logger, ctx.run, is_off=is_predict)
     callbacks = [*objects.callbacks, *heartbeat_callbacks(ctx.status)]
     if is_predict and not any(isinstance(each, BasePredictionWriter) for each in objects.callbacks):
-        callbacks.append(PredictionFiles(ctx.run.path / "predictions"))
+        callbacks.append(PredictionFiles(ctx.run.path / "predictions", ctx.output.console))
     return build_trainer(ctx, objects, callbacks, loggers)
 
 
@@ -185,11 +192,14 @@ def _print_metrics(command: str, metrics: Sequence[Mapping[str, float]], console
 
 
 class PredictionFiles(BasePredictionWriter):
-    """Writes a rank's predictions to a file of mode 0600, with the indices of the samples in each batch."""
+    """Writes a rank's predictions to a file of mode 0600, with the indices of the samples in each batch.
 
-    def __init__(self, folder: Path) -> None:
+    Rank zero prints the files and the number of predictions of all ranks.
+    """
+
+    def __init__(self, folder: Path, console: Console) -> None:
         super().__init__("epoch")
-        self._folder = folder
+        self._folder, self._console = folder, console
 
     @override
     def write_on_epoch_end(
@@ -203,6 +213,29 @@ class PredictionFiles(BasePredictionWriter):
             for file in itertools.takewhile(Path.exists, stale):
                 file.unlink()
         save_private({"predictions": predictions, "batch_indices": batch_indices}, path)
+        results = itertools.chain(*predictions) if trainer.predict_loop.num_dataloaders > 1 else predictions
+        counts = torch.tensor(count_predictions(results), device=trainer.strategy.root_device)
+        batches, samples, unknown = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
+        if trainer.is_global_zero:
+            text = describe_predictions(
+                batches, None if unknown else samples, shorten(self._folder), trainer.world_size
+            )
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def count_predictions(results: Iterable[Any]) -> tuple[int, int, int]:
+    """From the result of each batch, the number of batches, of samples, and of batches whose samples are unknown."""
+    sizes = [len(each) if isinstance(each, torch.Tensor) and each.ndim else None for each in results]
+    return len(sizes), sum(size or 0 for size in sizes), sizes.count(None)
+
+
+def describe_predictions(batches: int, samples: int | None, folder: str, world_size: int) -> str:
+    """As in 'predictions: 16 samples in 4 batches: runs/it/predictions/rank-0.pt and rank-1.pt'."""
+    count = f"{batches} batch{'' if batches == 1 else 'es'}"
+    if samples is not None:
+        count = f"{samples} sample{'' if samples == 1 else 's'} in {count}"
+    more = "" if world_size == 1 else f" {'and' if world_size == 2 else 'to'} rank-{world_size - 1}.pt"
+    return f"predictions: {count}: {folder}/rank-0.pt{more}"
 
 
 def _micro_batch_size(run: RunDirectory) -> int | None:

@@ -18,6 +18,7 @@ from torchdata.stateful_dataloader.sampler import RandomSampler as StatefulRando
 
 from launcher.core.errors import DataError
 from launcher.training.data.samplers import GlobalOrderSampler, PlaceableSampler, SequentialOrder, Sharding
+from launcher.training.data.undivided import describe_undivided, find_undivided
 from launcher.training.data.user_samplers import PlacedBatches, PlacedSampler
 from launcher.training.data.workers import keep_workers_at_ctrl_c, start_worker
 from strategies.batch import BatchSplit
@@ -179,6 +180,9 @@ class DataOrder:
         if isinstance(loader, _Stateful):
             # Lightning saves the state of rank 0 after prefetching.
             effect = "gives all ranks the loader state of rank 0, which may be a batch ahead"
+        ranks = self._sharding.world_size
+        if ranks > 1 and find_undivided(loader) is not None:
+            effect += f"; {describe_undivided(ranks)}"
         self.notify_once(f"the training loader is not changed ({reason}): a resume {effect}")
 
     def _notify_batch(self, owner: str, taken: int, has_several: bool) -> None:

@@ -9,10 +9,12 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from launcher.training.data.evaluation import SharedOnce, SharedSource, _can_share, share_evaluation_data
+from launcher.training.data.undivided import notify_undivided_data
 from launcher.training.data.workers import start_unplaced_worker
 
 
@@ -120,3 +122,21 @@ def test_the_workers_of_evaluation_loaders_ignore_ctrl_c() -> None:
     source.instance = [DataLoader(X, num_workers=1), DataLoader(Endless(), num_workers=1)]
     for made in source.dataloader():
         assert made.worker_init_fn.func is start_unplaced_worker
+
+
+@pytest.mark.parametrize("method", ["val_dataloader", "test_dataloader", "predict_dataloader"])
+@pytest.mark.parametrize(("loaders", "reason"), [
+    (DataLoader(X), None),
+    (None, None),
+    ([DataLoader(X), DataLoader(X, batch_sampler=[[0]])], None),
+    (DataLoader(Endless()), "the dataset Endless is iterable"),
+    ([DataLoader(X), DataLoader(Endless())], "the dataset Endless is iterable"),
+    (CombinedLoader([DataLoader(X), range(3)], "sequential"), "range is not a DataLoader"),
+])  # fmt: skip
+def test_loaders_that_each_rank_reads_completely_are_reported(loaders: Any, reason: str | None, method: str) -> None:
+    owner, notices = pl.LightningDataModule(), []  # type: ignore[var-annotated]
+    setattr(owner, method, lambda: loaders)
+    notify_undivided_data(owner, method, 2, notices.append)
+    assert getattr(owner, method)() is loaders
+    expected = f"{method}: {reason}: each of the 2 ranks reads all of it, unless it divides its samples by rank itself"
+    assert [text.startswith(expected) for text in notices] == ([] if reason is None else [True])

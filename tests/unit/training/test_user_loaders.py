@@ -174,6 +174,19 @@ def test_inexact_resume_gives_one_notice(make: Callable[[], Any], reported: str)
     assert reported in notice
 
 
+@pytest.mark.parametrize("distribute", [True, False])
+@pytest.mark.parametrize("world_size", [1, 3])
+@pytest.mark.parametrize("make", [lambda: DataLoader(Stream(), 4), lambda: [1], shuffled()])
+def test_a_loader_that_no_sampler_divides_is_reported_on_several_ranks(
+    make: Callable[[], Any], world_size: int, distribute: bool
+) -> None:
+    notices: list[str] = []
+    ordered(make, fixed=False, world_size=world_size, notices=notices, distribute=distribute)
+    is_repeated = world_size > 1 and distribute and not isinstance(getattr(make(), "dataset", None), range)
+    found = [text for text in notices if "each of the 3 ranks reads all of it, unless it divides" in text]
+    assert len(found) == is_repeated
+
+
 def test_each_rank_reads_all_samples_without_the_distributed_sampler() -> None:
     for rank in (0, 1):
         loader = ordered(shuffled(), fixed=False, world_size=2, rank=rank, distribute=False)
