@@ -19,7 +19,7 @@ from launcher.training.result import FitResult
 
 _INDENT = 12
 # Columns of the metrics in a file or a pipe, which has no width.
-_WIDEST = 120
+_WIDEST = 160
 
 
 def print_summary(result: FitResult, console: Console | None = None) -> None:

@@ -250,7 +250,7 @@ def _loss_alert(ranks: Sequence[RankSample]) -> list[Alert]:
 
 
 def find_broken_losses(metrics: Mapping[str, float]) -> list[str]:
-    """Names of logged training losses that are infinite or NaN. Names tell what a metric is: 'train_loss', 'g/loss'."""
+    """Names of logged training losses that are infinite or NaN. The name decides: 'train_loss', 'g/loss'."""
     return [name for name, value in metrics.items() if not math.isfinite(value) and _is_training_loss(name)]
 
 

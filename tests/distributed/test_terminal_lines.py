@@ -118,7 +118,8 @@ def test_lines_in_a_pipe_are_not_wrapped(tmp_path: Path) -> None:
     output = train_on(2, given, tmp_path, env, preloaded=DEEPSPEED).check().output
     lines = [line for line in output.splitlines() if line]
     assert foreign_lines(lines) == []
-    (metrics,) = (line for line in lines if line.startswith("metrics"))
-    assert "val_loss 0.25" in metrics
+    first, end = (next(n for n, line in enumerate(lines) if line.startswith(name)) for name in ("metrics ", "run "))
+    assert "val_loss 0.25" in " ".join(lines[first:end])
+    assert max(map(len, lines[first:end])) <= 160
     assert all(line == line.rstrip() for line in lines)
     assert sum(line.startswith("the user's print") for line in lines) == 1

@@ -53,7 +53,7 @@ def test_no_metric_is_divided_and_no_command_has_a_line_break(tmp_path: Path, wi
     places = [next(i for i, line in enumerate(lines) if line.startswith(each)) for each in ("metrics", "run ")]
     shown = [item for line in lines[slice(*places)] for item in line[12:].split("  ")]
     assert shown == ([f"{name} 0.1235" for name in metrics] or ["none logged"])
-    assert all(len(line) <= max(min(width, 120), 12 + 53) for line in lines[slice(*places)])
+    assert all(len(line) <= max(min(width, 160), 12 + 53) for line in lines[slice(*places)])
     (last,) = [line for line in lines if line.startswith("continue")]
     assert last[12:] == (f"python -m launcher fit --config '{run}/config.yaml' --resume auto --trainer.max_epochs N")
 
