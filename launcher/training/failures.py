@@ -6,7 +6,7 @@ import contextlib
 import re
 import signal
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from launcher.checkpoint.manifest import read_step
 from launcher.checkpoint.storage import explain_any_os_error
@@ -141,7 +141,7 @@ def _write_failed(ctx: RunContext, error: Exception) -> None:
     storage = error if isinstance(error, StorageError) else StorageError("", reason=_name_reason(error))
     text = str(error) if is_explained else _describe(ctx, error)
     ctx.output.events.write("failed", host=ctx.topology.host, error=text, reason=storage.reason,
-                            checkpoint=_find_checkpoint(ctx), folder=storage.folder,
+                            **_find_checkpoint(ctx), folder=storage.folder,
                             needed_bytes=storage.needed_bytes, free_bytes=storage.free_bytes)  # fmt: skip
 
 
@@ -205,9 +205,12 @@ def _name_reason(error: Exception) -> str:
     return "lost_connection" if RankError.from_exception(error, 0.0, 0).lost_peer else "exception"
 
 
-def _find_checkpoint(ctx: RunContext) -> str | None:
+def _find_checkpoint(ctx: RunContext) -> dict[str, Any]:
+    """The newest valid checkpoint, as fields of an event: an earlier event may be about one that was not written."""
     newest = find_last_checkpoint(ctx.run.checkpoints)
-    return None if newest is None else str(newest)
+    if newest is None:
+        return {"checkpoint": None, "checkpoint_step": None}
+    return {"checkpoint": str(newest), "checkpoint_step": read_step(newest)}
 
 
 def _describe(ctx: RunContext, error: Exception) -> str:
@@ -221,7 +224,7 @@ def _record_out_of_memory(ctx: RunContext, error: Exception) -> Exception:
     ctx.output.events.write("out_of_memory", host=topology.host, strategy=plan.strategy.name,
                             next=failure.next_strategy, expected_bytes=failure.expected_bytes,
                             allocated_bytes=failure.allocated_bytes, go_on=failure.restarts,
-                            checkpoint=_find_checkpoint(ctx))  # fmt: skip
+                            **_find_checkpoint(ctx))  # fmt: skip
     add_oom_record(ctx.run.path, OomRecord.of(ctx.config.to_dict(), plan.to_dict()))
     ctx.status.write_traceback(error, is_raised=ctx.stays_open)
     return failure
