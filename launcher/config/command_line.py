@@ -61,18 +61,6 @@ def split_arguments(arguments: Sequence[str]) -> Iterator[TypedArgument]:
             yield TypedArgument(path_of(key), None)
 
 
-def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
-    """Nested values of the settings.
-
-    Raises:
-        ConfigError: lists every argument that is no option, and every option that needs a value and has none.
-    """
-    values, problems = read_overrides(arguments)
-    if problems:
-        raise ConfigError(problems)
-    return values
-
-
 def read_overrides(arguments: Sequence[str], command: CommandKeys = NO_COMMAND) -> tuple[dict[str, Any], list[Problem]]:
     """Nested values of the settings, and a problem for each argument that is none or lacks its value."""
     hints = {path: info.hint for path, info in config_fields()}

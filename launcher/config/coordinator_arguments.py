@@ -10,7 +10,7 @@ from typing import Any, Literal, TypedDict, TypeVar
 from launcher.config.schema import CheckpointOptions, RunConfig, TrainerOptions, WandbOptions, WatchOptions
 from launcher.config.validation import build_record, find_problems
 from launcher.core.errors import CallError, Problem
-from launcher.core.python_terms import to_python_problem
+from launcher.core.python_terms import ARGUMENT_NAMES, to_python_problem
 
 Group = TypeVar("Group", CheckpointOptions, WandbOptions, WatchOptions)
 
@@ -32,12 +32,8 @@ class CoordinatorSettings(TypedDict, total=False):
     watch: WatchOptions | Mapping[str, Any]
 
 
-# Other arguments, and the key of each.
-RENAMED = {
-    "output_dir": "runs_dir", "use_gpu": "accelerator", "resume_from_checkpoint": "resume", "precision": "precision",
-    "strategy": "strategy", "devices": "devices", "num_nodes": "num_nodes", "wandb": "wandb", "name": "name",
-    "on_precision_change": "on_precision_change", "seed": "seed", "use_amp": "use_amp",
-}  # fmt: skip
+# The key of each argument with another name.
+_KEYS = {name: key for key, name in ARGUMENT_NAMES.items()}
 _GROUPS: Mapping[str, type[Any]] = {"checkpoint": CheckpointOptions, "wandb": WandbOptions, "watch": WatchOptions}
 _FLAGS = ("use_gpu", "notebook_processes")
 # The arguments of the constructor that are values, not objects of Lightning's classes or further settings.
@@ -93,7 +89,7 @@ def find_wrong_values(arguments: Mapping[str, Any]) -> list[Problem]:
     problems: list[Problem] = []
     values: dict[str, Any] = {}
     for name, value in arguments.items():
-        key, group = RENAMED.get(name, name), _GROUPS.get(name)
+        key, group = _KEYS.get(name, name), _GROUPS.get(name)
         if name in _FLAGS:
             if not isinstance(value, bool):
                 problems.append(Problem(name, f"given {value!r}; expected True or False"))

@@ -49,7 +49,7 @@ _TYPES = tuple(
     )
 )
 # Keys of the config with another name in Python.
-_NAMES = {"runs_dir": "output_dir", "resume": "resume_from_checkpoint", "accelerator": "use_gpu"}
+ARGUMENT_NAMES = {"runs_dir": "output_dir", "resume": "resume_from_checkpoint", "accelerator": "use_gpu"}
 
 
 def to_python_terms(text: str) -> str:
@@ -61,7 +61,7 @@ def to_python_terms(text: str) -> str:
 
 def to_python_problem(problem: Problem) -> Problem:
     """A problem of a config's key as one of an argument."""
-    path = _NAMES.get(problem.path, problem.path.removeprefix("trainer."))
+    path = ARGUMENT_NAMES.get(problem.path, problem.path.removeprefix("trainer."))
     given, separator, expected = problem.message.rpartition("; expected ")
     for pattern, replacement in _TYPES if separator else ():
         expected = pattern.sub(replacement, expected)

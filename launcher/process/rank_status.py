@@ -173,8 +173,10 @@ class RankStatusWriter:
         """Write into this rank's log without showing it on the terminal; without a log, nothing happens."""
         log = self._values.get("log")
         if log is not None:
-            with contextlib.suppress(OSError), open(log, "a", encoding="utf-8") as file:  # noqa: PTH123 -- str or Path
-                file.write(text)
+            # A message may contain a file name that is no UTF-8.
+            content = text.encode(errors="backslashreplace")
+            with contextlib.suppress(OSError), open(log, "ab") as file:  # noqa: PTH123 -- str or Path
+                file.write(content)
 
     def beat(self, step: int | None = None) -> None:
         """Report that this rank is alive, and how many optimizer steps it has done."""

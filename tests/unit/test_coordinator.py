@@ -21,10 +21,11 @@ from torch.utils.data import DataLoader
 
 import launcher.coordinator as module
 from launcher import TrainingCoordinator
-from launcher.config.coordinator_arguments import NO_ARGUMENT, RENAMED, CoordinatorSettings
+from launcher.config.coordinator_arguments import NO_ARGUMENT, CoordinatorSettings
 from launcher.config.schema import CheckpointOptions, RunConfig, TrainerOptions, WandbOptions, WatchOptions
 from launcher.config.validation import parse_config
 from launcher.core.errors import ConfigError, Interrupted, Problem, TrainingError, UsageError
+from launcher.core.python_terms import ARGUMENT_NAMES
 from launcher.process.rank_status import RankStatusWriter
 from launcher.training import script_end
 from launcher.training.result import FitResult
@@ -461,7 +462,7 @@ def test_each_key_of_the_config_is_an_argument_or_the_error_states_what_to_do(
     if key == "trainer":
         coordinator().train(Toy(), loader(), **value)
     else:
-        name = next((name for name, known in RENAMED.items() if known == key), key)
+        name = ARGUMENT_NAMES.get(key, key)
         given = {name: False if name == "use_gpu" else value}
         of_train = name in _OF_TRAIN
         TrainingCoordinator(**({} if of_train else given)).train(Toy(), loader(), **(given if of_train else {}))
