@@ -25,7 +25,7 @@ AlertKind = Literal[
 ]
 # Alerts about a loss scale that has reached its end.
 _COLLAPSED: tuple[AlertKind, ...] = ("scale_not_finite", "scale_underflow", "scale_at_floor")
-# Words in the names of losses that are not the training's own; the best one so far may start as infinite.
+# In the names of losses that are not the training's own; the best one so far may start as infinite.
 _OTHER_LOSSES = frozenset(("val", "valid", "validation", "eval", "test", "best", "min", "max", "lowest"))
 LOSS_NOT_FINITE: AlertKind = "loss_not_finite"
 LOSS_TITLE = "the loss is not finite"
@@ -255,8 +255,8 @@ def find_broken_losses(metrics: Mapping[str, float]) -> list[str]:
 
 
 def _is_training_loss(name: str) -> bool:
-    words = set(re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()))
-    return "loss" in words and not words & _OTHER_LOSSES
+    parts = set(re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()))
+    return "loss" in parts and not parts & _OTHER_LOSSES
 
 
 def find_slow_rank(ranks: Sequence[RankSample], limits: Limits) -> Alert | None:

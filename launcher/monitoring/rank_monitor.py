@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from launcher.config.schema import WatchOptions
 from launcher.core.output import RunOutput
+from launcher.core.wrapping import escape_controls
 from launcher.loggers.base import LogStep, Tracker
 from launcher.monitoring.amp_callback import TrackedMonitor
 from launcher.monitoring.gather import Gathered
@@ -75,7 +76,7 @@ class RankMonitor(TrackedMonitor):
         if broken and not self._is_logged_loss_broken and LOSS_NOT_FINITE not in self._raised:
             # The sample of this step, which may show it too, arrives later.
             self._raised |= {LOSS_NOT_FINITE}
-            values = ", ".join(f"{name} is {metrics[name]}" for name in broken[:3])
+            values = ", ".join(f"{escape_controls(name)} is {metrics[name]}" for name in broken[:3])
             self.alert(Alert(LOSS_NOT_FINITE, LOSS_TITLE, f"{values}: {LOSS_ADVICE}", (0,)), step)
         self._is_logged_loss_broken = bool(broken)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import gc
 import io
 import os
@@ -17,7 +18,9 @@ from zipfile import ZipFile
 
 def list_open_files() -> list[Any]:
     """The file objects of this process that may hold unwritten data, those that write to others first."""
-    found = [each for each in gc.get_objects() if isinstance(each, io.IOBase | ZipFile) and not _is_closed(each)]
+    # By type: `isinstance` asks the object, and one of torch's then warns.
+    is_file = functools.cache(lambda kind: issubclass(kind, io.IOBase | ZipFile))
+    found = [each for each in gc.get_objects() if is_file(type(each)) and not _is_closed(each)]
     return sorted(found, key=_level)
 
 

@@ -13,6 +13,8 @@ from typing import Any
 import lightning.pytorch as pl
 from typing_extensions import override
 
+from launcher.core.wrapping import escape_controls
+
 # The Trainer's own modules, not callbacks, the tuner and profilers, which the user has configured.
 _PARTS = ("trainer", "loops", "strategies", "overrides")
 _WARNINGS = (
@@ -75,7 +77,7 @@ class LightningAdvice:
 
 def shorten_advice(text: str) -> tuple[str, str]:
     """The kind of a warning of Lightning, and the text of its notice: the launcher's own, or its first sentences."""
-    line = " ".join(text.split())
+    line = escape_controls(" ".join(text.split()))
     for pattern, short in _ADVICE:
         found = re.match(pattern, line)
         if found is not None:

@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from launcher.core.wrapping import escape_controls
+
 # Batches of the recent speed.
 _RECENT = 50
 # Characters of the longest number in `.4g`, without a minus sign; texts below it do not move when a value changes.
@@ -136,7 +138,7 @@ def order_metrics(
 
 def format_metrics(metrics: Mapping[str, float], hidden: int = 0) -> str:
     """The metrics that fit one line of a file, at least one; long names are shortened. The run's events have all."""
-    items = [f"{_shorten_name(name, _LONGEST_NAME)} {value:.4g}" for name, value in metrics.items()]
+    items = [f"{_shorten_name(escape_controls(name), _LONGEST_NAME)} {value:.4g}" for name, value in metrics.items()]
     count = len(items)
     while count > 1 and len("  ".join(items[:count])) > _LINE_WIDTH:
         count -= 1
@@ -149,7 +151,7 @@ def wrap_metrics(metrics: Mapping[str, float], width: int, lines: int) -> list[s
 
     A metric is never divided between two lines; a name that is too long is shortened.
     """
-    items = [_item(name, value, width) for name, value in metrics.items()]
+    items = [_item(escape_controls(name), value, width) for name, value in metrics.items()]
     for shown in range(len(items), -1, -1):
         more = [f"and {len(items) - shown} more"] if shown < len(items) else []
         wrapped = wrap_items([*items[:shown], *more], width)
