@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack, cast
 from launcher.agent.external_ranks import read_external_rank
 from launcher.agreement.script_ranks import in_notebook, is_script_rank, script_rank
 from launcher.config.coordinator_arguments import (
+    CONSTRUCTOR_VALUES,
     CoordinatorSettings,
-    check_settings,
+    find_unknown_settings,
+    find_wrong_values,
     to_group,
     to_tuple,
     with_trainer_options,
@@ -30,6 +32,7 @@ from launcher.process.standard_streams import open_missing_streams
 from launcher.training.fit import fit
 from launcher.training.result import FitResult
 from launcher.training.script_end import leave_together, shows_errors
+from launcher.user_code.given_objects import find_wrong_objects
 from strategies.deepspeed_config import BESIDE_DEEPSPEED
 from strategies.precision import AUTO, normalize_precision
 from strategies.registry import find_requested
@@ -72,8 +75,8 @@ class TrainingCoordinator:
             are arguments of `train`, belong to the model, or are used by `launcher submit` only.
 
     Raises:
-        PrecisionError: `precision` is not valid.
-        CallError: lists every argument that does not exist, with what to do.
+        PrecisionError: `precision` is not valid, and nothing else is wrong.
+        CallError: lists every argument that does not exist or whose value is not valid, with what to do.
     """
 
     def __init__(
@@ -94,12 +97,9 @@ class TrainingCoordinator:
         on_precision_change: Literal["notice", "error"] = "notice",
         **settings: Unpack[CoordinatorSettings],
     ) -> None:
-        check_settings(settings)
         self.precision = precision
         if isinstance(precision, str) and precision.strip().lower() == AUTO:
             precision = AUTO
-        else:
-            normalize_precision(precision)
         self.output_dir, self.use_gpu, self.strategy = output_dir, use_gpu, strategy
         self.gradient_clip_val, self.devices, self.num_nodes = gradient_clip_val, devices, num_nodes
         self.notebook_processes, self.wandb, self.on_precision_change = notebook_processes, wandb, on_precision_change
@@ -107,9 +107,17 @@ class TrainingCoordinator:
         # The others have the config's defaults.
         given = {name: settings.get(name, getattr(_DEFAULTS, name)) for name in CoordinatorSettings.__annotations__}
         vars(self).update(given)
-        given["checkpoint"] = to_group(CheckpointOptions, given["checkpoint"], "checkpoint")
-        given["watch"] = to_group(WatchOptions, given["watch"], "watch")
         self._callbacks, self._loggers, self._plugins = to_tuple(callbacks), to_tuple(loggers), to_tuple(plugins)
+        arguments = {name: getattr(self, name) for name in CONSTRUCTOR_VALUES}
+        arguments.update({"precision": precision, "devices": _devices(devices)}, **given)
+        problems = [*find_unknown_settings(settings), *find_wrong_values(arguments),
+                    *find_wrong_objects(self._callbacks, self._loggers, self._plugins)]  # fmt: skip
+        if [problem.path for problem in problems] == ["precision"]:
+            normalize_precision(precision)
+        if problems:
+            raise CallError(problems)
+        given["checkpoint"] = to_group(CheckpointOptions, given["checkpoint"])
+        given["watch"] = to_group(WatchOptions, given["watch"])
         self._config = RunConfig(
             runs_dir=os.fspath(output_dir),
             accelerator="auto" if use_gpu else "cpu",
@@ -120,7 +128,7 @@ class TrainingCoordinator:
             precision=precision,
             on_precision_change=on_precision_change,
             trainer=TrainerOptions(gradient_clip_val=gradient_clip_val, max_epochs=1),
-            wandb=to_group(WandbOptions, wandb, "wandb"),
+            wandb=to_group(WandbOptions, wandb),
             **given,
         )
 
@@ -176,7 +184,7 @@ class TrainingCoordinator:
             name=name,
             seed=seed,
             use_amp=use_amp,
-            resume="none" if resume_from_checkpoint is None else os.fspath(resume_from_checkpoint),
+            resume="none" if resume_from_checkpoint is None else _path_text(resume_from_checkpoint),
             # For readers of the run's config; the object itself is trained.
             model={"class_path": given.traits()["model"]},
         )
@@ -300,8 +308,13 @@ def _check_restart(config: RunConfig) -> None:
         raise CallError([Problem("on_oom", text)])
 
 
+def _path_text(given: Any) -> Any:
+    """A path as text; another kind of value is reported with all other problems."""
+    return os.fspath(given) if isinstance(given, os.PathLike) else given
+
+
 def _devices(given: int | str | None) -> Any:
     """In the config's form: Lightning uses all devices for -1, and accepts a count as text."""
-    if given in (None, -1, "-1"):
+    if given is None or (type(given) in (int, str) and str(given) == "-1"):
         return AUTO
     return int(given) if isinstance(given, str) and given.isdecimal() else given

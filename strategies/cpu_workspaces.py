@@ -54,7 +54,7 @@ class CpuWorkspaces(TorchDispatchMode):
         if name not in (_FORWARD, _BACKWARD):
             return func(*args, **(kwargs or {}))
         # Input and the two weights have the same positions in both.
-        packed = torch.empty(2 * sum(_bytes(weight) for weight in args[1:3]), dtype=torch.uint8)
+        packed = torch.empty(2 * sum(weight.nbytes for weight in args[1:3]), dtype=torch.uint8)
         out = func(*args, **(kwargs or {}))
         del packed
         if name == _FORWARD and out[3].numel() == 0:
@@ -109,16 +109,12 @@ def _reordered(name: str, args: tuple[Any, ...], out: Any) -> int:
     Backward computes the input's gradient first and the weight's after it (ATen/native/mkldnn/Conv.cpp).
     """
     if name == _CONVOLUTION:
-        return sum(map(_bytes, (*args[:2], out)))
+        return sum(tensor.nbytes for tensor in (*args[:2], out))
     arriving, inputs, weight = args[:3]
-    of_input, of_weight = (0 if found is None else _bytes(found) for found in out[:2])
-    return _bytes(arriving) + max(_bytes(weight) + of_input if of_input else 0, _bytes(inputs) + of_weight)
+    of_input, of_weight = (0 if found is None else found.nbytes for found in out[:2])
+    return arriving.nbytes + max(weight.nbytes + of_input if of_input else 0, inputs.nbytes + of_weight)
 
 
 def _row(width: int, element_size: int) -> int:
     size = -(-width * element_size // _LINE) * _LINE
     return size + _LINE if size % 256 == 0 else size
-
-
-def _bytes(tensor: torch.Tensor) -> int:
-    return tensor.numel() * tensor.element_size()

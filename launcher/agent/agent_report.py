@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +13,7 @@ from launcher.agent.restart_policy import RestartDecision
 from launcher.checkpoint.manifest import remove_partial_checkpoints
 from launcher.core.event_text import name_stop_reason
 from launcher.core.events import FILE_NAME, EventLog
-from launcher.core.wrapping import wrap_for
+from launcher.core.wrapping import print_message
 from launcher.process.heartbeat import NO_STEPS
 from launcher.runs.continuation import describe_command, describe_stop
 
@@ -37,7 +35,7 @@ class AgentReport:
                              reason=name_stop_reason(number), second=stop.at_once)  # fmt: skip
         if self._run is not None and stop.at_once:
             remove_partial_checkpoints(self._run / "checkpoints")
-        print_text(describe_stop(stop))
+        print_message(describe_stop(stop))
 
     def record_failure(self, first: RankOutcome, outcomes: Sequence[RankOutcome], decision: RestartDecision) -> None:
         """Write the event of the rank that failed first."""
@@ -53,16 +51,9 @@ class AgentReport:
     def print_command(self, first: RankOutcome) -> None:
         """After an error of a disk, print the command that continues the run."""
         if first.error is not None and first.error.storage is not None and (command := describe_command(self._run)):
-            print_text(command)
+            print_message(command)
 
     def write_event(self, rank: int, kind: str, **fields: Any) -> None:
         """Write an event if there is a run directory."""
         if self._run is not None:
             EventLog(self._run / FILE_NAME, rank).write(kind, **json.loads(json.dumps(fields, default=str)))
-
-
-def print_text(text: str) -> None:
-    """Write to the terminal; a closed terminal must not end the agent before its ranks."""
-    with contextlib.suppress(OSError):
-        sys.stderr.write(wrap_for(sys.stderr, text) + "\n")
-        sys.stderr.flush()

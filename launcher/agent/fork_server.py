@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import multiprocessing.forkserver
+import multiprocessing.resource_tracker
 import os
 import signal
 import socket
@@ -115,9 +116,13 @@ class ForkServer:
         multiprocessing.forkserver.set_forkserver_preload(["launcher.agent.fork_server_main"])
         # Ctrl-C at the terminal reaches the server too, which would print a traceback; the ranks unblock it. Ctrl-\
         # would end the process of `multiprocessing` that tracks semaphores, which starts here.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGQUIT})
+        blocked = {signal.SIGINT, signal.SIGQUIT}
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
         try:
             with without_working_directory():
+                multiprocessing.resource_tracker.ensure_running()
+                # Python unblocks SIGINT after it has started that process.
+                signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
                 multiprocessing.forkserver.ensure_running()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)

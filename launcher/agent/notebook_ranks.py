@@ -22,6 +22,7 @@ from launcher.agent.rank_processes import AttemptProcesses
 from launcher.agreement.script_ranks import find_free_port, make_rank_variables
 from launcher.core.errors import Interrupted, LauncherError, TrainingError, UsageError
 from launcher.process import parent_death
+from launcher.process.interpreter_exit import close_files, list_open_files
 from launcher.process.rank_status import FOLDER_VARIABLE
 from launcher.process.titles import claim_process, set_rank_title
 from launcher.runs.selection import LAST_CHECKPOINT
@@ -98,12 +99,14 @@ def _raise_failure(attempt: AttemptProcesses) -> None:
         checkpoint = str(saved) if saved is not None and saved.exists() else None
         raise Interrupted(signal.SIGINT, checkpoint=checkpoint, step=error.step).for_script()
     if error is not None and error.explained:
-        raise UsageError(error.message) if error.repeats else TrainingError(error.message)
+        is_before_training = error.repeats and error.step <= 0
+        raise UsageError(error.message) if is_before_training else TrainingError(error.message)
     report = describe_failure(first, outcomes)
     raise TrainingError(report, rank=first.rank, report=report)
 
 
 def _run_rank(train: Callable[[int], None], rank: int, count: int, port: int, folder: Path) -> None:
+    files = list_open_files()
     parent_death.die_with_parent()
     claim_process()
     set_rank_title(rank, count)
@@ -118,6 +121,8 @@ def _run_rank(train: Callable[[int], None], rank: int, count: int, port: int, fo
     except (LauncherError, Interrupted) as error:
         # `fit` has reported it already.
         code = error.exit_code
+    # The exit functions are the notebook's.
+    close_files(files)
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import _thread
-import atexit
 import contextlib
 import faulthandler
 import multiprocessing
@@ -12,13 +11,13 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from launcher.process import parent_death
+from launcher.process.interpreter_exit import exit_process, list_open_files
 from launcher.process.rank_status import FOLDER_VARIABLE, RankStatusWriter, stacks_path
 from launcher.process.rank_streams import open_rank_streams
 from launcher.process.titles import claim_process, set_rank_title
@@ -47,6 +46,7 @@ class RankTask:
 
 def run_rank(task: RankTask) -> None:
     """Run one rank and exit with its exit code; never returns."""
+    main, files = sys.modules.get("__main__"), list_open_files()
     _attach_to_agent()
     os.environ[FOLDER_VARIABLE] = task.folder
     open_rank_streams(Path(task.folder), int(os.environ["RANK"]))
@@ -67,7 +67,7 @@ def run_rank(task: RankTask) -> None:
     except BaseException as error:  # noqa: BLE001 -- the outermost frame of the process: reports the error, then exits
         report.record_error(error)
         report.write_traceback(error)
-    _exit_process(code)
+    exit_process(code, main=main, before=files)
 
 
 def read_exit_code(error: SystemExit) -> int:
@@ -132,18 +132,3 @@ def _repeat_lost_interrupts() -> None:
             hook(ignored)
 
     sys.unraisablehook = on_ignored
-
-
-def _exit_process(code: int) -> None:
-    """End as an interpreter does, with threads and exit functions, which `multiprocessing` would skip."""
-    shutdown: Callable[[], Any] = vars(threading)["_shutdown"]
-    run_exit_functions: Callable[[], Any] = vars(atexit)["_run_exitfuncs"]
-    try:
-        shutdown()
-        run_exit_functions()
-    except BaseException:  # noqa: BLE001 -- an exception in an exit function must not change the exit code
-        traceback.print_exc()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(code)

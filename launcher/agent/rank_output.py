@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from launcher.process.rank_log import name_earlier_log
 from launcher.process.rank_streams import STDIN, STREAMS, count_unread, stream_path
 
 _CHUNK = 65536
@@ -130,7 +131,7 @@ class RankOutput:
         # On a full disk the ranks run without a log.
         with contextlib.suppress(OSError):
             if path.exists():
-                path.rename(_free_name(path))
+                path.rename(name_earlier_log(path))
             return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_EXCL, 0o600)
         return None
 
@@ -265,8 +266,3 @@ def _write_all(descriptor: int, data: bytes) -> None:
                 rest = rest[os.write(descriptor, rest) :]
             except BlockingIOError:
                 select.select([], [descriptor], [])
-
-
-def _free_name(path: Path) -> Path:
-    """`rank-0.1.log`, `rank-0.2.log`, ...: the logs of earlier attempts, oldest first."""
-    return next(p for n in range(1, 100_000) if not (p := path.with_name(f"{path.stem}.{n}{path.suffix}")).exists())

@@ -17,6 +17,7 @@ import platform
 import runpy
 import signal
 import sys
+import traceback
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -248,6 +249,8 @@ def _write_traceback(error: BaseException, status: RankStatusWriter) -> None:
     """Write the traceback to the log, as the agent shows it once; a script's own `sys.excepthook` runs instead."""
     if _find_own_hook() is not sys.__excepthook__:
         sys.excepthook(type(error), error, error.__traceback__)
+        # The report of the agent quotes it from there.
+        status.append_to_log("".join(traceback.format_exception(error)))
         return
     await_copied()
     status.write_traceback(error)

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from launcher.process.collectives import count_default_group, dump_flight_record
 from launcher.process.rank_status import RankStatusWriter
 
 _INTERVAL = 1.0
@@ -31,7 +32,7 @@ def _watch(status: RankStatusWriter) -> None:
         else:
             if not counts_default_group:
                 counts_default_group = True
-                status.watch_collectives(_count_default_group, read_flight_record)
+                status.watch_collectives(count_default_group, dump_flight_record)
             if count != entered:
                 status.beat()
             entered = count
@@ -56,21 +57,3 @@ def _count(read: Callable[[], int]) -> int:
         return read()
     except RuntimeError:
         return 0
-
-
-def _count_default_group() -> int:
-    c10d: Any = sys.modules["torch.distributed.distributed_c10d"]
-    group = c10d._get_default_group()
-    return group._get_sequence_number_for_group()
-
-
-def read_flight_record() -> str:
-    """This rank's collectives from torch's flight recorder, as JSON."""
-    import torch
-    import torch.distributed as dist
-
-    c10d: Any = vars(torch._C)["_distributed_c10d"]
-    # A build with NCCL has a separate recorder for it.
-    nccl = dist.get_backend() == "nccl" and hasattr(c10d, "_dump_nccl_trace_json")
-    text: bytes | str = c10d._dump_nccl_trace_json() if nccl else c10d._dump_fr_trace_json()
-    return text.decode("utf-8", errors="replace") if isinstance(text, bytes) else text

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from launcher.process.ctrl_c import CtrlC
 from launcher.process.parent_death import STOP_SIGNALS
 
 # Seconds in which the same signal counts once: a supervisor may send it to a process and to its group.
@@ -45,6 +46,7 @@ class AgentSignals:
         self.is_second = False
 
     def __enter__(self) -> AgentSignals:
+        CtrlC.raise_lost()
         # Ignored signals stay ignored: `nohup` ignores SIGHUP, and a shell's background job SIGINT.
         handled = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
         self._before = {number: signal.signal(number, self.handle) for number in handled}

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launcher.agent.agent_report import print_text
 from launcher.agent.failure_report import RankOutcome, format_failure_report
 from launcher.agent.rank_main import RankCommand
 from launcher.agent.rank_output import RankOutput
 from launcher.agent.restart_policy import RestartDecision
 from launcher.config.launch_options import LaunchOptions
+from launcher.core.wrapping import print_message
 from launcher.hardware.cpus import count_usable_cpus
 
 FailureReporter = Callable[[RankOutcome, Sequence[RankOutcome], RestartDecision], None]
@@ -26,10 +24,8 @@ def share_cores(ranks: int) -> dict[str, str]:
 
 
 def print_failure(first: RankOutcome, outcomes: Sequence[RankOutcome], decision: RestartDecision) -> None:
-    """Write the failure report to stderr; a closed terminal must not end the agent before its ranks."""
-    with contextlib.suppress(OSError):
-        print_text(format_failure_report(first, outcomes, decision.reason))
-        sys.stderr.flush()
+    """Write the failure report to stderr."""
+    print_message(format_failure_report(first, outcomes, decision.reason))
 
 
 @dataclass(frozen=True, slots=True)

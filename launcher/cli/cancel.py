@@ -14,7 +14,7 @@ from launcher.core.errors import QueueError
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the command's options."""
     parser = new_parser("cancel")
-    parser.add_argument("run", metavar="RUN", help="name of the run or sweep")
+    parser.add_argument("run", metavar="RUN", help="name or path of the run or sweep")
     add_runs_dir(parser)
     return parser
 
@@ -22,11 +22,12 @@ def build_parser() -> argparse.ArgumentParser:
 def run(arguments: Sequence[str]) -> int:
     """Stop a run or a sweep; returns the exit code."""
     options = build_parser().parse_args(arguments)
-    from launcher.runs.lookup import find_run_named
+    from launcher.runs.lookup import find_run_named, locate_run
     from launcher.runs.sweep_record import find_sweep
 
-    sweep = find_sweep(Path(options.runs_dir), options.run)
-    lines = _cancel_run(find_run_named(Path(options.runs_dir), options.run)) if sweep is None else _cancel_sweep(sweep)
+    runs_dir, name = locate_run(Path(options.runs_dir), options.run)
+    sweep = find_sweep(runs_dir, name)
+    lines = _cancel_run(find_run_named(runs_dir, name)) if sweep is None else _cancel_sweep(sweep)
     sys.stdout.writelines(f"{line}\n" for line in lines)
     return 0
 

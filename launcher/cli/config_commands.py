@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import dataclasses
 import os
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.cli.commands import COMMANDS
-from launcher.cli.keys import LAUNCH_SYNONYMS, check_class_paths, check_positionals, command_keys
+from launcher.cli.keys import check_class_paths, check_positionals, command_keys
 from launcher.cli.main import EPILOG, run
 from launcher.cli.parsers import add_config, new_parser
 from launcher.cli.settings import list_settings
 from launcher.config.launch_options import LaunchOptions, add_launch_arguments, read_launch_options, reject_agent_flags
+from launcher.config.synonyms import ADVICE
 from launcher.core.command_parser import CommandParser
 from launcher.core.errors import ConfigError
 from launcher.core.gc_paused import quick_imports
 from launcher.core.secrets import hide_in_arguments, redact
 from launcher.hardware.mpi_ranks import remove_starter_variables, to_torchrun_variables
 from launcher.hardware.topology import Topology
+from launcher.process.interpreter_exit import flush_files
 from launcher.process.rank_status import RankStatusWriter
 from launcher.process.titles import prepare_titles
 
@@ -56,7 +59,6 @@ class ConfigCommand:
         execute: runs it, in each rank if it starts ranks; returns the exit code.
         starts_ranks: whether this process starts the ranks, unless it is a rank.
         details: the help after the summary.
-        synonyms: names of other tools for its options.
     """
 
     name: str
@@ -64,7 +66,6 @@ class ConfigCommand:
     execute: Callable[[RunConfig, Topology, argparse.Namespace], int]
     starts_ranks: bool = True
     details: str = ""
-    synonyms: Mapping[str, str] = field(default_factory=dict)
 
     def build_parser(self) -> CommandParser:
         """The parser of the command's options."""
@@ -83,7 +84,7 @@ class ConfigCommand:
         """Read the config and run the command; returns the exit code."""
         parser = self.build_parser()
         options, overrides = parser.parse_known_args(list(arguments))
-        keys = command_keys(parser, self.synonyms)
+        keys = command_keys(parser, ADVICE[self.name])
         check_positionals(self.name, arguments, overrides, keys)
         prepare_titles()
         env = remove_starter_variables(os.environ) if getattr(options, "nnodes", None) else os.environ
@@ -106,6 +107,8 @@ class ConfigCommand:
             from launcher.config.loading import find_devices_source
 
             launch = dataclasses.replace(launch, devices_source=find_devices_source(options.config, overrides))
+        # Before the user's code registers functions, which run first.
+        atexit.register(flush_files)
         if not self.starts_ranks:
             return self.execute(config, topology, options)
         from launcher.process.socket_folder import socket_folder
@@ -198,7 +201,7 @@ def _evaluation(name: str, output: str) -> ConfigCommand:
         return 0
 
     details = f".\n{output}{_EXISTING_RUN}"
-    return ConfigCommand(name, add_arguments, execute, details=details, synonyms=LAUNCH_SYNONYMS)
+    return ConfigCommand(name, add_arguments, execute, details=details)
 
 
 def _add_plan_arguments(parser: argparse.ArgumentParser) -> None:
@@ -239,8 +242,8 @@ def _plan(config: RunConfig, topology: Topology, options: argparse.Namespace) ->
     return 0
 
 
-FIT = ConfigCommand("fit", add_launch_arguments, _fit, synonyms=LAUNCH_SYNONYMS)
-PLAN = ConfigCommand("plan", _add_plan_arguments, _plan, starts_ranks=False, synonyms={"num_gpus": "--gpus"})
+FIT = ConfigCommand("fit", add_launch_arguments, _fit)
+PLAN = ConfigCommand("plan", _add_plan_arguments, _plan, starts_ranks=False)
 VALIDATE = _evaluation("validate", _METRICS)
 TEST = _evaluation("test", _METRICS)
 PREDICT = _evaluation("predict", _PREDICTIONS)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 from launcher.cli.commands import Command
 from launcher.core.errors import Interrupted, LauncherError, StorageError, TopologyError, TrainingError
-from launcher.core.wrapping import wrap_for
+from launcher.core.wrapping import print_message
+from launcher.process.ctrl_c import CtrlC
 from launcher.process.rank_status import RankStatusWriter
 
 
@@ -22,7 +21,7 @@ def run_with_error_boundary(command: Command, run: Callable[[], int], *, debug: 
 
     With `debug`, usage errors are shown with their traceback.
     """
-    with _CtrlC() as ctrl_c:
+    with CtrlC() as ctrl_c:
         try:
             return _run(command, run, ctrl_c, debug=debug)
         except KeyboardInterrupt:
@@ -34,34 +33,7 @@ def run_with_error_boundary(command: Command, run: Callable[[], int], *, debug: 
             raise
 
 
-class _CtrlC:
-    """Records the first Ctrl-C, which raises a KeyboardInterrupt as usual, and ignores later ones.
-
-    A training and the launcher's agent replace this handler.
-    """
-
-    def __init__(self) -> None:
-        self.is_pressed = False
-        self._is_installed = False
-
-    def __enter__(self) -> _CtrlC:
-        is_usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        if is_usual and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._interrupt)
-            self._is_installed = True
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._is_installed and signal.getsignal(signal.SIGINT) == self._interrupt:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def _interrupt(self, number: int, frame: object) -> None:
-        if not self.is_pressed:
-            self.is_pressed = True
-            raise KeyboardInterrupt
-
-
-def _run(command: Command, run: Callable[[], int], ctrl_c: _CtrlC, *, debug: bool) -> int:
+def _run(command: Command, run: Callable[[], int], ctrl_c: CtrlC, *, debug: bool) -> int:
     try:
         return run()
     except Interrupted as error:
@@ -71,7 +43,7 @@ def _run(command: Command, run: Callable[[], int], ctrl_c: _CtrlC, *, debug: boo
         if not status.has_agent and os.environ.get("RANK", "0") == "0":
             from launcher.runs.continuation import Stop, describe_stop
 
-            print_line(describe_stop(Stop.of(error)))
+            print_message(describe_stop(Stop.of(error)))
         return error.exit_code
     except EOFError:
         if command.runs_on_ranks:
@@ -91,7 +63,7 @@ def _run(command: Command, run: Callable[[], int], ctrl_c: _CtrlC, *, debug: boo
         if debug and not isinstance(error, TrainingError):
             traceback.print_exc()
         if not command.runs_on_ranks or _is_reporter(error):
-            print_line(f"error: {error}")
+            print_message(f"error: {error}")
             if isinstance(error, StorageError) and error.run is not None:
                 _print_command(Path(error.run))
         if command.runs_on_ranks:
@@ -104,11 +76,11 @@ def _report_interrupt(command: Command) -> int:
     if command.runs_on_ranks and (status.has_agent or os.environ.get("RANK", "0") != "0"):
         return 128 + signal.SIGINT
     if command.on_interrupt:
-        print_line(command.on_interrupt)
+        print_message(command.on_interrupt)
     elif command.runs_on_ranks:
         from launcher.runs.continuation import Stop, describe_stop
 
-        print_line(describe_stop(Stop(signal.SIGINT)))
+        print_message(describe_stop(Stop(signal.SIGINT)))
     return 128 + signal.SIGINT
 
 
@@ -118,14 +90,7 @@ def _print_command(run: Path) -> None:
 
     command = describe_command(run)
     if command is not None:
-        print_line(command)
-
-
-def print_line(text: str) -> None:
-    """Print a message to stderr, wrapped on a terminal; a closed terminal does not change the exit code."""
-    with contextlib.suppress(OSError):
-        sys.stderr.write(wrap_for(sys.stderr, text) + "\n")
-        sys.stderr.flush()
+        print_message(command)
 
 
 def _is_reporter(error: LauncherError) -> bool:

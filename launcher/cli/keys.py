@@ -11,65 +11,22 @@ from launcher.cli.main import CONFIG_FILES, format_command, is_script
 from launcher.core.command_parser import CommandParser
 from launcher.core.errors import CommandLineError, ConfigError
 from launcher.core.gc_paused import quick_imports
-from slurm.job import list_job_options
 
 if TYPE_CHECKING:
     from launcher.config.schema import RunConfig
     from launcher.config.suggestions import ClassFindings, CommandKeys
 
-# Names that torchrun, accelerate, DeepSpeed and mpirun have for options of `fit`.
-LAUNCH_SYNONYMS: Mapping[str, str] = {
-    **dict.fromkeys(("num_processes", "nproc", "np", "n"), "--nproc-per-node"),
-    **dict.fromkeys(("num_machines", "n_nodes", "nodes"), "--nnodes"),
-    "machine_rank": "--node-rank",
-    **dict.fromkeys(("main_process_ip", "master_addr"), "--rdzv-endpoint"),
-    **dict.fromkeys(("main_process_port", "master_port"), "give the port in --rdzv-endpoint HOST:PORT"),
-    "rdzv_timeout": "give it in --rdzv-conf join_timeout=SECONDS",
-    "monitor_interval": "the agent learns of a failure at once; remove it",
-    "hostfile": "start the same command on each node, with --nnodes and --rdzv-endpoint HOST:PORT",
-    **dict.fromkeys(
-        ("tee", "redirects", "t", "r"), "log files contain all ranks; write --terminal-ranks all to see them"
-    ),
-    "local_ranks_filter": "--terminal-ranks",
-}
 _CLASS = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*\.[A-Z]\w*")
-_RANKS_OF_NODE = ("nproc_per_node", "ntasks_per_node", "tasks_per_node", "num_processes", "nproc", "procs", "np")
-_LOGS = "each rank has a log in the run directory; remove it, and read one with `launcher logs RUN`"
-# Names that sbatch, submitit and torchrun have for options of `submit`.
-SUBMIT_SYNONYMS: Mapping[str, str] = {
-    **{f"slurm_{name.replace('-', '_')}": f"--{name}" for name in list_job_options()},
-    **dict.fromkeys(_RANKS_OF_NODE, "--devices"),
-    **dict.fromkeys(("gpus", "num_gpus", "G", "gpus_per_task"), "--gpus-per-node"),
-    **dict.fromkeys(("nnodes", "num_machines", "n_nodes"), "--nodes"),
-    **dict.fromkeys(("ntasks", "n"), "one task on each node starts its ranks; give --nodes N and --devices N"),
-    "gres": "give the number of GPUs with --gpus-per-node N",
-    **dict.fromkeys(("job_name", "J"), "--name"),
-    **dict.fromkeys(("timeout_min", "time_limit", "walltime", "slurm_timeout_min"), "--time"),
-    **dict.fromkeys(("mem_gb", "memory"), "--mem"),
-    **dict.fromkeys(("queue", "slurm_queue"), "--partition"),
-    **dict.fromkeys(("output", "error", "o", "e", "log_dir"), _LOGS),
-    "export": "--export-env",
-    "cpus": "--cpus-per-task",
-    "w": "--nodelist",
-    "C": "--constraint",
-    "x": "--exclude",
-    "d": "--dependency",
-    "a": "--array",
-    "requeue": "jobs are queued again without it; remove it",
-    "wait": "submit does not wait; remove it, and use `launcher status RUN --watch`",
-    **dict.fromkeys(("wrap", "chdir"), "the job trains from the current folder; remove it"),
-    "exclusive": "not supported; remove it, or request all cores with --cpus-per-task N",
-}
 
 
-def command_keys(parser: CommandParser, synonyms: Mapping[str, str] | None = None) -> CommandKeys:
+def command_keys(parser: CommandParser, synonyms: Mapping[str, str]) -> CommandKeys:
     """The options of a parser, with the names that other tools have for them."""
     from launcher.config.suggestions import CommandKeys
 
     options = parser.list_options()
     # An option with two spellings is suggested with dashes.
     own = dict.fromkeys(dashed if (dashed := text.replace("_", "-")) in options else text for text in options)
-    return CommandKeys(tuple(own), synonyms or {}, _inspect)
+    return CommandKeys(tuple(own), synonyms, _inspect)
 
 
 def _inspect(config: RunConfig) -> ClassFindings:

@@ -14,7 +14,7 @@ from launcher.core.errors import NoSuchRunError
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the command's options."""
     parser = new_parser("logs")
-    parser.add_argument("run", metavar="RUN", help="name of the run")
+    parser.add_argument("run", metavar="RUN", help="name or path of the run")
     parser.add_argument("--rank", type=int, default=0, metavar="R", help="the rank (default 0)")
     parser.add_argument("--follow", "-f", action="store_true", help="keep printing new output, until the end")
     add_runs_dir(parser)
@@ -26,14 +26,15 @@ def run(arguments: Sequence[str]) -> int:
     options = build_parser().parse_args(arguments)
     from launcher.jobs.logs import follow_log, read_log
     from launcher.jobs.status import read_run_status
-    from launcher.runs.lookup import find_run_named
+    from launcher.runs.lookup import find_run_named, locate_run
     from launcher.runs.sweep_record import find_sweep, read_members
 
-    sweep = find_sweep(Path(options.runs_dir), options.run)
+    runs_dir, name = locate_run(Path(options.runs_dir), options.run)
+    sweep = find_sweep(runs_dir, name)
     if sweep is not None:
         names = ", ".join(member["name"] for member in read_members(sweep)[:8])
         raise NoSuchRunError(f"{options.run!r} is a sweep, and its runs have the logs; name one of {names}")
-    path = find_run_named(Path(options.runs_dir), options.run)
+    path = find_run_named(runs_dir, name)
     chunks = read_log(path, options.rank)
     if options.follow:
         chunks = follow_log(path, options.rank, lambda: read_run_status(path).has_ended)

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.cli.commands import COMMANDS
-from launcher.cli.error_boundary import print_line, run_with_error_boundary
+from launcher.cli.error_boundary import run_with_error_boundary
 from launcher.core.distribution import __version__
+from launcher.core.wrapping import print_message
 
 _DEFAULT = "fit"
 # The command for plain scripts.
@@ -61,7 +62,7 @@ def run(arguments: Sequence[str]) -> int:
             name, rest = _SCRIPTS, ["--help"]
     command = COMMANDS.get(name)
     if command is None:
-        print_line(f"error: {describe_unknown_command(name, rest)}")
+        print_message(f"error: {describe_unknown_command(name, rest)}")
         return 2
     _import_from_here()
     return run_with_error_boundary(command, lambda: command.load().run(rest), debug="--debug" in rest)

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from launcher.cli.other_launchers import find_flag_advice
 from launcher.cli.parsers import new_parser
 from launcher.cli.torchrun_flags import add_torchrun_flags, read_flags, read_hidden_ranks
 from launcher.config.launch_options import read_launch_options
+from launcher.config.synonyms import find_advice
 from launcher.core.command_parser import CommandParser
 from launcher.core.errors import LaunchError, Problem
 from launcher.core.secrets import hide_in_arguments
@@ -51,7 +51,7 @@ def build_parser() -> CommandParser:
     parser = new_parser("run", usage=usage, description=_DESCRIPTION, epilog=_EPILOG)
     # As torchrun: `--nnode 1` is `--nnodes 1`.
     parser.allow_abbrev = True
-    parser.find_advice = find_flag_advice
+    parser.find_advice = find_advice
     parser.add_argument("-m", "--module", action="store_true", help="SCRIPT is a module, as in `python -m`")
     parser.add_argument("--name", help="name of the run (default: date and script); an existing one is continued")
     parser.add_argument("--runs-dir", "--runs_dir", "--log-dir", "--log_dir", dest="runs_dir", metavar="FOLDER",
@@ -157,7 +157,7 @@ def _check_run_options(arguments: Sequence[str]) -> None:
     parser = build_parser()
     options, unknown = parser.parse_known_args(list(arguments))
     own = [*unknown, *filter(None, [options.script]), *options.arguments]
-    if not own or find_flag_advice(own[0].partition("=")[0].lstrip("-")):
+    if not own or find_advice(own[0].partition("=")[0].lstrip("-")):
         return  # correct, or explained by the parser
     first = next(index for index, each in enumerate(arguments) if each in own)
     example = shlex.join(hide_in_arguments(arguments[first:]))

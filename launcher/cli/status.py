@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from launcher.cli.parsers import add_runs_dir, new_parser
+from launcher.core.wrapping import escape_controls
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,7 +30,7 @@ _Status = TypeVar("_Status", "RunStatus", "MemberStatus")
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the command's options."""
     parser = new_parser("status")
-    parser.add_argument("run", nargs="?", metavar="RUN", help="name of one run or sweep (default: all runs)")
+    parser.add_argument("run", nargs="?", metavar="RUN", help="name or path of one run or sweep (default: all runs)")
     parser.add_argument("--watch", action="store_true", help="repeat every few seconds, until Ctrl-C or the end")
     parser.add_argument("--json", action="store_true", help="for programs")
     add_runs_dir(parser)
@@ -40,20 +41,21 @@ def run(arguments: Sequence[str]) -> int:
     """Print the state of all runs, of one run, or of a sweep; returns the exit code."""
     options = build_parser().parse_args(arguments)
     from launcher.jobs.status import read_run_status, read_run_statuses
-    from launcher.runs.lookup import find_run_named, find_runs
+    from launcher.runs.lookup import find_run_named, find_runs, locate_run
     from launcher.runs.sweep_record import find_sweep
 
     runs_dir = Path(options.runs_dir)
     if options.run is None:
         _show(options, lambda: read_run_statuses(find_runs(runs_dir)), _print_runs)
         return 0
-    sweep = find_sweep(runs_dir, options.run)
+    runs_dir, name = locate_run(runs_dir, options.run)
+    sweep = find_sweep(runs_dir, name)
     if sweep is not None:
         from launcher.jobs.sweep_status import read_sweep_status
 
         _show(options, lambda: read_sweep_status(sweep), _print_members)
         return 0
-    path = find_run_named(runs_dir, options.run)
+    path = find_run_named(runs_dir, name)
     _show(options, lambda: [read_run_status(path)], _print_one, is_one=True)
     return 0
 
@@ -115,7 +117,9 @@ def format_runs(found: Sequence[RunStatus], width: int) -> list[str]:
 
     Where a line has no room for a metric, the columns of `_LEFT_OUT` are left out one by one, then the metrics.
     """
-    metrics = [[f"{name} {_short(value)}" for name, value in status.metrics.items()] for status in found]
+    metrics = [
+        [f"{escape_controls(name)} {_short(value)}" for name, value in status.metrics.items()] for status in found
+    ]
     firsts = [len(each[0]) for each in metrics if each] or [0]
     # At best, each run shows a metric; with a very long name, some run does.
     fitting = _fit_columns(found, width, max(firsts)) or _fit_columns(found, width, min(firsts))
@@ -176,7 +180,7 @@ def format_members(found: Sequence[MemberStatus], width: int) -> list[str]:
         if member.status is not None:
             shown += _describe_below(member.status, width)
     order = "highest" if first.is_highest_best else "lowest"
-    return [*shown, f"last, best: values of {monitor}; * marks the best ({order})"]
+    return [*shown, f"last, best: values of {escape_controls(monitor)}; * marks the best ({order})"]
 
 
 def describe_status(status: RunStatus) -> list[str]:

@@ -9,9 +9,10 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from launcher.cli.keys import SUBMIT_SYNONYMS, check_class_paths, check_positionals, command_keys
+from launcher.cli.keys import check_class_paths, check_positionals, command_keys
 from launcher.cli.main import SEE_SETTINGS
 from launcher.cli.parsers import add_config, new_parser
+from launcher.config.synonyms import ADVICE
 from launcher.core.command_parser import CommandParser
 from launcher.core.errors import Problem, SubmitError
 from launcher.jobs.backends.registry import find_backend, list_backends
@@ -39,6 +40,8 @@ queued again, and the script resumes itself.
 exit codes:
   0 queued   2 refused before anything was queued   1 SLURM refused the job
 """
+# submitit's names of sbatch's options, too.
+SYNONYMS = {**{f"slurm_{name.replace('-', '_')}": f"--{name}" for name in list_job_options()}, **ADVICE["submit"]}
 _SHORT = {"partition": "-p", "account": "-A", "qos": "-q", "nodes": "-N", "time": "-t"}
 
 
@@ -81,7 +84,7 @@ def run(arguments: Sequence[str]) -> int:
     if options.script is not None or options.module is not None:
         _submit_script(options, overrides, script_arguments)
         return 0
-    keys = command_keys(parser, SUBMIT_SYNONYMS)
+    keys = command_keys(parser, SYNONYMS)
     check_positionals("submit", own, overrides, keys)
     if script_arguments:
         raise SubmitError([Problem("--", "given without --script or -m, whose arguments follow it")])
@@ -104,7 +107,6 @@ def _submit_script(options: argparse.Namespace, run_options: Sequence[str], argu
     from launcher.cli.run import prepare_script_submission
     from launcher.config.schema import RunConfig
     from launcher.jobs.submission import JobOptions, prepare
-    from launcher.jobs.submit import refuse_running, submit_run
 
     given = [f"--{name}" for name in ("config", "sweep", "array") if getattr(options, name)]
     if given:
@@ -120,11 +122,14 @@ def _submit_script(options: argparse.Namespace, run_options: Sequence[str], argu
         sys.stdout.write(backend.render(submission) or "")
         sys.stderr.write(f"on each node: {shlex.join([*submission.command, *found.command.script])}\n")
         return
+    _queue(options, submission, config)
+
+
+def _queue(options: argparse.Namespace, submission: Submission, config: RunConfig) -> None:
+    from launcher.jobs.submit import refuse_running, submit_run
+
     refuse_running(submission)
-    _print_submitted(submission, submit_run(backend, submission, snapshot=not options.no_snapshot), config)
-
-
-def _print_submitted(submission: Submission, message: str, config: RunConfig) -> None:
+    message = submit_run(find_backend(options.cluster), submission, snapshot=not options.no_snapshot)
     commands = f"launcher status {submission.name}{_runs_dir(config.runs_dir)}, logs, cancel"
     sys.stdout.write(f"{message}\nrun {submission.name}: {commands}\n")
 
@@ -142,10 +147,7 @@ def _submit_run(options: argparse.Namespace, overrides: Sequence[str], keys: Com
 
         print_preview(submission, backend.render(submission))
         return
-    from launcher.jobs.submit import refuse_running, submit_run
-
-    refuse_running(submission)
-    _print_submitted(submission, submit_run(backend, submission, snapshot=not options.no_snapshot), config)
+    _queue(options, submission, config)
 
 
 def _submit_sweep(options: argparse.Namespace, overrides: Sequence[str], keys: CommandKeys) -> None:

@@ -12,7 +12,9 @@ from rich.text import Text
 
 from launcher.core.distribution import describe_install
 from launcher.core.terminal import make_console
+from launcher.core.wrapping import escape_controls
 from launcher.loggers.wandb_sync import find_sync_command
+from launcher.runs.continuation import shorten
 from launcher.training.callbacks.progress_text import wrap_items
 from launcher.training.result import FitResult
 
@@ -32,19 +34,19 @@ def print_summary(result: FitResult, console: Console | None = None) -> None:
 
     add("steps", str(result.steps))
     add("metrics", *_metric_lines(result.metrics, console.width - _INDENT))
-    add("run", _short(result.run))
-    add("checkpoint", _short(result.checkpoint) if result.checkpoint else "none")
+    add("run", shorten(result.run))
+    add("checkpoint", shorten(result.checkpoint) if result.checkpoint else "none")
     if result.best is not None and result.monitor is not None:
-        best = _short(result.best) if isinstance(result.best, Path) else result.best
-        add("best", f"{best} ({result.monitor})")
+        best = shorten(result.best) if isinstance(result.best, Path) else result.best
+        add("best", f"{best} ({escape_controls(result.monitor)})")
     wandb = _wandb_line(result.run / "wandb")
     if wandb is not None:
         add("W&B", wandb)
     # matplotlib is optional: where it is installed, every start takes half a second longer.
     first = "" if importlib.util.find_spec("matplotlib") else f"{describe_install('plot')} && "
-    add("report", f"{first}python -m launcher report {shlex.quote(_short(result.run))}")
+    add("report", f"{first}python -m launcher report {shlex.quote(shorten(result.run))}")
     if result.checkpoint is not None:
-        config = shlex.quote(_short(result.run / "config.yaml"))
+        config = shlex.quote(shorten(result.run / "config.yaml"))
         add("continue", f"python -m launcher fit --config {config} --resume auto --trainer.{_reached_limit(result)} N")
 
 
@@ -56,17 +58,13 @@ def _reached_limit(result: FitResult) -> str:
 
 def _metric_lines(metrics: Mapping[str, float], width: int) -> list[str]:
     """Lines on which no metric is divided."""
-    return wrap_items([f"{name} {value:.4g}" for name, value in metrics.items()], width) or ["none logged"]
+    return wrap_items([f"{escape_controls(name)} {value:.4g}" for name, value in metrics.items()], width) or [
+        "none logged"
+    ]
 
 
 def _wandb_line(folder: Path) -> str | None:
     """The command that uploads the run, or the folder of its last attempt if W&B was online."""
-    command = find_sync_command(folder, Path(_short(folder)))
+    command = find_sync_command(folder, Path(shorten(folder)))
     online = sorted(path for path in folder.glob("run-*") if path.is_dir())
-    return command or (_short(online[-1]) if online else None)
-
-
-def _short(path: Path) -> str:
-    """Relative to the current directory if it is below it."""
-    here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+    return command or (shorten(online[-1]) if online else None)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from launcher.config.synonyms import ADVICE
 from launcher.core.errors import LaunchError, Problem
 
 # Flags with a value that are passed on to `read_launch_options`.
@@ -40,17 +41,8 @@ _SWITCHES: Mapping[str, str] = {
     "no-python": "SCRIPT is a program; it is started without Python",
     "run-path": "no effect: the script always runs in a process that has imported torch",
 }
-# torchrun's other flags: why they are errors, and what to do.
-_REFUSED: Mapping[str, str] = {
-    "event-log-handler": "the launcher writes its events to events.jsonl in the run directory; leave it out",
-    "logs-specs": "the launcher writes logs/rank-<r>.log in the run directory; leave it out",
-    "duplicate-stdout-filters": "filter the files logs/rank-<r>.log in the run directory instead",
-    "duplicate-stderr-filters": "filter the files logs/rank-<r>.log in the run directory instead",
-    "numa-binding": "not supported; start the script with torchrun, or bind the ranks in the script",
-    "virtual-local-rank": "not supported; use LOCAL_RANK to choose the GPU",
-    "local-addr": "not supported; give the node's address in --rdzv-endpoint of the other nodes",
-    "shutdown-timeout": "the ranks have 120 s after the first one has ended, and 10 s after a failure; leave it out",
-}
+# torchrun's other flags, by their name with dashes, with what to do instead.
+_REFUSED = {name.replace("_", "-"): advice for name, advice in ADVICE["torchrun"].items()}
 _REFUSED_SWITCHES = frozenset({"virtual-local-rank"})
 _SHORT = {"redirects": "-r", "tee": "-t"}
 _STREAMS = re.compile(r"[0-3]|\d+:[0-3](,\d+:[0-3])*")
@@ -68,8 +60,9 @@ def add_torchrun_flags(parser: argparse.ArgumentParser) -> None:
     for name, text in _SWITCHES.items():
         others.add_argument(*_spellings(name), dest=_key(name), action="store_true", help=text)
     for name in _REFUSED:
-        options: dict[str, Any] = {"nargs": 0, "action": _Refuse} if name in _REFUSED_SWITCHES else {"action": _Refuse}
-        parser.add_argument(*_spellings(name), dest=argparse.SUPPRESS, help=argparse.SUPPRESS, **options)
+        nargs = 0 if name in _REFUSED_SWITCHES else None
+        parser.add_argument(*_spellings(name), dest=argparse.SUPPRESS, nargs=nargs, action=_Refuse,
+                            help=argparse.SUPPRESS)  # fmt: skip
 
 
 class _Refuse(argparse.Action):

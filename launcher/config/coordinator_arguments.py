@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypedDict, TypeVar
 
 from launcher.config.schema import CheckpointOptions, RunConfig, TrainerOptions, WandbOptions, WatchOptions
 from launcher.config.validation import build_record, find_problems
 from launcher.core.errors import CallError, Problem
-from launcher.core.python_terms import to_python_problem
+from launcher.core.python_terms import ARGUMENT_NAMES, to_python_problem
 
 Group = TypeVar("Group", CheckpointOptions, WandbOptions, WatchOptions)
 
@@ -31,12 +32,13 @@ class CoordinatorSettings(TypedDict, total=False):
     watch: WatchOptions | Mapping[str, Any]
 
 
-# Other arguments, and the key of each.
-RENAMED = {
-    "output_dir": "runs_dir", "use_gpu": "accelerator", "resume_from_checkpoint": "resume", "precision": "precision",
-    "strategy": "strategy", "devices": "devices", "num_nodes": "num_nodes", "wandb": "wandb", "name": "name",
-    "on_precision_change": "on_precision_change", "seed": "seed", "use_amp": "use_amp",
-}  # fmt: skip
+# The key of each argument with another name.
+_KEYS = {name: key for key, name in ARGUMENT_NAMES.items()}
+_GROUPS: Mapping[str, type[Any]] = {"checkpoint": CheckpointOptions, "wandb": WandbOptions, "watch": WatchOptions}
+_FLAGS = ("use_gpu", "notebook_processes")
+# The arguments of the constructor that are values, not objects of Lightning's classes or further settings.
+CONSTRUCTOR_VALUES = ("output_dir", "strategy", "precision", "gradient_clip_val", "devices", "num_nodes", "wandb",
+                      "on_precision_change", *_FLAGS)  # fmt: skip
 # Keys that are no argument, and what to do instead.
 NO_ARGUMENT = {
     "model": "give the object to train",
@@ -67,17 +69,10 @@ _ELSEWHERE = {
 _OF_TRAIN = ("name", "seed", "use_amp", "resume_from_checkpoint", *(f.name for f in dataclasses.fields(TrainerOptions)))
 
 
-def check_settings(settings: Mapping[str, Any]) -> None:
-    """Check the names of further arguments of `TrainingCoordinator`.
-
-    Raises:
-        CallError: lists each one that is no argument, with what to do.
-    """
-    unknown = [name for name in settings if name not in CoordinatorSettings.__annotations__]
-    if not unknown:
-        return
+def find_unknown_settings(settings: Mapping[str, Any]) -> list[Problem]:
+    """Each further argument of `TrainingCoordinator` that does not exist, with what to do."""
     found: list[Problem] = []
-    for name in unknown:
+    for name in (name for name in settings if name not in CoordinatorSettings.__annotations__):
         if name in NO_ARGUMENT:
             text = NO_ARGUMENT[name]
         elif name in _OF_TRAIN:
@@ -85,24 +80,38 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         else:
             text = _ELSEWHERE.get(name) or to_python_problem(find_problems({name: None})[0]).message
         found.append(Problem(name, text))
-    raise CallError(found)
+    return found
 
 
-def to_group(kind: type[Group], given: Group | Mapping[str, Any] | None, name: str) -> Group:
-    """A group of settings from a record or a mapping of its settings.
+def find_wrong_values(arguments: Mapping[str, Any]) -> list[Problem]:
+    """The problems of the values of `TrainingCoordinator`'s arguments, which have the names of Python."""
+    defaults = RunConfig().to_dict()
+    problems: list[Problem] = []
+    values: dict[str, Any] = {}
+    for name, value in arguments.items():
+        key, group = _KEYS.get(name, name), _GROUPS.get(name)
+        if name in _FLAGS:
+            if not isinstance(value, bool):
+                problems.append(Problem(name, f"given {value!r}; expected True or False"))
+        elif group is not None and isinstance(value, group):
+            values[key] = dataclasses.asdict(value)
+        elif isinstance(value, os.PathLike):
+            values[key] = os.fspath(value)
+        elif group is not None and value is not None and not isinstance(value, Mapping):
+            problems.append(Problem(name, f"given {value!r}; expected {group.__name__}(...) or a dict"))
+        elif group is not None and not all(isinstance(each, str) for each in value or ()):
+            problems.append(Problem(name, f"given {value!r}; the keys of the dict must be the names of settings"))
+        elif key == "gradient_clip_val":
+            values["trainer"] = {key: value}
+        elif group is not None or type(value) is not type(defaults[key]) or value != defaults[key]:
+            # Defaults need no check, and the check of every field takes time.
+            values[key] = value
+    return problems + [to_python_problem(problem) for problem in find_problems(values)]
 
-    Raises:
-        CallError: a name is not a setting of the group.
-    """
-    if isinstance(given, kind):
-        return given
-    values = dict(given or {}) if given is None or isinstance(given, Mapping) else None
-    if values is None:
-        raise CallError([Problem(name, f"given {given!r}; expected {kind.__name__}(...) or a dict")])
-    known = {entry.name for entry in dataclasses.fields(kind)}
-    if unknown := {key: value for key, value in values.items() if key not in known}:
-        raise CallError([to_python_problem(problem) for problem in find_problems({name: unknown})])
-    return kind(**values)
+
+def to_group(kind: type[Group], given: Group | Mapping[str, Any] | None) -> Group:
+    """A group of settings from a record or a mapping of its settings."""
+    return given if isinstance(given, kind) else kind(**dict(given or {}))
 
 
 def to_tuple(given: Any) -> tuple[Any, ...]:

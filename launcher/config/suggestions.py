@@ -13,7 +13,7 @@ from typing import Any
 from launcher.config.deepspeed_file import read_deepspeed_file
 from launcher.config.lightning_cli_strategy import find_zero_strategy
 from launcher.config.schema import RunConfig
-from launcher.config.synonyms import DEEPSPEED, GROUPS, NOT_NEEDED, SAME_ARGUMENT, SYNONYMS, VALUES
+from launcher.config.synonyms import ADVICE, DEEPSPEED, GROUPS, SAME_ARGUMENT, SYNONYMS, VALUES
 from launcher.core.errors import ConfigError, Problem
 from launcher.core.secrets import redact
 
@@ -64,8 +64,8 @@ def describe_unknown_key(path: str, value: Any, keys: Collection[str], command: 
     """The message about an unknown key, with the settings to give instead."""
     name = path.rpartition(".")[2].replace("-", "_").lower()
     typed = path in command.typed
-    if name in NOT_NEEDED and name not in command.synonyms:
-        return f"unknown key; {NOT_NEEDED[name]}"
+    if name in ADVICE["settings"] and name not in command.synonyms:
+        return f"unknown key; {ADVICE['settings'][name]}"
     advice = command.synonyms.get(name, "") if typed else ""
     # A sentence in place of an option.
     if " " in advice and not advice.startswith("-"):

@@ -1,79 +1,70 @@
-"""Names that other tools have for our settings: Lightning 1 and its CLI, torchrun, accelerate, HF's Trainer, DeepSpeed.
-
-An entry is the settings to give instead, separated by spaces. The first one gets the given value; `key=value` is a
-setting with a value of its own.
+"""Names of other tools for our settings and options: Lightning 1 and its CLI, torchrun, accelerate, HF's Trainer,
+DeepSpeed, mpirun, sbatch and submitit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
+
+
+def _by_name(table: Mapping[str, str]) -> dict[str, str]:
+    """A table whose keys have several names each, as one with a name each."""
+    return {name: text for names, text in table.items() for name in names.split()}
+
 
 # The strategy is that of the file if it can be read.
 DEEPSPEED = "deepspeed_config strategy=deepspeed_stage_2"
-SYNONYMS: Mapping[str, str] = {
-    **dict.fromkeys(("epochs", "num_epochs", "n_epochs", "num_train_epochs", "epoch"), "trainer.max_epochs"),
-    **dict.fromkeys(
-        ("steps", "num_steps", "train_steps", "total_steps", "max_train_steps", "num_train_steps", "max_iters",
-         "iterations", "train_iters"),
+# Names of settings. The first one of an entry gets the given value; `key=value` is a setting with a value of its own.
+SYNONYMS: Mapping[str, str] = _by_name({
+    "epochs num_epochs n_epochs num_train_epochs epoch": "trainer.max_epochs",
+    "steps num_steps train_steps total_steps max_train_steps num_train_steps max_iters iterations train_iters":
         "trainer.max_steps",
-    ),
-    **dict.fromkeys(("gpus", "num_gpus", "n_gpus", "ngpus", "gpus_per_node"), "devices accelerator=gpu"),
-    **dict.fromkeys(
-        ("nproc_per_node", "nproc", "num_processes", "n_proc", "procs", "ntasks_per_node", "tasks_per_node",
-         "world_size", "num_devices", "n_devices", "devices_per_node", "ranks", "num_ranks"),
-        "devices",
-    ),
-    **dict.fromkeys(("nnodes", "nodes", "num_machines", "n_nodes"), "num_nodes"),
-    **dict.fromkeys(("cpu", "use_cpu", "no_cuda"), "accelerator=cpu"),
-    **dict.fromkeys(("gpu", "cuda", "use_gpu"), "accelerator=gpu"),
+    "gpus num_gpus n_gpus ngpus gpus_per_node": "devices accelerator=gpu",
+    "nproc_per_node nproc num_processes n_proc procs ntasks_per_node tasks_per_node world_size num_devices n_devices "
+    "devices_per_node ranks num_ranks": "devices",
+    "nnodes nodes num_machines n_nodes": "num_nodes",
+    "cpu use_cpu no_cuda": "accelerator=cpu",
+    "gpu cuda use_gpu": "accelerator=gpu",
     "device": "accelerator",
-    **dict.fromkeys(("mixed_precision", "dtype", "torch_dtype", "compute_dtype"), "precision"),
-    **dict.fromkeys(("fp16", "float16", "half"), "precision=16-mixed"),
-    **dict.fromkeys(("bf16", "bfloat16"), "precision=bf16-mixed"),
-    **dict.fromkeys(("fp32", "float32"), "precision=32-true"),
-    **dict.fromkeys(("amp", "autocast"), "use_amp=true"),
-    **dict.fromkeys(("deepspeed", "ds_config", "deepspeed_config_file"), DEEPSPEED),
+    "mixed_precision dtype torch_dtype compute_dtype": "precision",
+    "fp16 float16 half": "precision=16-mixed",
+    "bf16 bfloat16": "precision=bf16-mixed",
+    "fp32 float32": "precision=32-true",
+    "amp autocast": "use_amp=true",
+    "deepspeed ds_config deepspeed_config_file": DEEPSPEED,
     "use_deepspeed": "strategy=deepspeed_stage_2",
-    **dict.fromkeys(("use_ddp", "multi_gpu", "distributed"), "strategy=ddp"),
-    "ddp_find_unused_parameters": "strategy=ddp_find_unused_parameters_true",
-    "find_unused_parameters": "strategy=ddp_find_unused_parameters_true",
+    "use_ddp multi_gpu distributed": "strategy=ddp",
+    "ddp_find_unused_parameters find_unused_parameters": "strategy=ddp_find_unused_parameters_true",
     "ddp_timeout": "process_group_timeout",
-    **dict.fromkeys(("ckpt", "checkpoint_path", "resume_from", "resume_from_checkpoint", "load_from", "restore"),
-                    "resume"),
-    **dict.fromkeys(("random_seed", "manual_seed", "rng_seed"), "seed"),
-    **dict.fromkeys(("output_dir", "out_dir", "save_dir", "log_dir", "logging_dir", "work_dir", "default_root_dir",
-                     "project_dir"), "runs_dir"),
-    **dict.fromkeys(("run_name", "experiment_name", "exp_name", "job_name", "wandb_name"), "name"),
-    **dict.fromkeys(
-        ("gradient_accumulation_steps", "grad_accum", "grad_accumulation", "accumulate", "accum_steps",
-         "gradient_accumulation"),
+    "ckpt checkpoint_path resume_from resume_from_checkpoint load_from restore": "resume",
+    "random_seed manual_seed rng_seed": "seed",
+    "output_dir out_dir save_dir log_dir logging_dir work_dir default_root_dir project_dir": "runs_dir",
+    "run_name experiment_name exp_name job_name wandb_name": "name",
+    "gradient_accumulation_steps grad_accum grad_accumulation accumulate accum_steps gradient_accumulation":
         "trainer.accumulate_grad_batches",
-    ),
-    **dict.fromkeys(("max_grad_norm", "gradient_clip", "gradient_clipping", "grad_clip", "clip_grad", "clip_grad_norm"),
-                    "trainer.gradient_clip_val"),
-    **dict.fromkeys(("logging_steps", "log_interval", "log_every", "log_steps"), "trainer.log_every_n_steps"),
-    **dict.fromkeys(("eval_steps", "eval_interval", "val_interval"), "trainer.val_check_interval"),
-    **dict.fromkeys(("save_steps", "save_interval", "save_every", "checkpointing_steps"), "checkpoint.every_n_steps"),
+    "max_grad_norm gradient_clip gradient_clipping grad_clip clip_grad clip_grad_norm": "trainer.gradient_clip_val",
+    "logging_steps log_interval log_every log_steps": "trainer.log_every_n_steps",
+    "eval_steps eval_interval val_interval": "trainer.val_check_interval",
+    "save_steps save_interval save_every checkpointing_steps": "checkpoint.every_n_steps",
     "save_total_limit": "checkpoint.save_top_k",
     "metric_for_best_model": "checkpoint.monitor",
-    "wandb_project": "wandb.project",
-    "project_name": "wandb.project",
+    "wandb_project project_name": "wandb.project",
     "wandb_entity": "wandb.entity",
     "wandb_group": "wandb.group",
     "wandb_tags": "wandb.tags",
     "wandb_mode": "wandb.mode",
-    **dict.fromkeys(("no_wandb", "disable_wandb"), "wandb.mode=disabled"),
-    **dict.fromkeys(("wandb_offline", "offline"), "wandb.mode=offline"),
-    **dict.fromkeys(("datamodule", "dataset", "data_module"), "data"),
-    **dict.fromkeys(("net", "network", "model_class", "module"), "model"),
-    **dict.fromkeys(("optim", "optimizer_name", "opt"), "optimizer"),
-    **dict.fromkeys(("scheduler", "lr_scheduler_type", "sched"), "lr_scheduler"),
-    "effective_batch_size": "global_batch_size",
-    "train_batch_size": "global_batch_size",
+    "no_wandb disable_wandb": "wandb.mode=disabled",
+    "wandb_offline offline": "wandb.mode=offline",
+    "datamodule dataset data_module": "data",
+    "net network model_class module": "model",
+    "optim optimizer_name opt": "optimizer",
+    "scheduler lr_scheduler_type sched": "lr_scheduler",
+    "effective_batch_size train_batch_size": "global_batch_size",
     "profile": "trainer.profiler=simple",
     "full_determinism": "trainer.deterministic=true",
     "sync_bn": "trainer.sync_batchnorm=true",
-}  # fmt: skip
+})  # fmt: skip
 
 # Names of one argument of the user's classes.
 SAME_ARGUMENT: tuple[tuple[str, ...], ...] = (
@@ -89,18 +80,104 @@ SAME_ARGUMENT: tuple[tuple[str, ...], ...] = (
     ("num_layers", "n_layers", "depth", "layers"),
 )  # fmt: skip
 
-# Names of other tools without a setting of their own here, with what to do.
-NOT_NEEDED: Mapping[str, str] = {
-    "standalone": "one node needs no rendezvous; remove it",
-    "rdzv_backend": "the launcher has one kind of rendezvous; remove it",
-    "local_rank": "each rank reads it from its environment; remove it",
-    "local_ranks_filter": "write --terminal-ranks",
-    **dict.fromkeys(("zero_stage", "ds_stage"), "write `strategy: deepspeed_stage_N`, with N from 1 to 3"),
-    "report_to": "write `wandb.mode`, or `trainer.logger` for another logger",
-    "patience": "write the callback EarlyStopping with `patience` in `trainer.callbacks`",
-    "fsdp": "FSDP is not available; use `strategy: deepspeed_stage_3`, which shards the same states",
-    "use_fsdp": "FSDP is not available; use `strategy: deepspeed_stage_3`, which shards the same states",
-}
+_HOSTFILE = "start the same command on each node, with --nnodes and --rdzv-endpoint HOST:PORT"
+_IN_THE_SCRIPT = "set it in the script: Accelerator({})"
+_RANKS: Mapping[str, str] = _by_name({
+    "num_processes nproc np n": "--nproc-per-node",
+    "num_machines n_nodes nodes": "--nnodes",
+    "machine_rank": "--node-rank",
+    "main_process_ip master_addr": "--rdzv-endpoint",
+    "main_process_port master_port": "give the port in --rdzv-endpoint HOST:PORT",
+    "rdzv_timeout": "give it in --rdzv-conf join_timeout=SECONDS",
+    "monitor_interval": "the agent learns of a failure at once; remove it",
+    "hostfile": _HOSTFILE,
+    "tee redirects t r": "log files contain all ranks; write --terminal-ranks all to see them",
+    "local_ranks_filter": "--terminal-ranks",
+})  # fmt: skip
+# By command and name, with underscores: an option to give instead, or what to do. Names for `run` may be patterns.
+# "settings" is for all commands with settings, on the command line and in files.
+ADVICE: Mapping[str, Mapping[str, str]] = {
+    "settings": _by_name({
+        "standalone": "one node needs no rendezvous; remove it",
+        "rdzv_backend": "the launcher has one kind of rendezvous; remove it",
+        "local_rank": "each rank reads it from its environment; remove it",
+        "local_ranks_filter": "write --terminal-ranks",
+        "zero_stage ds_stage": "write `strategy: deepspeed_stage_N`, with N from 1 to 3",
+        "report_to": "write `wandb.mode`, or `trainer.logger` for another logger",
+        "patience": "write the callback EarlyStopping with `patience` in `trainer.callbacks`",
+        "fsdp use_fsdp": "FSDP is not available; use `strategy: deepspeed_stage_3`, which shards the same states",
+    }),
+    **dict.fromkeys(("fit", "validate", "test", "predict"), _RANKS),
+    "plan": {"num_gpus": "--gpus"},
+    "submit": _by_name({
+        "nproc_per_node ntasks_per_node tasks_per_node num_processes nproc procs np": "--devices",
+        "gpus num_gpus G gpus_per_task": "--gpus-per-node",
+        "nnodes num_machines n_nodes": "--nodes",
+        "ntasks n": "one task on each node starts its ranks; give --nodes N and --devices N",
+        "gres": "give the number of GPUs with --gpus-per-node N",
+        "job_name J": "--name",
+        "timeout_min time_limit walltime slurm_timeout_min": "--time",
+        "mem_gb memory": "--mem",
+        "queue slurm_queue": "--partition",
+        "output error o e log_dir":
+            "each rank has a log in the run directory; remove it, and read one with `launcher logs RUN`",
+        "export": "--export-env",
+        "cpus": "--cpus-per-task",
+        "w": "--nodelist",
+        "C": "--constraint",
+        "x": "--exclude",
+        "d": "--dependency",
+        "a": "--array",
+        "requeue": "jobs are queued again without it; remove it",
+        "wait": "submit does not wait; remove it, and use `launcher status RUN --watch`",
+        "wrap chdir": "the job trains from the current folder; remove it",
+        "exclusive": "not supported; remove it, or request all cores with --cpus-per-task N",
+    }),
+    "run": _by_name({
+        "num_processes num_gpus np n": "write --nproc-per-node N, the number on each node",
+        "num_machines num_nodes": "write --nnodes N",
+        "machine_rank": "write --node-rank N",
+        "main_process_ip": "write --master-addr HOST",
+        "main_process_port": "write --master-port PORT",
+        "hostfile mpirun_hostfile deepspeed_hostfile": _HOSTFILE,
+        "same_network": "remove it; all nodes use --rdzv-endpoint",
+        "multi_gpu": "remove it; --nproc-per-node gpu starts a rank for each GPU",
+        "cpu": _IN_THE_SCRIPT.format("cpu=True") + ", or ACCELERATE_USE_CPU=true in the environment",
+        "mixed_precision":
+            _IN_THE_SCRIPT.format("mixed_precision=...")
+            + ", or ACCELERATE_MIXED_PRECISION in the environment",
+        "gradient_accumulation_steps": _IN_THE_SCRIPT.format("gradient_accumulation_steps=N"),
+        "config_file": "accelerate's config is not read; give its values as options, or in Accelerator(...)",
+        "gpu_ids include exclude": "set CUDA_VISIBLE_DEVICES=0,1 in the environment instead",
+        "num_cpu_threads_per_process num_threads": "set OMP_NUM_THREADS in the environment instead",
+        "enable_cpu_affinity": "not supported; bind the ranks in the script",
+        "gradient_clipping": "clip in the script, with accelerator.clip_grad_norm_",
+        "use_deepspeed deepspeed_* zero_* zero3_* offload_*":
+            _IN_THE_SCRIPT.format("deepspeed_plugin=DeepSpeedPlugin(...)"),
+        "use_fsdp fsdp_*": _IN_THE_SCRIPT.format("fsdp_plugin=FullyShardedDataParallelPlugin(...)"),
+        "use_megatron_lm megatron_lm_*": _IN_THE_SCRIPT.format("megatron_lm_plugin=MegatronLMPlugin(...)"),
+        "use_parallelism_config parallelism_config_*":
+            _IN_THE_SCRIPT.format("parallelism_config=ParallelismConfig(...)"),
+        "dynamo_*": _IN_THE_SCRIPT.format("dynamo_backend=...") + ", or ACCELERATE_DYNAMO_BACKEND in the environment",
+        "fp8_*": _IN_THE_SCRIPT.format("kwargs_handlers=[...]") + " with a recipe for FP8",
+        "tpu no_tpu_cluster vm main_training_function downcast_bf16 tpu_* aws_*":
+            "not supported; start the script with accelerate launch",
+        "env": "set the variable in front of the command instead",
+        "quiet": "remove it; the report has no frames of the launcher",
+    }),
+    # torchrun's flags that `run` refuses.
+    "torchrun": _by_name({
+        "event_log_handler": "the launcher writes its events to events.jsonl in the run directory; leave it out",
+        "logs_specs": "the launcher writes logs/rank-<r>.log in the run directory; leave it out",
+        "duplicate_stdout_filters duplicate_stderr_filters":
+            "filter the files logs/rank-<r>.log in the run directory instead",
+        "numa_binding": "not supported; start the script with torchrun, or bind the ranks in the script",
+        "virtual_local_rank": "not supported; use LOCAL_RANK to choose the GPU",
+        "local_addr": "not supported; give the node's address in --rdzv-endpoint of the other nodes",
+        "shutdown_timeout":
+            "the ranks have 120 s after the first one has ended, and 10 s after a failure; leave it out",
+    }),
+}  # fmt: skip
 
 # Groups that are often given as one text, with the setting that is meant.
 GROUPS: Mapping[str, str] = {"checkpoint": "resume", "wandb": "wandb.project"}
@@ -111,3 +188,9 @@ VALUES: Mapping[str, Mapping[str, str]] = {
     "accelerator": {"cuda:0": "gpu"},
     "devices": {"-1": "auto", "gpu": "auto", "cpu": "auto"},
 }
+
+
+def find_advice(name: str) -> str:
+    """What to do instead of an option that `launcher run` does not have, by its name without `--`; empty if unknown."""
+    key = name.replace("-", "_")
+    return next((text for pattern, text in ADVICE["run"].items() if fnmatchcase(key, pattern)), "")

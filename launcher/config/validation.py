@@ -15,6 +15,7 @@ from typing import Any, Literal
 from launcher.config import deepspeed_file as deepspeed_source
 from launcher.config.schema import FieldInfo, RunConfig, config_fields
 from launcher.config.suggestions import NO_COMMAND, CommandKeys, describe_group, describe_unknown_key
+from launcher.core.command_parser import suggest_choice
 from launcher.core.errors import ConfigError, Problem
 from launcher.core.nested import flatten
 from launcher.core.secrets import redact
@@ -42,14 +43,15 @@ def find_problems(values: Mapping[str, Any], command: CommandKeys = NO_COMMAND) 
     problems: list[Problem] = []
     groups = {path.rpartition(".")[0] for path in leaves} - {""}
     for path, value in flatten(values, groups.__contains__).items():
-        if path in groups and (value is None or value == {}):
+        if path in groups and (value is None or (isinstance(value, dict) and not value)):
             continue
         info = leaves.get(path)
         if info is None:
             problems.append(Problem(path, _unknown_key(path, value, leaves, command)))
         # jsonargparse accepts null for every type.
         elif (value is None and type(None) not in typing.get_args(info.hint)) or not _has_type(info.hint, value):
-            problems.append(Problem(path, f"given {redact(value)!r}; expected {_describe(info.hint)}"))
+            close = suggest_choice(value, _list_choices(info.hint)) if isinstance(value, str) else ""
+            problems.append(Problem(path, f"given {redact(value)!r}; expected {_describe(info.hint)}{close}"))
         elif info.minimum is not None and not _in_range(_read(info.hint, value), info.minimum):
             finite = not isinstance(value, float) or math.isfinite(value)
             wanted = f"at least {info.minimum:g}" if finite else "a finite number"
@@ -89,7 +91,15 @@ def _precision_problems(precision: Any) -> Iterator[str]:
 def _strategy_problems(strategy: Any) -> Iterator[str]:
     names = list_strategy_names()
     if strategy not in names:
-        yield f"given {strategy!r}; expected one of {', '.join(names)}{describe_broken(strategy)}"
+        hint = describe_broken(strategy) or suggest_choice(strategy, names)
+        yield f"given {strategy!r}; expected one of {', '.join(names)}{hint}"
+
+
+def _profiler_problems(profiler: Any) -> Iterator[str]:
+    if isinstance(profiler, str) and profiler not in _PROFILERS:
+        names = ", ".join(_PROFILERS)
+        hint = suggest_choice(profiler, _PROFILERS)
+        yield f"given {profiler!r}; expected one of {names}, or the class_path of a profiler{hint}"
 
 
 def _share_problems(share: Any) -> Iterator[str]:
@@ -104,11 +114,14 @@ def _ddp_problems(options: Any) -> Iterator[str]:
             yield f"unknown argument {key}; valid are {', '.join(DDP_OPTIONS)}"
 
 
+# Lightning's own names.
+_PROFILERS = ("simple", "advanced", "pytorch", "xla")
 # Checks of fields whose type alone does not define the valid values.
 _CHECKS: dict[str, Callable[[Any], Iterator[str]]] = {
     "name": find_name_problems,
     "precision": _precision_problems,
     "strategy": _strategy_problems,
+    "trainer.profiler": _profiler_problems,
     "memory_share": _share_problems,
     "ddp": _ddp_problems,
 }
@@ -135,7 +148,7 @@ def _is_plainly(hint: Any, value: Any) -> bool:
     if origin in (types.UnionType, typing.Union):
         return any(_is_plainly(part, value) for part in typing.get_args(hint))
     if origin is Literal:
-        return any(value == each and type(value) is type(each) for each in typing.get_args(hint))
+        return any(type(value) is type(each) and value == each for each in typing.get_args(hint))
     if origin is dict and type(value) is dict:
         key_hint, value_hint = typing.get_args(hint)
         return all(_is_plainly(key_hint, key) and _is_plainly(value_hint, each) for key, each in value.items())
@@ -198,6 +211,15 @@ _TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", 
           dict: "a mapping", list: "a list"}  # fmt: skip
 
 
+def _list_choices(hint: Any) -> Iterator[str]:
+    """The names that a type hint allows."""
+    if typing.get_origin(hint) is Literal:
+        yield from map(str, typing.get_args(hint))
+    elif typing.get_origin(hint) in (types.UnionType, typing.Union):
+        for part in typing.get_args(hint):
+            yield from _list_choices(part)
+
+
 def _describe(hint: Any) -> str:
     """A type hint as text for users of YAML."""
     origin = typing.get_origin(hint)
@@ -205,5 +227,6 @@ def _describe(hint: Any) -> str:
         names = list(dict.fromkeys(_describe(part) for part in typing.get_args(hint)))
         return ", ".join(names[:-1]) + f" or {names[-1]}" if len(names) > 1 else names[0]
     if origin is Literal:
-        return "one of " + ", ".join(map(str, typing.get_args(hint)))
+        names = [str(each) for each in typing.get_args(hint)]
+        return f"one of {', '.join(names)}" if len(names) > 1 else names[0]
     return _TYPE_NAMES.get(origin or hint, str(hint))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from typing_extensions import override
@@ -13,6 +13,7 @@ from typing_extensions import override
 from launcher.core.errors import CommandLineError
 
 _ARGUMENT = re.compile(r"argument (\S+): (.*)", re.DOTALL)
+_CHOICE = re.compile(r"invalid choice: '(.+?)' \((.*)\)", re.DOTALL)
 _UNKNOWN = "unrecognized arguments: "
 _CUTOFF = 0.7
 
@@ -62,6 +63,9 @@ class CommandParser(argparse.ArgumentParser):
                 "VALUE",
             )
             return f"{name} is given without a value; write {name} {value}"
+        if (choice := _CHOICE.match(reason)) is not None:
+            close = suggest_choice(choice[1], re.findall(r"'(.+?)'", choice[2]))
+            return f"{name}: {reason}{close or f'; {see}'}"
         return f"{name}: {reason}; {see}"
 
     def _explain_unknown(self, given: str) -> str:
@@ -70,6 +74,16 @@ class CommandParser(argparse.ArgumentParser):
         if not hint:
             hint = f"did you mean {close}?" if close else f"`{self.prog} --help` lists the options"
         return f"`{self.prog}` has no {'option' if given.startswith('-') else 'argument'} {given}; {hint}"
+
+
+def suggest_choice(given: object, choices: Iterable[str]) -> str:
+    """The end of an error about a value: the choice with a similar name, or the only one that continues it."""
+    typed, names = str(given).strip().lower(), {name.lower(): name for name in choices}
+    longer = [name for name in names if typed and name.startswith(typed)]
+    if len(longer) > 1:
+        return ""  # the error lists them
+    close = longer or difflib.get_close_matches(typed, names, n=1)
+    return f"; did you mean {names[close[0]]}?" if close else ""
 
 
 def _bare(option: str) -> str:

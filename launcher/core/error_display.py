@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from launcher.core.errors import LauncherError, OutOfMemoryError, TrainingError, UsageError
+from launcher.core.errors import LateUsageError, LauncherError, OutOfMemoryError, TrainingError, UsageError
 from launcher.core.wrapping import wrap_for
 
 _PACKAGE = f"{Path(__file__).parents[1]}/"
@@ -77,7 +77,7 @@ def _render(error: LauncherError) -> list[str]:
 
 
 def _find_report(error: LauncherError) -> str | None:
-    if isinstance(error, UsageError):
+    if isinstance(error, UsageError | LateUsageError):
         return _format_usage_error(error)
     if not isinstance(error, TrainingError) or error.report is not None or error.__cause__ is None:
         return getattr(error, "report", None)
@@ -86,7 +86,7 @@ def _find_report(error: LauncherError) -> str | None:
     return f"{text}\n{error}" if isinstance(error, OutOfMemoryError) else text
 
 
-def _format_usage_error(error: UsageError) -> str | None:
+def _format_usage_error(error: UsageError | LateUsageError) -> str | None:
     """The lines of the script that called the launcher, and the error: it explains itself. None without such lines."""
     callers = _list_callers(error)
     kind = type(error)

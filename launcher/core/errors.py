@@ -21,6 +21,7 @@ LauncherError                      exit code 1
   TrainingError                    exit code 1: the model's or the data's own code raised
     OutOfMemoryError               the device or the host ran out of memory
     StorageError                   a disk is full, read-only or not writable
+    LateUsageError                 a request that cannot be fulfilled, found after the first batch was trained
 
 Interrupted                        exit code 128 + signal: stopped by a signal, after a checkpoint if there was one to
                                    save; no `Exception`
@@ -147,12 +148,13 @@ class TrainingError(LauncherError):
 
     Attributes:
         report: the text for a terminal, with the traceback of the first failed rank; None if there is no such text.
+        checkpoint: the run's last valid checkpoint, if the message names it.
     """
 
     def __init__(self, message: str, *, rank: int | None = None, report: str | None = None) -> None:
         super().__init__(message)
-        self.rank = rank
-        self.report = report
+        self.rank, self.report = rank, report
+        self.checkpoint: str | None = None
 
 
 def with_cause_type(error: TrainingError) -> TrainingError:
@@ -231,7 +233,6 @@ class StorageError(TrainingError):
         folder: where it was to be written; None if not known.
         needed_bytes: size of what was to be written; None if not known.
         free_bytes: free space there; None if not known, and for a quota.
-        checkpoint: the run's last valid checkpoint.
         run: the run directory, once it is known.
     """
 
@@ -248,10 +249,12 @@ class StorageError(TrainingError):
         super().__init__(message, rank=rank)
         self.reason = reason
         self.folder = folder
-        self.needed_bytes = needed_bytes
-        self.free_bytes = free_bytes
-        self.checkpoint: str | None = None
+        self.needed_bytes, self.free_bytes = needed_bytes, free_bytes
         self.run: str | None = None
+
+
+class LateUsageError(TrainingError):
+    """A request that cannot be fulfilled, found after the first batch was trained; a restart would repeat it."""
 
 
 class Interrupted(BaseException):

@@ -26,13 +26,13 @@ def describe_event(event: Mapping[str, Any], kind: str) -> str:
     """The text of an event; for an unknown kind, its fields."""
     if kind in ("failed", "rank_failed"):
         why = "hung, " if event.get("hung") else "out of memory, " if event.get("out_of_memory") else ""
-        text = _text(event.get("error")) or why + _exit(event.get("exit_code"))
+        text = as_text(event.get("error")) or why + _exit(event.get("exit_code"))
     elif kind == "finished" and event.get("step") is None:
         text = "finished"
     elif kind in _TEXTS:
         text = _TEXTS[kind].format_map(defaultdict(lambda: None, event))
     elif kind == "notice":
-        text = _text(event.get("message"))
+        text = as_text(event.get("message"))
     elif kind in ("interrupted", "preempted"):
         saved = event.get("checkpoint")
         end = "saved a checkpoint" if saved else "without a checkpoint"
@@ -97,5 +97,6 @@ def name_stop_reason(number: int) -> str:
     return names.get(number, "signal")
 
 
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """A field of an event as text; empty for None."""
     return "" if value is None else str(value)

@@ -13,7 +13,7 @@ def flatten(
     flat: dict[str, Any] = {}
     for key, value in values.items():
         path = f"{prefix}{key}"
-        if value and isinstance(value, Mapping) and descend(path):
+        if isinstance(value, Mapping) and value and descend(path):
             flat.update(flatten(value, descend, f"{path}."))
         else:
             flat[path] = value

@@ -8,7 +8,15 @@ from __future__ import annotations
 
 import re
 
-from launcher.core.errors import CallError, ConfigError, LauncherError, OutOfMemoryError, Problem, UsageError
+from launcher.core.errors import (
+    CallError,
+    ConfigError,
+    LateUsageError,
+    LauncherError,
+    OutOfMemoryError,
+    Problem,
+    UsageError,
+)
 
 _TERMS = tuple(
     (re.compile(pattern), text)
@@ -30,8 +38,18 @@ _TERMS = tuple(
         (r"(?<![\w./])runs_dir\b", "output_dir"),
     )
 )
+# Names of types in what is expected.
+_TYPES = tuple(
+    (re.compile(pattern), text)
+    for pattern, text in (
+        (r"\btrue or false\b", "True or False"),
+        (r"\bnull\b", "None"),
+        (r"\ba mapping\b", "a dict"),
+        (r"\btext\b", "a str"),
+    )
+)
 # Keys of the config with another name in Python.
-_NAMES = {"runs_dir": "output_dir", "resume": "resume_from_checkpoint", "accelerator": "use_gpu"}
+ARGUMENT_NAMES = {"runs_dir": "output_dir", "resume": "resume_from_checkpoint", "accelerator": "use_gpu"}
 
 
 def to_python_terms(text: str) -> str:
@@ -43,14 +61,17 @@ def to_python_terms(text: str) -> str:
 
 def to_python_problem(problem: Problem) -> Problem:
     """A problem of a config's key as one of an argument."""
-    path = _NAMES.get(problem.path, problem.path.removeprefix("trainer."))
-    return Problem(path, to_python_terms(problem.message))
+    path = ARGUMENT_NAMES.get(problem.path, problem.path.removeprefix("trainer."))
+    given, separator, expected = problem.message.rpartition("; expected ")
+    for pattern, replacement in _TYPES if separator else ():
+        expected = pattern.sub(replacement, expected)
+    return Problem(path, to_python_terms(f"{given}{separator}{expected}"))
 
 
 def to_python_error(error: LauncherError) -> LauncherError:
     """The same error with a message in the terms of Python; a message of the user's code is not changed."""
     if type(error) is ConfigError:
         return CallError(map(to_python_problem, error.problems)).with_traceback(error.__traceback__)
-    if isinstance(error, UsageError | OutOfMemoryError) and error.args:
+    if isinstance(error, UsageError | LateUsageError | OutOfMemoryError) and error.args:
         error.args = (to_python_terms(str(error)), *error.args[1:])
     return error

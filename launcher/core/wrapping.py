@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import sys
 from typing import TextIO
 
 # An option with its value, and a quoted command; a longer one is broken.
@@ -13,8 +15,18 @@ _UNCHANGED = re.compile(r"\s*(\||(\S*/)?(launcher|torchrun|python[\d.]*) )")
 # Stands for a space at which no line ends.
 _JOINED = "\x00"
 _NARROWEST = 20
-# The beginnings of lines to copy, and of lines of a log.
-_KEPT_LINES = ("launcher ", "python ", "torchrun ", "srun ", "wandb ", "|")
+
+
+def print_message(text: str) -> None:
+    """Print a message to stderr, wrapped on a terminal; a closed terminal ends nothing and changes no exit code."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(wrap_for(sys.stderr, text) + "\n")
+        sys.stderr.flush()
+
+
+def escape_controls(name: str) -> str:
+    """A name of the user on one line: line ends, tabs and other control characters as in Python's `repr`."""
+    return "".join(c if c.isprintable() or c == "\xa0" else c.encode("unicode_escape").decode() for c in name)
 
 
 def wrap_for(stream: TextIO, text: str) -> str:

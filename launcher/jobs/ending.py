@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from launcher.core.event_text import signal_name
+from launcher.core.event_text import as_text, signal_name
 from strategies.units import format_bytes
 
 State = Literal["done", "stopped", "failed", "cancelled", "ended"]
@@ -113,6 +113,7 @@ class EndingReader:
             # The first rank that failed is the cause.
             if self._interrupted is None:
                 self._failed = self._failed or event
+            self._correct_checkpoint(event)
         elif kind == "rank_failed":
             self._by_agent = event
         elif kind == "hang":
@@ -121,6 +122,14 @@ class EndingReader:
             self._missing = event
         elif kind == "planned":
             self._is_script = False
+
+    def _correct_checkpoint(self, event: Event) -> None:
+        """A `checkpoint` event is written before the file, which a full disk may reject; a failure has the newest."""
+        step = event.get("checkpoint_step")
+        if type(step) is int:
+            self.checkpoint_step = step
+        elif "checkpoint_step" in event and event.get("checkpoint") is None:
+            self.checkpoint_step = None
 
     def find_ending(self, name: str) -> Ending | None:
         """How the newest attempt of the run ended; None if no event shows it, or if another attempt follows."""
@@ -160,7 +169,7 @@ class EndingReader:
         return f"{first}; then {'--resume auto' if self._can_resume else 'run it again'}"
 
     def _describe_finish(self, event: Event) -> Ending:
-        reason = _text(event.get("reason"))
+        reason = as_text(event.get("reason"))
         # A plain script reports no steps.
         default = "done" if event.get("step") is None else "done after {steps}"
         text, advice = _FINISHED.get(reason, (default, ""))
@@ -168,7 +177,7 @@ class EndingReader:
         values = {
             "steps": _count(event.get("step"), "step"),
             "epochs": _count(epochs, "epoch"),
-            "message": _text(event.get("message")) or "nothing was left to train",
+            "message": as_text(event.get("message")) or "nothing was left to train",
         }
         if reason == "max_epochs" and type(epochs) is not int:
             text = "all epochs done"
@@ -176,7 +185,7 @@ class EndingReader:
 
     def _describe_stop(self, event: Event) -> Ending:
         number = event.get("signal")
-        reason = _text(event.get("reason")) or {2: "ctrl_c", 15: "sigterm"}.get(
+        reason = as_text(event.get("reason")) or {2: "ctrl_c", 15: "sigterm"}.get(
             number if type(number) is int else 0, "signal"
         )
         who = "Ctrl-C" if reason == "ctrl_c" else signal_name(number) if type(number) is int else "a signal"
@@ -190,11 +199,11 @@ class EndingReader:
 
     def _describe_failure(self, event: Event, reason: str, name: str) -> Ending:
         cause = _FAILURES.get(reason, _FAILURES["exception"])
-        host, rank = _text(event.get("host")), event.get("rank", 0)
+        host, rank = as_text(event.get("host")), event.get("rank", 0)
         values = {
             "who": f"rank {rank}" + (f" on {host}" if host else ""),
-            "error": _text(event.get("error")) or "failed without a message",
-            "folder": _text(event.get("folder")) or "the disk of the run",
+            "error": as_text(event.get("error")) or "failed without a message",
+            "folder": as_text(event.get("folder")) or "the disk of the run",
             "space": _describe_space(event),
             "signal": _describe_signal(event),
             "code": event.get("exit_code"),
@@ -226,7 +235,7 @@ def combine_with_job(ending: Ending, job_state: str, job_detail: str) -> Ending:
 
 def _find_reason(event: Event, hang: Event | None) -> str:
     """The reason; older versions recorded none."""
-    reason = _text(event.get("reason"))
+    reason = as_text(event.get("reason"))
     code = event.get("exit_code")
     if reason:
         is_kernel = reason == "out_of_memory" and code == -9
@@ -283,10 +292,6 @@ def _describe_space(event: Event) -> str:
 
 def _count(value: Any, noun: str) -> str:
     return f"{value:,} {noun}{'' if value == 1 else 's'}" if type(value) is int else f"{noun}s"
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else str(value)
 
 
 def _one_line(text: str) -> str:

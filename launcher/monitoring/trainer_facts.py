@@ -53,6 +53,11 @@ def peak_memory() -> int:
     """Peak memory in bytes: allocated on the device, resident on a CPU. Does not wait for the device."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
+    return peak_resident_memory()
+
+
+def peak_resident_memory() -> int:
+    """Peak memory of this process on the host, in bytes."""
     # Linux counts in KiB, macOS in bytes.
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024

@@ -138,7 +138,7 @@ class RankLog:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         _flush_all()
         if path.exists():
-            path.rename(_free_name(path))
+            path.rename(name_earlier_log(path))
         # All writers have the file open by descriptor.
         self._path.rename(path)
         self._path = path
@@ -288,6 +288,6 @@ def _await_drained(pipe: int, limit: float = 1.0) -> None:
         time.sleep(0.005)
 
 
-def _free_name(path: Path) -> Path:
+def name_earlier_log(path: Path) -> Path:
     """`rank-0.1.log`, `rank-0.2.log`, ...: the logs of earlier attempts, oldest first."""
     return next(p for n in range(1, 100_000) if not (p := path.with_name(f"{path.stem}.{n}{path.suffix}")).exists())

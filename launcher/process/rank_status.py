@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.core.atomic_write import write_file
-from launcher.core.errors import Interrupted, OutOfMemoryError, StorageError, TrainingError, UsageError
+from launcher.core.errors import Interrupted, LateUsageError, OutOfMemoryError, StorageError, TrainingError, UsageError
 from launcher.core.secrets import scrub
 from launcher.process.heartbeat import BEFORE_TRAINING, HeartbeatWriter
 
@@ -35,7 +35,9 @@ _LOST_PEER = ("connection closed by peer", "connection reset by peer", "broken p
               "cannot reach the store of the ranks", "watchdog caught collective", "wait timeout",
               "timed out after waiting")  # fmt: skip
 # Errors that a restart cannot fix.
-_REPEATING = (UsageError, StorageError, ImportError, SyntaxError)
+_REPEATING = (UsageError, LateUsageError, StorageError, ImportError, SyntaxError)
+# Errors whose message is complete.
+_EXPLAINED = (UsageError, LateUsageError, OutOfMemoryError, StorageError)
 
 
 def _shorten(lines: Sequence[str]) -> tuple[str, ...]:
@@ -81,7 +83,7 @@ class RankError:
     def from_exception(cls, error: BaseException, now: float, step: int) -> RankError:
         """Describe an exception; a `TrainingError` by its cause, except one that explains it."""
         no_memory = error if isinstance(error, OutOfMemoryError) else None
-        is_explained = isinstance(error, UsageError | OutOfMemoryError | StorageError)
+        is_explained = isinstance(error, _EXPLAINED)
         cause = error.__cause__ if isinstance(error, TrainingError) and not is_explained and error.__cause__ else error
         frames = [(f.filename, f.lineno, f.name) for f in traceback.extract_tb(cause.__traceback__)]
         text = str(cause)
@@ -95,9 +97,9 @@ class RankError:
             step=cause.step if isinstance(cause, Interrupted) else step,
             lost_peer=any(part in text.lower() for part in _LOST_PEER),
             repeats=isinstance(cause, _REPEATING),
-            explained=isinstance(cause, UsageError | OutOfMemoryError | StorageError),
+            explained=isinstance(cause, _EXPLAINED),
             interrupted=isinstance(cause, Interrupted),
-            checkpoint=cause.checkpoint if isinstance(cause, Interrupted | StorageError) else None,
+            checkpoint=cause.checkpoint if isinstance(cause, Interrupted | LateUsageError | StorageError) else None,
             storage=cause.reason if isinstance(cause, StorageError) else None,
             next_strategy=no_memory.next_strategy if no_memory and no_memory.restarts else None,
         )
@@ -171,8 +173,10 @@ class RankStatusWriter:
         """Write into this rank's log without showing it on the terminal; without a log, nothing happens."""
         log = self._values.get("log")
         if log is not None:
-            with contextlib.suppress(OSError), open(log, "a", encoding="utf-8") as file:  # noqa: PTH123 -- str or Path
-                file.write(text)
+            # A message may contain a file name that is no UTF-8.
+            content = text.encode(errors="backslashreplace")
+            with contextlib.suppress(OSError), open(log, "ab") as file:  # noqa: PTH123 -- str or Path
+                file.write(content)
 
     def beat(self, step: int | None = None) -> None:
         """Report that this rank is alive, and how many optimizer steps it has done."""

@@ -189,12 +189,9 @@ def _compress(body: str, digits: int) -> str:
     body = re.sub(r" font-family: [^;\"]*;| transform=\"rotate\(-0 [^\"]*\"", "", body)
     body = re.sub(r"<[^>]*>", lambda tag: re.sub(rf"-?\d+\.\d{{{digits},}}", shorten, tag[0]), body)
     body = re.sub(r"\s*\n\s*", "\n", body).replace("\nL ", " ").replace('\n"', '"')
-    # Groups without an attribute, and those without content.
     count = 1
     while count:
-        body, count = re.subn(
-            r"<g>\n?((?:(?!</?g[ >]).)*?)\n?</g>|\n<g/>|<defs>\n?</defs>", r"\1", body, flags=re.DOTALL
-        )
+        body, count = _GROUP.subn(r"\1", body)
     return body
 
 

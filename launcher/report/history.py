@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from launcher.core.event_text import describe_event
+from launcher.core.event_text import as_text, describe_event
 from launcher.report.records import (
     AlertRecord,
     AttemptRecord,
@@ -152,7 +152,7 @@ class _AttemptReader:
 
     def _add_alert(self, event: Mapping[str, Any], time: float) -> None:
         step = event.get("step")
-        kind, title, text = (_as_text(event.get(name)) for name in ("alert", "title", "text"))
+        kind, title, text = (as_text(event.get(name)) for name in ("alert", "title", "text"))
         ranks = tuple(_as_count(rank) for rank in _as_type(event.get("ranks") or [], list))
         self._alerts.append(AlertRecord(step if type(step) is int else None, time, kind, title, text, ranks))
 
@@ -161,7 +161,7 @@ class _AttemptReader:
         total = _as_type(event.get("planned") or {}, dict).get("total")
         self._known["memory"] = MeasuredPeaks(
             {_as_count(rank): _as_count(peak) for rank, peak in zip(ranks, peaks, strict=True)},
-            _as_text(event.get("measured_by")),
+            as_text(event.get("measured_by")),
             None if total is None else _as_count(total),
         )
 
@@ -177,8 +177,8 @@ class _AttemptReader:
             self._known["detail"] = describe_event(event, "interrupted")
             return
         is_oom = kind == "out_of_memory"
-        error = f"out of memory with {_as_text(event.get('strategy'))}" if is_oom else describe_event(event, "failed")
-        host = _as_text(event.get("host"))
+        error = f"out of memory with {as_text(event.get('strategy'))}" if is_oom else describe_event(event, "failed")
+        host = as_text(event.get("host"))
         self._known.update(failed_rank=rank, detail=f"rank {rank}{f' ({host})' if host else ''}: {error}")
 
 
@@ -252,11 +252,6 @@ def _as_count(value: Any) -> int:
     if type(value) is not int or not 0 <= value < _LARGEST_COUNT:
         raise ValueError(value)
     return value
-
-
-def _as_text(value: Any) -> str:
-    """Any value as text; empty for None."""
-    return "" if value is None else str(value)
 
 
 def _as_type(value: Any, kind: type[_Kind]) -> _Kind:

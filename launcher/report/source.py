@@ -25,6 +25,7 @@ from launcher.report.records import History
 from launcher.report.units import format_plural
 from launcher.runs.job_output import find_job_output
 from launcher.runs.lock import read_owner
+from launcher.runs.lookup import locate_run
 from launcher.runs.script_record import is_script_run, read_script_record
 from launcher.runs.sweep_record import read_members
 
@@ -110,7 +111,7 @@ def find_run_directory(name: str, runs_dir: Path) -> Path:
     """The directory of a run.
 
     Args:
-        name: the run's name in `runs_dir`, or the path of its directory or of a file in it.
+        name: the run's name in `runs_dir`, or the path of its directory or one in it.
         runs_dir: folder of the runs.
 
     Raises:
@@ -125,11 +126,14 @@ def find_run_directory(name: str, runs_dir: Path) -> Path:
             if is_run(path):
                 return path.absolute()
         found = next((p for p in (Path(name), runs_dir / name) if p.exists()), None)
+        folder, own = locate_run(runs_dir, name)
+        if is_run(folder / own):
+            return (folder / own).absolute()
     except OSError as error:
         reason = error.strerror or error
         raise ReportError(f"{name} cannot be read: {reason}; give a run's name or directory") from error
     if found is None:
-        near = difflib.get_close_matches(name, _run_names(runs_dir), n=1)
+        near = difflib.get_close_matches(Path(name).name, _run_names(runs_dir), n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise ReportError(f"no run {name!r} found, as a directory or in {runs_dir}; {hint}{list_runs(runs_dir)}")
     silent = find_job_output(found)

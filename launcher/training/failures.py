@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 
 from launcher.checkpoint.manifest import read_step
 from launcher.checkpoint.storage import explain_any_os_error
-from launcher.core.errors import Interrupted, LauncherError, PlanError, StorageError, TrainingError, UsageError
+from launcher.core.errors import (
+    Interrupted,
+    LateUsageError,
+    LauncherError,
+    PlanError,
+    StorageError,
+    TrainingError,
+    UsageError,
+)
 from launcher.core.event_text import name_stop_reason
 from launcher.core.secrets import find_secrets, scrub
 from launcher.planning.oom import device_peak, is_out_of_memory, out_of_memory
@@ -22,6 +30,8 @@ from launcher.training.context import RunContext
 from strategies.choice import StrategyError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from launcher.training.stop.signals import SignalListener
 
 # What torch reports when a loader's worker has ended.
@@ -47,6 +57,26 @@ def error_boundary(ctx: RunContext, explain: Callable[[RunContext, Exception], E
         if failure is error:
             raise
         raise failure from error
+
+
+@contextlib.contextmanager
+def late_usage_boundary(ctx: RunContext, has_trained: Callable[[], bool]) -> Iterator[None]:
+    """Replace an error of the request that is found after a batch was trained; before it, the error is not changed.
+
+    Raises:
+        LateUsageError: names the run's last checkpoint; its exit code is that of a failed training.
+    """
+    try:
+        yield
+    except (UsageError, StrategyError) as error:
+        if not has_trained():
+            raise
+        kept, newest = _describe_last_checkpoint(ctx)
+        text = f"{error}\nthe training stopped; {kept}; correct this, then run again with the same name"
+        advice = "" if newest is None else " and --resume auto"
+        late = LateUsageError(f"{text}{advice}", rank=ctx.topology.rank)
+        late.checkpoint = None if newest is None else str(newest)
+        raise late from error
 
 
 @contextlib.contextmanager
@@ -110,8 +140,9 @@ def _write_failed(ctx: RunContext, error: Exception) -> None:
     is_explained = isinstance(error, LauncherError | StrategyError)
     storage = error if isinstance(error, StorageError) else StorageError("", reason=_name_reason(error))
     text = str(error) if is_explained else _describe(ctx, error)
+    newest, step = _find_checkpoint(ctx)
     ctx.output.events.write("failed", host=ctx.topology.host, error=text, reason=storage.reason,
-                            checkpoint=_find_checkpoint(ctx), folder=storage.folder,
+                            checkpoint=newest, checkpoint_step=step, folder=storage.folder,
                             needed_bytes=storage.needed_bytes, free_bytes=storage.free_bytes)  # fmt: skip
 
 
@@ -140,12 +171,7 @@ def explain_error(ctx: RunContext, error: Exception) -> Exception:
 
 def _with_checkpoint(ctx: RunContext, error: StorageError) -> StorageError:
     """The error with the run's newest checkpoint, and what to do."""
-    newest = find_last_checkpoint(ctx.run.checkpoints)
-    if newest is None:
-        kept = "no checkpoint was saved before"
-    else:
-        step = read_step(newest)
-        kept = f"the last valid checkpoint is {shorten(newest)}" + ("" if step is None else f" (step {step})")
+    kept, newest = _describe_last_checkpoint(ctx)
     explained = StorageError(
         f"{error}; {kept}; {_STORAGE_ADVICE[error.reason]}, then run again",
         reason=error.reason,
@@ -159,6 +185,14 @@ def _with_checkpoint(ctx: RunContext, error: StorageError) -> StorageError:
     return explained
 
 
+def _describe_last_checkpoint(ctx: RunContext) -> tuple[str, Path | None]:
+    newest = find_last_checkpoint(ctx.run.checkpoints)
+    if newest is None:
+        return "no checkpoint was saved before", None
+    step = read_step(newest)
+    return f"the last valid checkpoint is {shorten(newest)}" + ("" if step is None else f" (step {step})"), newest
+
+
 def record_interruption(ctx: RunContext, interruption: Interrupted, *, is_second: bool = False) -> None:
     """Write to the run's events that a signal stopped it; a second one ends it at once."""
     number = interruption.signal_number
@@ -167,14 +201,15 @@ def record_interruption(ctx: RunContext, interruption: Interrupted, *, is_second
 
 
 def _name_reason(error: Exception) -> str:
-    if isinstance(error, UsageError | StrategyError):
+    if isinstance(error, UsageError | LateUsageError | StrategyError):
         return "usage"
     return "lost_connection" if RankError.from_exception(error, 0.0, 0).lost_peer else "exception"
 
 
-def _find_checkpoint(ctx: RunContext) -> str | None:
+def _find_checkpoint(ctx: RunContext) -> tuple[str | None, int | None]:
+    """Path and step of the newest valid checkpoint: an earlier event may be about one that was not written."""
     newest = find_last_checkpoint(ctx.run.checkpoints)
-    return None if newest is None else str(newest)
+    return (None, None) if newest is None else (str(newest), read_step(newest))
 
 
 def _describe(ctx: RunContext, error: Exception) -> str:
@@ -185,10 +220,11 @@ def _record_out_of_memory(ctx: RunContext, error: Exception) -> Exception:
     plan, topology = ctx.plan, ctx.topology
     failure = out_of_memory(error, plan, rank=topology.rank, host=topology.host,
                             allocated_bytes=device_peak(plan.device_kind), on_oom=ctx.config.on_oom)  # fmt: skip
+    newest, step = _find_checkpoint(ctx)
     ctx.output.events.write("out_of_memory", host=topology.host, strategy=plan.strategy.name,
                             next=failure.next_strategy, expected_bytes=failure.expected_bytes,
                             allocated_bytes=failure.allocated_bytes, go_on=failure.restarts,
-                            checkpoint=_find_checkpoint(ctx))  # fmt: skip
+                            checkpoint=newest, checkpoint_step=step)  # fmt: skip
     add_oom_record(ctx.run.path, OomRecord.of(ctx.config.to_dict(), plan.to_dict()))
     ctx.status.write_traceback(error, is_raised=ctx.stays_open)
     return failure

@@ -32,7 +32,13 @@ from launcher.training.callbacks.run_checkpoint import find_best_checkpoint
 from launcher.training.context import RunContext
 from launcher.training.data.order import DataOrder, DataSplit
 from launcher.training.end_reason import EndReason, find_end_reason
-from launcher.training.failures import error_boundary, interrupt_boundary, record_failure, record_interruption
+from launcher.training.failures import (
+    error_boundary,
+    interrupt_boundary,
+    late_usage_boundary,
+    record_failure,
+    record_interruption,
+)
 from launcher.training.loops.fit_loop import use_resumable_loops
 from launcher.training.quiet_lightning import quiet_lightning
 from launcher.training.result import FitResult
@@ -110,7 +116,8 @@ def _fit(
     trainer = build_trainer(ctx, objects, run_callbacks(ctx, parts, events), loggers, on_unused=on_unused)
     use_resumable_loops(trainer, DataOrder(DataSplit.of_run(ctx), ctx.output.notice, changes.loader_batch))
     stop.start()
-    with loadable_checkpoint(ctx) as loadable, explain_other_model(ctx.run.resume_from, objects.model, trainer):
+    explained = explain_other_model(ctx.run.resume_from, objects.model, trainer)
+    with late_usage_boundary(ctx, lambda: events.batches > 0), loadable_checkpoint(ctx) as loadable, explained:
         path = None if loadable is None else str(loadable)
         trainer.fit(objects.model, datamodule=objects.data, ckpt_path=path, weights_only=True)
     end = find_end_reason(trainer, trained_batches=events.batches, resumed=ctx.run.resume_from is not None)

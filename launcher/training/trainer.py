@@ -28,7 +28,8 @@ from launcher.core.terminal import is_interactive
 from launcher.hardware.topology import Topology
 from launcher.planning.deepspeed_facts import pretends_cpu_fp16
 from launcher.training.callbacks.model_summary import ShortModelSummary
-from launcher.training.callbacks.progress import ProgressLines, TerminalProgress
+from launcher.training.callbacks.progress import ProgressLines
+from launcher.training.callbacks.progress_bar import TerminalProgress
 from launcher.training.callbacks.run_checkpoint import (
     RunCheckpoint,
     accept_file_urls,

@@ -18,7 +18,8 @@ from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters_c
 from launcher.config.merge import FORMER
 from launcher.config.synonyms import SAME_ARGUMENT
 from launcher.core.errors import ConfigError, Problem
-from launcher.user_code.imports import import_class
+from launcher.user_code.import_watch import note_import
+from launcher.user_code.imports import describe_import_error, import_class
 
 # Creates a model from the hyperparameters in a checkpoint; LightningCLI's own, which supports nested classes.
 _INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
@@ -38,6 +39,7 @@ def argument_problems(
     for name in ("init_args", "dict_kwargs"):
         if not isinstance(spec.get(name) or {}, Mapping):
             return [Problem(f"{key}.{name}", f"given {spec[name]!r}; expected a mapping of arguments")]
+    note_import(f"the classes in the arguments of {cls.__name__}")
     parser = _parser(cls, frozenset(skip))
     known = _known(cls, skip)
     given, more = _split(spec, known)
@@ -59,6 +61,10 @@ def argument_problems(
         except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
             if detail := _errors_of(name, str(error)):
                 problems.append(Problem(path, f"given {value!r}; {detail}"))
+        except SystemExit as error:
+            # The module of a nested class ends the process on import.
+            cause = f"its module does not import: {describe_import_error(error)}"
+            problems.append(Problem(path, f"given {value!r}; {cause}; correct the module, or give another path"))
     if not _takes_anything(cls):
         problems += [
             Problem(f"{key}.dict_kwargs.{name}", f"{cls.__name__} takes no {name}; {_did_you_mean(name, known)}")

@@ -25,6 +25,7 @@ from launcher.user_code.arguments import (
     make_object,
     read_argument,
 )
+from launcher.user_code.import_watch import find_class_paths, watch_imports
 from launcher.user_code.imports import import_class
 from launcher.user_code.optimizers import add_configure_optimizers, optimizer_problems
 
@@ -75,6 +76,14 @@ def import_classes(config: RunConfig) -> UserClasses:
 
 def check_classes(config: RunConfig) -> tuple[dict[str, type[Any]], list[Problem]]:
     """The classes of the model and the data that can be imported, and every problem of the config's classes."""
+    values = config.to_dict()
+    with watch_imports(find_class_paths(values)):
+        found, problems = _check_classes(config)
+    secrets = find_secrets(values).values()
+    return found, [Problem(each.path, scrub(each.message, secrets)) for each in problems]
+
+
+def _check_classes(config: RunConfig) -> tuple[dict[str, type[Any]], list[Problem]]:
     problems: list[Problem] = []
     found: dict[str, type[Any]] = {}
     for key, base in (("model", pl.LightningModule), ("data", pl.LightningDataModule)):
@@ -93,8 +102,7 @@ def check_classes(config: RunConfig) -> tuple[dict[str, type[Any]], list[Problem
     if config.ddp:
         problems += argument_problems(DDPStrategy, "ddp", {"dict_kwargs": config.ddp})
     problems += optimizer_problems(config)
-    secrets = find_secrets(config.to_dict()).values()
-    return found, [Problem(each.path, scrub(each.message, secrets)) for each in problems]
+    return found, problems
 
 
 def inspect_classes(config: RunConfig) -> ClassFindings:

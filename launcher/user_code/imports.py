@@ -14,6 +14,7 @@ from typing import Any
 
 from launcher.core.distribution import OWN_PACKAGES
 from launcher.core.errors import ConfigError, Problem
+from launcher.user_code.import_watch import ExitCallError, note_import
 
 
 def import_class(path: str, base: type[Any] | tuple[type[Any], ...], field: str) -> type[Any]:
@@ -32,13 +33,12 @@ def import_class(path: str, base: type[Any] | tuple[type[Any], ...], field: str)
     if "." not in path:
         return _by_short_name(path, bases, kind, field)
     module_name, _, name = path.rpartition(".")
+    note_import(path)
     try:
         module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
-        # The user's module may raise any error; its last line has the message.
-        last = traceback.format_exception_only(error)[-1].strip()
+    except (Exception, SystemExit) as error:  # the user's module may raise any error
         advice = _similar_module(error) or "correct the module, or give another path"
-        message = _hidden_package(error) or f"{path} does not import: {last}{_place(error)}; {advice}"
+        message = _hidden_package(error) or f"{path} does not import: {describe_import_error(error)}; {advice}"
         raise ConfigError([Problem(field, message)]) from error
     found = getattr(module, name, None)
     if found is None:
@@ -130,7 +130,10 @@ def _subclasses(cls: type[Any]) -> Iterator[type[Any]]:
 
 def _hidden_package(error: BaseException) -> str | None:
     """The message if a module of the user was searched in a package of the launcher with the same name."""
-    name = getattr(error, "name", None) if isinstance(error, ImportError) else None
+    # `import strategies` gets the launcher's package, and then an attribute is missing.
+    module = error.obj if isinstance(error, AttributeError) else None
+    name = getattr(module, "__name__", None) if isinstance(module, ModuleType) else None
+    name = error.name if isinstance(error, ImportError) else name
     return _hidden_folder(name.partition(".")[0]) if isinstance(name, str) else None
 
 
@@ -148,13 +151,20 @@ def _hidden_folder(package: str) -> str | None:
     return None
 
 
+def describe_import_error(error: BaseException) -> str:
+    """The last line of an error that an import raised, which has its message, and its place."""
+    is_call = isinstance(error, ExitCallError)
+    last = str(error) if is_call else traceback.format_exception_only(error)[-1].strip()
+    return f"{last}{_place(error)}"
+
+
 def _place(error: BaseException) -> str:
     """The location of the error in the user's code, as ' (file, line n)'."""
     if isinstance(error, SyntaxError):
         return f" ({error.filename}, line {error.lineno})"
     frames = traceback.extract_tb(error.__traceback__)
-    while isinstance(error, SystemExit) and len(frames) > 1 and frames[-1].name == "exit":
-        # W&B and other libraries replace sys.exit by their own function.
+    while isinstance(error, SystemExit) and len(frames) > 1 and frames[-1].name in ("exit", "report_exit"):
+        # W&B and other libraries replace sys.exit by their own function, and the launcher os._exit.
         frames.pop()
     where = frames[-1]
     return "" if where.filename.startswith("<frozen") else f" ({where.filename}, line {where.lineno})"

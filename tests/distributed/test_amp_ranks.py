@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.amp_ranks import STEPS
-from tests.support.processes import run_warm
-from tests.support.runs import REPOSITORY, TOY, events_of, only_run, toy_env, train_on
+from tests.support.program_ranks import run_program
+from tests.support.runs import TOY, events_of, only_run, toy_env, train_on
 
 pytestmark = pytest.mark.slow
 RANKS = 2
@@ -21,15 +18,7 @@ RANKS = 2
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Results of two ranks; one start for all tests of this file."""
-    folder = tmp_path_factory.mktemp("ranks")
-
-    def one(rank: int) -> None:
-        env = {"RANK": str(rank), "WORLD_SIZE": str(RANKS), "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-        run_warm([sys.executable, "-m", "tests.support.amp_ranks", str(folder)], folder, env=env, timeout=240).check()
-
-    with ThreadPoolExecutor(RANKS) as pool:
-        list(pool.map(one, range(RANKS)))
-    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(RANKS)]
+    return run_program("tests.support.amp_ranks", tmp_path_factory.mktemp("ranks"))
 
 
 def column(rows: list[dict[str, Any]], name: str) -> list[Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support import wandb_file
-from tests.support.processes import Finished, run_warm
+from tests.support.processes import Finished, found_in, run_warm
 from tests.support.runs import events_of, free_port, only_run, read_trace, toy_env
 
 pytestmark = pytest.mark.slow
@@ -41,10 +41,6 @@ def script(folder: Path, text: str, *arguments: str, code: int = 0, env: dict[st
     (folder / "train.py").write_text(HEAD + text)
     environment = {**toy_env(folder / "trace"), "PROBE": str(folder / "probe"), **(env or {})}
     return run_warm([sys.executable, "train.py", *arguments], folder, env=environment, timeout=240).check(code)
-
-
-def found_in(output: str) -> list[dict[str, Any]]:
-    return [json.loads(line.split(" ", 1)[1]) for line in output.splitlines() if line.startswith("FOUND")]
 
 
 def notices_of(run_directory: Path) -> list[str]:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.jobs.status import read_run_status
 from tests.support.processes import Finished, launcher, run_warm
 from tests.support.run_directories import small_disk
 from tests.support.runs import TOY, events_of, toy_env
@@ -206,6 +207,7 @@ def test_a_full_disk_names_the_space_and_the_checkpoint_and_causes_no_restart(
         saved = sorted(path.name for path in (run / "checkpoints").iterdir())
         failed = [event for event in events_of(run, "failed") if event["reason"] == "disk_full"]
         (ended,) = events_of(run, "rank_failed")
+        status = read_run_status(run)
     found = re.search(r"error: no space left on (\S+): (\S+ \SiB) needed, (\S+ \SiB) free; the last valid checkpoint "
                       r"is (\S+) \(step (\d+)\)", output)  # fmt: skip
     assert found, output
@@ -215,6 +217,8 @@ def test_a_full_disk_names_the_space_and_the_checkpoint_and_causes_no_restart(
     assert failed[0]["needed_bytes"] > max(failed[0]["free_bytes"], 500_000)
     assert failed[0]["folder"] == found[1]
     assert failed[0]["checkpoint"] == str(tmp_path / found[4])
+    assert failed[0]["checkpoint_step"] == int(found[5])
+    assert status.checkpoint_step == int(found[5]), "the one that was not written is not counted"
     assert (ended["reason"], ended["restart"]) == ("disk_full", False)
     assert ended["verdict"].startswith("no restart: the disk is full")
     assert "inline_container" not in output
@@ -246,3 +250,25 @@ def test_a_run_that_failed_before_its_first_step_is_started_again_under_its_name
     output = run_warm(launcher("fit", *arguments, *more, "--devices", "2"), tmp_path, env=env).check().output
     assert "nothing was left to train after step 8: the run has 1 epoch already" in output
     assert events_of(run, "finished")[1]["reason"] == "nothing_to_train"
+
+
+def test_a_metric_that_is_never_logged_ends_the_training_after_a_checkpoint(tmp_path: Path) -> None:
+    env = toy_env(tmp_path / "trace")
+    (tmp_path / "validated.py").write_text(
+        "from tests.support.toy import Toy, ToyData\n\n\nclass Model(Toy):\n"
+        "    def validation_step(self, batch, batch_idx):\n        self.log('val/loss', batch[1].sum())\n\n\n"
+        "class Data(ToyData):\n    val_dataloader = ToyData.train_dataloader\n"
+    )
+    arguments = (*SETTINGS, "--model", "validated.Model", "--data", "validated.Data", "--trainer.max_epochs", "2",
+                 "--devices", "2", "--max-restarts", "2")  # fmt: skip
+    command = launcher("fit", *arguments, "--checkpoint.monitor", "val_loss")
+    output = run_warm(command, tmp_path, env=env).check(1).output
+    run = tmp_path / "runs" / "it"
+    assert "given 'val_loss', but the model logs loss, val/loss; did you mean val/loss?" in output
+    assert "the last valid checkpoint is runs/it/checkpoints/last.ckpt (step 8)" in output
+    assert "Traceback" not in output
+    (ended,) = events_of(run, "rank_failed")
+    assert (ended["reason"], ended["restart"], ended["exit_code"]) == ("usage", False, 1)
+    more = launcher("fit", *arguments, "--checkpoint.monitor", "val/loss", "--resume", "auto")
+    run_warm(more, tmp_path, env=env).check()
+    assert events_of(run, "finished")[0]["step"] == 16

@@ -6,11 +6,10 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.support.processes import run
+from tests.support.processes import found_in, run
 from tests.support.runs import REPOSITORY, events_of, toy_env
 
 pytestmark = pytest.mark.slow
@@ -37,10 +36,6 @@ def test_a_notebook_trains_on_one_process_with_one_notice(tmp_path: Path) -> Non
     (notice,) = events_of(tmp_path / "runs" / "only", "notice")
     assert "notebook_processes=True" in notice["message"]
     assert not Path(f"{tmp_path}/trace-1").exists()
-
-
-def found_in(output: str) -> list[Any]:
-    return [json.loads(line.split(" ", 1)[1]) for line in output.splitlines() if line.startswith("FOUND")]
 
 
 # The notebook has used threads before it trains, and its model is defined in a cell.

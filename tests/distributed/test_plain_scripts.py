@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -136,15 +137,22 @@ def test_an_exit_code_of_the_script_is_that_of_the_command(
         assert (f"exit function of {rank}" in log) == (how == "code")
 
 
-def test_a_signal_lets_every_rank_save(tmp_path: Path) -> None:
+def _send_when_two_wait(number: int) -> Callable[[str, int], None]:
+    """Receives the lines of the agent, to which it sends a signal."""
     waiting: list[str] = []
 
     def stop(line: str, process: int) -> None:
         waiting.extend([line] if "waiting" in line else [])
         if "waiting" in line and len(waiting) == 2:
-            os.kill(process, signal.SIGQUIT)
+            os.kill(process, number)
 
-    output = _end("save", tmp_path, ranks=2, on_line=stop).check(128 + signal.SIGQUIT).output
+    return stop
+
+
+def test_a_signal_lets_every_rank_save(tmp_path: Path) -> None:
+    output = (
+        _end("save", tmp_path, ranks=2, on_line=_send_when_two_wait(signal.SIGQUIT)).check(128 + signal.SIGQUIT).output
+    )
     assert output.count("saved\n") == 2
     assert output.endswith(
         "stopped by SIGQUIT; all ranks ended with exit code 0; the output of all ranks is in runs/ends/logs\n"
@@ -154,14 +162,9 @@ def test_a_signal_lets_every_rank_save(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_that_python_ignores_ends_the_ranks(tmp_path: Path) -> None:
-    waiting: list[str] = []
-
-    def stop(line: str, process: int) -> None:
-        waiting.extend([line] if "waiting" in line else [])
-        if "waiting" in line and len(waiting) == 2:
-            os.kill(process, signal.SIGINT)
-
-    output = _end("lose", tmp_path, ranks=2, on_line=stop).check(128 + signal.SIGINT).output
+    output = (
+        _end("lose", tmp_path, ranks=2, on_line=_send_when_two_wait(signal.SIGINT)).check(128 + signal.SIGINT).output
+    )
     assert "trained on" not in output
     assert "Ctrl-C: waiting for the ranks to end, at most 120 s; Ctrl-C again kills them\n" in output
     assert output.endswith("stopped by Ctrl-C; the output of all ranks is in runs/ends/logs\n")

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.processes import run_warm
+from tests.support.program_ranks import run_program
 from tests.support.resume_programs import differences_on_one_rank, is_placed, judged, random_program
-from tests.support.runs import REPOSITORY
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 _RANKS = 2
@@ -26,15 +22,7 @@ _ON_ONE = [seed for seed in range(_COUNT) if is_placed(random_program(seed))]
 def played(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
     """The folder, and the results of two ranks for each seed; one start for all tests of this file."""
     folder = tmp_path_factory.mktemp("ranks")
-
-    def one(rank: int) -> None:
-        env = {"RANK": str(rank), "WORLD_SIZE": str(_RANKS), "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "tests.support.resume_ranks", str(folder), "0", str(_COUNT)]
-        run_warm(command, folder, env=env, timeout=240 + 20 * _COUNT).check()
-
-    with ThreadPoolExecutor(_RANKS) as pool:
-        list(pool.map(one, range(_RANKS)))
-    return folder, [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(_RANKS)]
+    return folder, run_program("tests.support.resume_ranks", folder, "0", str(_COUNT), timeout=240 + 20 * _COUNT)
 
 
 @pytest.mark.parametrize("seed", range(_COUNT))

@@ -297,13 +297,24 @@ def test_threads_that_the_users_module_starts_on_import_run_in_every_rank(tmp_pa
 
 
 @pytest.mark.parametrize("ending", ["os._exit(5)", "raise RuntimeError('no licence')", "import sys; sys.exit(4)"])
-def test_a_module_that_ends_its_process_on_import_is_reported_by_the_rank(tmp_path: Path, ending: str) -> None:
-    (tmp_path / "ends.py").write_text(f"import os\n{ending}\n\n\nclass Model: ...\n")
+@pytest.mark.parametrize("has_class", [False, True])
+def test_a_module_that_ends_its_process_on_import_is_reported(tmp_path: Path, ending: str, *, has_class: bool) -> None:
+    (tmp_path / "ends.py").write_text(f"import os\n{ending}\n" + "\n\nclass Model: ...\n" * has_class)
     arguments = ("--model", "ends.Model")
     finished = run_warm(launcher("fit", *SETTINGS, *arguments), tmp_path, env=toy_env(tmp_path / "trace"))
-    if "_exit" in ending:
+    if "_exit" in ending and has_class:
+        # A rank imports it.
         finished.check(5)
         assert "failed first: exited with code 5 before training started" in finished.output
     else:
         finished.check(2)
         assert "ends.Model does not import: " in finished.output
+
+
+@pytest.mark.parametrize("command", ["fit", "plan", "submit", "init"])
+def test_each_command_reports_a_module_that_crashes_its_process(tmp_path: Path, command: str) -> None:
+    (tmp_path / "ends.py").write_text("import ctypes\nctypes.string_at(0)\n")
+    options = {"fit": SETTINGS, "submit": ("--dry-run",), "init": ("--yes", "--output", "made.yaml")}.get(command, ())
+    finished = run_warm(launcher(command, *options, "--model", "ends.Modle"), tmp_path, env=toy_env(tmp_path / "trace"))
+    place = tmp_path / "ends.py"
+    assert f"while it imported ends.Modle: Segmentation fault ({place}, line 2)" in finished.check(-11).output

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.processes import run_warm
+from tests.support.program_ranks import run_program
 from tests.support.runs import REPOSITORY, events_of, train_on
 from tests.support.unused_ranks import SEARCHED, WHOLE
 
@@ -27,16 +25,7 @@ _UNUSED = {
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Results of two ranks; one start for all tests of this file."""
-    folder = tmp_path_factory.mktemp("ranks")
-
-    def one(rank: int) -> None:
-        env = {"RANK": str(rank), "WORLD_SIZE": str(_RANKS), "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "tests.support.unused_ranks", str(folder)]
-        run_warm(command, folder, env=env, timeout=240).check()
-
-    with ThreadPoolExecutor(_RANKS) as pool:
-        list(pool.map(one, range(_RANKS)))
-    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(_RANKS)]
+    return run_program("tests.support.unused_ranks", tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize(("kind", "accumulate"), SEARCHED)

@@ -38,6 +38,7 @@ trainer:
     - {class_path: lightning.pytorch.callbacks.ModelCheckpoint, init_args: {monitor: val_loss, filename: best}}
     - {class_path: lightning.pytorch.callbacks.OnExceptionCheckpoint, init_args: {dirpath: failed}}
     - class_path: lightning.pytorch.callbacks.EMAWeightAveraging
+    - class_path: tests.support.callback_user.OwnRows
 """
 
 
@@ -46,7 +47,8 @@ def user(kind: str, ranks: int, groups: Sequence[str], folder: Path) -> list[dic
     env = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     arguments = ["-m", "tests.support.callback_user", kind, str(ranks), *groups]
     output = run_warm([sys.executable, *arguments], folder, env=env, timeout=240).check().output
-    found = [json.loads(line.split(" ", 1)[1]) for line in output.splitlines() if line.startswith("FOUND")]
+    # A rank may write its line into the middle of another rank's progress.
+    found = [json.JSONDecoder().raw_decode(text)[0] for text in output.split("FOUND ")[1:]]
     assert len(found) == ranks * len(groups), output
     return sorted(found, key=lambda each: (groups.index(each["group"]), each["rank"]))
 
@@ -99,6 +101,8 @@ def test_loggers_and_their_callbacks_on_every_rank(tmp_path: Path, start: str, m
     if mode == "offline":
         keys = {key.split("/")[0] for row in history_rows(runs[0]) for key in row}
         assert {"loss", "val_loss", "lr-SGD", "by_hand", "experiment", "table", "text", "image", "perf"} <= keys
+    steps = [path.read_text().split() for path in tmp_path.glob("rows-*.csv")]
+    assert [each[-1:] for each in steps] == ([["16"]] if start == "alone" else [["8"]] * 2), "rows are lost"
     (best,) = (tmp_path / "runs" / "r" / "launcher").glob("*/checkpoints/best.ckpt")
     assert f"{best.relative_to(tmp_path)} (val_loss)" in "".join(ended[0].output.split("\n")).replace("  ", "")
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.support.processes import Finished, launcher, run_warm
+from tests.support.processes import Finished, found_in, launcher, run_warm
 from tests.support.runs import REPOSITORY, events_of
 
 pytestmark = pytest.mark.slow
@@ -85,10 +83,6 @@ def script(folder: Path, text: str, code: int = 0) -> Finished:
     (folder / "train.py").write_text(_HEAD + _SETTINGS + text)
     env = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     return run_warm([sys.executable, "train.py"], folder, env=env, timeout=240).check(code)
-
-
-def found_in(output: str) -> list[dict[str, Any]]:
-    return [json.loads(line.split(" ", 1)[1]) for line in output.splitlines() if line.startswith("FOUND")]
 
 
 def test_user_checkpoints_are_the_same_as_in_lightnings_trainer(tmp_path: Path) -> None:

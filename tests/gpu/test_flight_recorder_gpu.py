@@ -16,13 +16,13 @@ pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 _ONE_RANK = """
 import torch, torch.distributed as dist
 from launcher.agent.flight_recorder import parse_flight_record
-from launcher.training.callbacks.heartbeat import flight_record
+from launcher.process.collectives import dump_flight_record
 
 torch.cuda.set_device(0)
 dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
 dist.all_reduce(torch.ones(3, device="cuda"))
 torch.cuda.synchronize()
-record = parse_flight_record(flight_record())
+record = parse_flight_record(dump_flight_record())
 assert record.last == {"default_pg": 1}, record
 assert all(collective.operation == "all_reduce" for collective in record.waiting), record
 dist.destroy_process_group()

@@ -5,12 +5,9 @@ Writes its results to FOLDER as `rank-<r>.json`. RANK and WORLD_SIZE are its var
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 import warnings
 from collections import Counter
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +23,7 @@ from launcher import AmpWandbCallback
 from strategies.base import BuildOptions, RankLocation
 from strategies.build import build_strategy
 from strategies.choice import choose_strategy
+from tests.support.program_ranks import results_of_rank
 from tests.support.wandb_stand_in import RecordingWandb
 
 STEPS = 6
@@ -138,38 +136,31 @@ def logged(wandb: RecordingWandb) -> list[dict[str, Any]]:
 
 
 def main(folder: Path) -> None:
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    store = dist.FileStore(str(folder / "store"), size)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=60))
     wandb = RecordingWandb()
     sys.modules["wandb"] = wandb
-    seen: dict[str, Any] = {}
+    with results_of_rank(folder) as seen:
+        seen["bare"] = profiled()
+        seen["watched"] = profiled(AmpWandbCallback(every_n_steps=3))
+        seen["watched"]["rows"] = logged(wandb)
+        wandb.run.step = 0
 
-    seen["bare"] = profiled()
-    seen["watched"] = profiled(AmpWandbCallback(every_n_steps=3))
-    seen["watched"]["rows"] = logged(wandb)
-    wandb.run.step = 0
+        amp = AmpWandbCallback(every_n_steps=2)
+        model = Net(overflow_on=1)
+        scaler = fit(model, amp).precision_plugin.scaler  # type: ignore[attr-defined]
+        seen["overflow"] = {
+            "rows": logged(wandb),
+            "scale": scaler.get_scale(),
+            "counts": scaler.counts(),
+            "weights": [value.tolist() for value in model.state_dict().values()],
+        }
+        wandb.run.step = 0
 
-    amp = AmpWandbCallback(every_n_steps=2)
-    model = Net(overflow_on=1)
-    scaler = fit(model, amp).precision_plugin.scaler  # type: ignore[attr-defined]
-    seen["overflow"] = {
-        "rows": logged(wandb),
-        "scale": scaler.get_scale(),
-        "counts": scaler.counts(),
-        "weights": [value.tolist() for value in model.state_dict().values()],
-    }
-    wandb.run.step = 0
-
-    reported: list[Any] = []
-    amp = AmpWandbCallback(
-        every_n_steps=1, on_alert=lambda alert, step: reported.append([alert.kind, step, alert.ranks])
-    )
-    fit(Net(), SkewScale(), amp)
-    seen["skewed"] = {"rows": logged(wandb), "reported": reported, "alerts": wandb.alerts}
-
-    (folder / f"rank-{rank}.json").write_text(json.dumps(seen))
-    dist.destroy_process_group()
+        reported: list[Any] = []
+        amp = AmpWandbCallback(
+            every_n_steps=1, on_alert=lambda alert, step: reported.append([alert.kind, step, alert.ranks])
+        )
+        fit(Net(), SkewScale(), amp)
+        seen["skewed"] = {"rows": logged(wandb), "reported": reported, "alerts": wandb.alerts}
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ Writes a line of JSON for each rank and group: steps, epochs, parameters, and wh
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 from collections.abc import Sequence
@@ -20,8 +21,23 @@ from lightning.pytorch import callbacks
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from typing_extensions import override
 
 from tests.support.logged_rows import users_rows
+
+_open: list[Any] = []
+
+
+class OwnRows(pl.Callback):
+    """Writes its own file on each rank, and never closes it."""
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        _open.append(open(f"rows-{trainer.global_rank}.csv", "w", newline=""))  # noqa: PTH123, SIM115
+
+    @override
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        csv.writer(_open[0]).writerow([trainer.global_step])
 
 
 class Net(pl.LightningModule):

@@ -10,22 +10,17 @@ Stage 0 is one device with one rank, DDP with several. Writes to OUT-RANK one JS
 
 from __future__ import annotations
 
-import gc
-import json
-import logging
 import sys
-from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.utils import logger
 
 from strategies.deepspeed_patches import compute_with_fp32_weights
 from strategies.deterministic_ddp import DeterministicDistributedDataParallel
 from strategies.storage_tracker import StorageTracker
-from tests.support.live_states import DTYPES, Stepping
+from tests.support.live_states import DTYPES, Stepping, write_cases
 from tests.support.model_families import SMALL
 
 BUCKET = 1_200_000
@@ -98,20 +93,12 @@ def _config(stage: int, dtype: str, batch_size: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    out, names, stages, dtypes, batch_size = sys.argv[1:]
-    logger.setLevel(logging.ERROR)
-    dist.init_process_group("gloo")
-    with Path(f"{out}-{dist.get_rank()}").open("w") as file:
-        for name in names.split(","):
-            for stage in map(int, stages.split(",")):
-                for dtype in dtypes.split(","):
-                    peak = measure(name, stage, dtype, int(batch_size))
-                    case = {"model": name, "stage": stage, "dtype": dtype, "world_size": dist.get_world_size()}
-                    file.write(json.dumps({**case, "batch_size": int(batch_size), "peak": peak}) + "\n")
-                    file.flush()
-                    gc.collect()
-                    dist.barrier()
-    dist.destroy_process_group()
+    *arguments, batch_size = sys.argv[1:]
+
+    def case(name: str, stage: int, dtype: str) -> dict[str, Any]:
+        return {"batch_size": int(batch_size), "peak": measure(name, stage, dtype, int(batch_size))}
+
+    write_cases(case, arguments)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import gc
 import json
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +124,9 @@ class Stepping(nn.Module):
         return self.module.training_step(batch, 0)
 
 
-def main() -> None:
-    out, names, stages, dtypes = sys.argv[1:]
+def write_cases(measure: Callable[[str, int, str], dict[str, Any]], arguments: Sequence[str]) -> None:
+    """Measure on this rank each model, stage and type of the arguments OUT MODELS STAGES DTYPES."""
+    out, names, stages, dtypes = arguments
     logger.setLevel(logging.ERROR)
     dist.init_process_group("gloo")
     with Path(f"{out}-{dist.get_rank()}").open("w") as file:
@@ -141,4 +142,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    write_cases(measure, sys.argv[1:])

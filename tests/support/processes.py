@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.support import warm
 
@@ -30,6 +32,11 @@ class Finished:
         """Fail with the complete output unless the exit code is as expected."""
         assert self.code == code, f"exit code {self.code}, expected {code}\n{self.output}"
         return self
+
+
+def found_in(output: str) -> list[Any]:
+    """The values that a script has printed as JSON after FOUND."""
+    return [json.loads(line.split(" ", 1)[1]) for line in output.splitlines() if line.startswith("FOUND")]
 
 
 def run(

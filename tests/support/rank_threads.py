@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from torch.distributed import PrefixStore, TCPStore
 
-from launcher.agreement.facts import RankFacts
+from launcher.agreement.facts import Agreement, RankFacts
 from launcher.hardware.devices import Device, Hardware
 
 T = TypeVar("T")
@@ -25,6 +25,11 @@ def facts(rank: int, device: Device = CPU, versions: dict[str, str | None] | Non
     place = {"local_rank": 0, "local_world_size": 1, "node_rank": rank, "host": f"node{rank}"}
     hardware = Hardware(device, 1, {**VERSIONS, **(versions or {})})
     return RankFacts(rank, **{**place, "hardware": hardware, "config_digest": "same", **known})
+
+
+def ranks(*devices: Device, **traits: Any) -> Agreement:
+    """The agreement of ranks with these devices."""
+    return Agreement(tuple(facts(n, device, traits=traits) for n, device in enumerate(devices)))
 
 
 class Server:

@@ -5,12 +5,9 @@ Writes its results to FOLDER as `rank-<r>.json`. RANK and WORLD_SIZE are its var
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 import warnings
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ from strategies.base import BuildOptions, RankLocation
 from strategies.build import build_strategy
 from strategies.choice import choose_strategy
 from strategies.unused_parameters import UnusedParametersError
+from tests.support.program_ranks import results_of_rank
 
 # Kinds of steps, and in how many micro batches each.
 SEARCHED = (("never", 1), ("never", 3), ("rank", 1), ("rank", 2), ("in turns", 1), ("gan", 1))
@@ -114,20 +112,15 @@ def fit(kind: str, accumulate: int, *, search: bool | None) -> dict[str, Any]:
 
 
 def main(folder: Path) -> None:
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    store = dist.FileStore(str(folder / "store"), size)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=60))
-    seen: dict[str, Any] = {}
-    for kind, accumulate in (*SEARCHED, *WHOLE):
-        for search in (True, False) if (kind, accumulate) in SEARCHED else (None, False):
-            seen[f"{kind} {accumulate} {search}"] = fit(kind, accumulate, search=search)
-    for kind in ("never", "later"):
-        seen[f"{kind} refused"] = fit(kind, 1, search=None)
-    for accumulate in (1, 2):
-        seen[f"thaws {accumulate}"] = fit("thaws", accumulate, search=False)
-    seen["later"] = fit("later", 1, search=False)
-    (folder / f"rank-{rank}.json").write_text(json.dumps(seen))
-    dist.destroy_process_group()
+    with results_of_rank(folder) as seen:
+        for kind, accumulate in (*SEARCHED, *WHOLE):
+            for search in (True, False) if (kind, accumulate) in SEARCHED else (None, False):
+                seen[f"{kind} {accumulate} {search}"] = fit(kind, accumulate, search=search)
+        for kind in ("never", "later"):
+            seen[f"{kind} refused"] = fit(kind, 1, search=None)
+        for accumulate in (1, 2):
+            seen[f"thaws {accumulate}"] = fit("thaws", accumulate, search=False)
+        seen["later"] = fit("later", 1, search=False)
 
 
 if __name__ == "__main__":

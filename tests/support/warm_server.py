@@ -18,13 +18,13 @@ import signal
 import socket
 import sys
 import termios
-import threading
-import traceback
 import types
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
+
+from launcher.process.interpreter_exit import exit_process, list_open_files
 
 # Imports of every rank and its agent. Not user modules: the rank imports them and reports their errors.
 MODULES = ("torch", "torch.distributed", "lightning.pytorch", "torchdata.stateful_dataloader",
@@ -190,9 +190,8 @@ def _fork_the_fork_server() -> None:
 
 
 def _leave(body: Any) -> NoReturn:
-    """End as an interpreter does: traceback, exit functions, streams, exit code."""
-    import atexit
-
+    """End as an interpreter does: traceback, exit functions, files, exit code."""
+    files = list_open_files()
     code = 1
     try:
         body()
@@ -204,15 +203,7 @@ def _leave(body: Any) -> NoReturn:
     except BaseException as error:  # noqa: BLE001 -- the last frame of this process
         # Libraries install their own hook.
         sys.excepthook(type(error), error, error.__traceback__)
-    try:
-        vars(threading)["_shutdown"]()
-        vars(atexit)["_run_exitfuncs"]()
-    except BaseException:  # noqa: BLE001 -- whatever an exit function raises, the exit code stays
-        traceback.print_exc()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(code)
+    exit_process(code, before=files)
 
 
 if __name__ == "__main__":

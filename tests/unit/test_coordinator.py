@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import os
 import pickle
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,11 @@ from torch.utils.data import DataLoader
 
 import launcher.coordinator as module
 from launcher import TrainingCoordinator
-from launcher.config.coordinator_arguments import NO_ARGUMENT, RENAMED
+from launcher.config.coordinator_arguments import NO_ARGUMENT, CoordinatorSettings
 from launcher.config.schema import CheckpointOptions, RunConfig, TrainerOptions, WandbOptions, WatchOptions
 from launcher.config.validation import parse_config
 from launcher.core.errors import ConfigError, Interrupted, Problem, TrainingError, UsageError
+from launcher.core.python_terms import ARGUMENT_NAMES
 from launcher.process.rank_status import RankStatusWriter
 from launcher.training import script_end
 from launcher.training.result import FitResult
@@ -212,15 +214,74 @@ def test_every_spelling_of_a_precision_is_taken(precision: Any, fits: Fits) -> N
     assert len(fits.configs) == 1
 
 
-def test_all_wrong_settings_are_reported_together_with_suggestions(fits: Fits, tmp_path: Path) -> None:
-    wrong = coordinator(output_dir=tmp_path / "runs", strategy="dpp", devices=0, gradient_clip_val=-1.0)
+def test_all_wrong_arguments_of_a_training_are_reported_together_with_suggestions(fits: Fits, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        wrong.train(Toy(), loader(), name="../elsewhere", max_epochs=-7, max_step=3, seed=-1)
+        coordinator(output_dir=tmp_path / "runs").train(Toy(), loader(), name="../elsewhere", max_epochs=-7, max_step=3,
+                                                        seed=-1)  # fmt: skip
     reported = {problem.path: problem.message for problem in caught.value.problems}
-    assert set(reported) == {"name", "seed", "devices", "strategy", "gradient_clip_val", "max_epochs", "max_step"}
+    assert set(reported) == {"name", "seed", "max_epochs", "max_step"}
     assert reported["max_step"] == "unknown key; did you mean max_steps?"
     assert fits.configs == []
     assert not (tmp_path / "runs").exists()
+
+
+# Values of a wrong type for every argument; those of ARGUMENTS are right for some.
+WRONG: tuple[Any, ...] = (1.25, -7, object(), int, b"x", float("nan"), [1], {"a": 1}, {1: 2}, torch.zeros(2), "", len)
+ARGUMENTS = {
+    **dict.fromkeys([*inspect.signature(TrainingCoordinator).parameters, *CoordinatorSettings.__annotations__], ()),
+    "output_dir": ("",),
+    "gradient_clip_val": (1.25,),
+    "deepspeed_config": ("", {"a": 1}),
+    "memory_share": (),
+    "agreement_timeout": (1.25,),
+    "process_group_timeout": (1.25,),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in ARGUMENTS if name not in ("settings", "precision")])
+def test_each_argument_of_a_wrong_type_is_reported_by_the_constructor(name: str) -> None:
+    for value in WRONG:
+        if any(type(value) is type(right) and value == right for right in ARGUMENTS[name]):
+            continue
+        arguments: Any = {name: value}
+        with pytest.raises(ConfigError) as caught:
+            TrainingCoordinator(**arguments)
+        assert {re.split(r"[.[]", problem.path)[0] for problem in caught.value.problems} == {name}
+        text = str(caught.value)
+        assert "the call has" in text
+        assert not re.search(r"expected .*\b(null|true|false|mapping|text)\b", text), text
+
+
+@pytest.mark.parametrize("name", ["name", "seed", "use_amp", "resume_from_checkpoint", "max_epochs", "max_steps"])
+def test_each_argument_of_train_of_a_wrong_type_is_reported(fits: Fits, name: str) -> None:
+    for value in (1.25, object(), b"x", [1], {"a": 1}):
+        arguments: Any = {name: value}
+        with pytest.raises(ConfigError) as caught:
+            coordinator().train(Toy(), loader(), **arguments)
+        assert [problem.path for problem in caught.value.problems] == [name]
+    assert fits.configs == []
+
+
+def test_all_wrong_arguments_of_the_constructor_are_reported_together() -> None:
+    wrong: Any = {"output_dir": None, "use_gpu": "no", "precision": "fp7", "gradient_clip_val": -1.0, "devices": 0,
+                  "strategy": "dpp", "callbacks": [1], "loggers": "csv", "plugins": [3], "wandb": {"mode": "on"},
+                  "checkpoint": {"every": 3}, "global_batch_size": "many", "nodes": 2}  # fmt: skip
+    with pytest.raises(ConfigError) as caught:
+        TrainingCoordinator(**wrong)
+    reported = {problem.path: problem.message for problem in caught.value.problems}
+    nested = {"callbacks": "callbacks[0]", "loggers": "loggers[0]", "plugins": "plugins[0]", "wandb": "wandb.mode",
+              "checkpoint": "checkpoint.every"}  # fmt: skip
+    assert set(reported) == {nested.get(name, name) for name in wrong}
+    assert reported["output_dir"] == "given None; expected a str"
+    assert reported["use_gpu"] == "given 'no'; expected True or False"
+    assert reported["callbacks[0]"].startswith("given 1; expected an object of one of Lightning's classes")
+
+
+def test_objects_of_another_kind_are_reported_without_lightning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "lightning.pytorch")
+    with pytest.raises(ConfigError, match=r"callbacks\[0\]: given 1; expected an object of one of Lightning's"):
+        TrainingCoordinator(callbacks=1)
+    assert "lightning.pytorch" not in sys.modules
 
 
 def test_callbacks_and_loggers_of_one_training_are_added_to_the_coordinators(fits: Fits, tmp_path: Path) -> None:
@@ -401,7 +462,7 @@ def test_each_key_of_the_config_is_an_argument_or_the_error_states_what_to_do(
     if key == "trainer":
         coordinator().train(Toy(), loader(), **value)
     else:
-        name = next((name for name, known in RENAMED.items() if known == key), key)
+        name = ARGUMENT_NAMES.get(key, key)
         given = {name: False if name == "use_gpu" else value}
         of_train = name in _OF_TRAIN
         TrainingCoordinator(**({} if of_train else given)).train(Toy(), loader(), **(given if of_train else {}))

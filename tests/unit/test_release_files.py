@@ -51,8 +51,13 @@ def test_a_tag_is_published_after_tests_and_checks_by_trusted_publishing_without
     assert PARSED["permissions"] == {"contents": "read"}
     assert {name for name, job in JOBS.items() if "permissions" in job} == {"publish"}
     assert JOBS["publish"]["permissions"] == {"id-token": "write"}
-    assert JOBS["publish"]["environment"]["url"] == f"https://pypi.org/project/{DISTRIBUTION}/"
+    assert JOBS["publish"]["environment"] == "pypi"
     assert not re.search(r"secrets\.|password", str(PARSED))
+
+
+def test_the_workflow_names_the_distribution_and_its_environment_for_the_publisher() -> None:
+    to_do = WORKFLOW.partition("To do once")[2].partition("name: release")[0]
+    assert {f'"{DISTRIBUTION}"', '"release.yml"', '"pypi"'} <= set(re.findall(r'"[^"]+"', to_do))
 
 
 def test_actions_are_pinned_to_a_major_version() -> None:
@@ -80,7 +85,6 @@ def test_links_of_the_published_readme_lead_to_the_repository(tmp_path: Path) ->
     assert text.count("https://github.com/me/mine/") == len(relative)
     urls = tomllib.loads((tmp_path / "pyproject.toml").read_text())["project"]["urls"]
     assert urls == {
-        **PROJECT["urls"],
         "Source": "https://github.com/me/mine",
         "Changelog": "https://github.com/me/mine/blob/v1.0/CHANGELOG.md",
     }
@@ -130,4 +134,3 @@ def test_the_citation_has_the_fields_of_its_format_and_the_version_of_the_packag
     assert {"cff-version", "message", "title", "authors"} <= set(citation)
     assert citation["version"] == __version__
     assert citation["license"] == PROJECT["license"]
-    assert citation["repository-artifact"] == f"https://pypi.org/project/{DISTRIBUTION}/"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 import torch.distributed as dist
 from typing_extensions import override
 
+from launcher.process.collectives import count_default_group, dump_flight_record
 from launcher.process.rank_status import RankStatusWriter
 
 
@@ -32,9 +32,7 @@ class HeartbeatCallback(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._status.beat(trainer.global_step)
         if dist.is_initialized():
-            group = dist.distributed_c10d._get_default_group()  # pyright: ignore[reportPrivateUsage]
-            count = group._get_sequence_number_for_group  # pyright: ignore[reportAttributeAccessIssue] -- not in the stubs
-            self._status.watch_collectives(count, flight_record)
+            self._status.watch_collectives(count_default_group, dump_flight_record)
 
     @override
     def on_train_batch_end(
@@ -45,12 +43,3 @@ class HeartbeatCallback(pl.Callback):
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._status.close()
-
-
-def flight_record() -> str:
-    """This rank's collectives from torch's flight recorder, as JSON."""
-    c10d: Any = vars(torch._C)["_distributed_c10d"]
-    # A build with NCCL has a separate recorder for it.
-    nccl = dist.get_backend() == "nccl" and hasattr(c10d, "_dump_nccl_trace_json")
-    text: bytes | str = c10d._dump_nccl_trace_json() if nccl else c10d._dump_fr_trace_json()
-    return text.decode("utf-8", errors="replace") if isinstance(text, bytes) else text

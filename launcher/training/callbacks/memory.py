@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import resource
-import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -13,6 +11,7 @@ from typing_extensions import override
 
 from launcher.core.errors import Interrupted
 from launcher.core.events import EventLog
+from launcher.monitoring.trainer_facts import peak_resident_memory
 from launcher.planning.oom import planned_memory
 from launcher.planning.plan import Plan
 from launcher.training.resume.random_states import gather_states
@@ -65,9 +64,8 @@ class MeasuredMemory:
             lines = self._status.read_text(encoding="ascii", errors="replace").splitlines()
             return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024
         except (OSError, StopIteration):
-            # Not Linux: only the highest value so far is known. macOS counts in bytes.
-            most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            return most if sys.platform == "darwin" else most * 1024
+            # Not Linux: only the highest value so far is known.
+            return peak_resident_memory()
 
 
 class MemoryReporter(pl.Callback):

@@ -19,6 +19,7 @@ from typing_extensions import override
 from launcher.checkpoint.precision import RECORD, make_record
 from launcher.config.schema import CheckpointOptions
 from launcher.core.errors import ConfigError, Problem
+from launcher.core.wrapping import escape_controls
 from launcher.planning.plan import Plan
 from launcher.training.loops.epoch_loop import after_batch
 
@@ -76,7 +77,8 @@ class RunCheckpoint(CheckpointAfterBatch):
         if self.monitor is not None and self.save_top_k and self.monitor not in monitor_candidates and has_validated:
             logged = [name for name in monitor_candidates if name not in ("epoch", "step")]
             message = describe_unknown_monitor(self.monitor, logged)
-            # The same on all ranks: it is reported once, without their tracebacks.
+            # All ranks raise it, so all of them save; what was trained is not lost.
+            self._save_last_checkpoint(trainer, monitor_candidates)
             raise ConfigError([Problem("checkpoint.monitor", message)])
         super()._save_topk_checkpoint(trainer, monitor_candidates)
 
@@ -127,8 +129,12 @@ def describe_unknown_monitor(monitor: str, logged: Sequence[str]) -> str:
     """The message about a metric that the model does not log."""
     plain = {re.sub(r"[^a-z0-9]", "", name.lower()): name for name in reversed(logged)}
     close = difflib.get_close_matches(re.sub(r"[^a-z0-9]", "", monitor.lower()), plain, n=1)
-    advice = f"did you mean {plain[close[0]]}?" if close else f"give one of them, or log {monitor!r} in the model"
-    return f"given {monitor!r}, but the model logs {', '.join(logged) or 'no metric'}; {advice}"
+    advice = (
+        f"did you mean {escape_controls(plain[close[0]])}?"
+        if close
+        else f"give one of them, or log {monitor!r} in the model"
+    )
+    return f"given {monitor!r}, but the model logs {', '.join(map(escape_controls, logged)) or 'no metric'}; {advice}"
 
 
 def hide_multiple_checkpoints_warning(trainer: pl.Trainer) -> None:

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from launcher.process.ctrl_c import CtrlC
 from launcher.training.stop.agreement import StopAgreement
 from launcher.training.stop.progress import StopProgress
 
@@ -57,8 +58,8 @@ class SignalListener:
         self.progress = StopProgress() if progress is None else progress
         self._has_agent = has_agent
         self._takes_all = has_agent or has_scheduler
-        self._reader, self._writer = socket.socketpair()
-        self._writer.setblocking(False)
+        self._reader: socket.socket
+        self._writer: socket.socket
         self._before: dict[int, Any] = {}
         self._before_fd = -1
         # The first signal that this rank received.
@@ -73,10 +74,13 @@ class SignalListener:
         return partial(handler, self.first, None) if _is_users(handler) else None
 
     def __enter__(self) -> SignalListener:
+        CtrlC.raise_lost()
         if threading.current_thread() is not threading.main_thread():
             # Python delivers signals to the main thread only, which belongs to other code here.
             self._closed = True
             return self
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
         # Ignored signals stay ignored: `nohup` ignores SIGHUP, the launcher's SLURM job its own warning signal.
         handlers = {number: signal.getsignal(number) for number in SIGNALS}
         self._before = {

@@ -162,14 +162,14 @@ def test_a_record_of_torch_itself_is_read() -> None:
     import torch
     import torch.distributed as dist
 
-    from launcher.training.callbacks.heartbeat import flight_record
+    from launcher.process.collectives import dump_flight_record
 
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         # All groups of the process share the recorder: a new group separates this test's entries.
-        before = parse_flight_record(flight_record()).last
+        before = parse_flight_record(dump_flight_record()).last
         dist.all_reduce(torch.ones(3), group=dist.new_group([0]))
-        after = parse_flight_record(flight_record())
+        after = parse_flight_record(dump_flight_record())
     finally:
         dist.destroy_process_group()
     assert list(after.last.items() - before.items()) == [(max(after.last.keys() - before.keys()), 1)]

@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 
 from launcher.cli.commands import COMMANDS, Command
-from launcher.cli.keys import LAUNCH_SYNONYMS, SUBMIT_SYNONYMS, check_positionals
+from launcher.cli.keys import check_positionals
 from launcher.cli.main import run
 from launcher.cli.settings import list_settings
+from launcher.cli.submit import SYNONYMS as SUBMIT_SYNONYMS
 from launcher.config.loading import load_config
 from launcher.config.schema import RunConfig, config_fields
 from launcher.config.suggestions import CommandKeys
+from launcher.config.synonyms import ADVICE
 from launcher.core.command_parser import CommandParser
 from launcher.core.errors import CommandLineError
 
@@ -214,9 +216,9 @@ def _option_synonyms(table: Mapping[str, str]) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("command", "name", "option"),
     [
-        *(("fit", *each) for each in _option_synonyms(LAUNCH_SYNONYMS)),
+        *(("fit", *each) for each in _option_synonyms(ADVICE["fit"])),
+        *(("plan", *each) for each in _option_synonyms(ADVICE["plan"])),
         *(("submit", *each) for each in _option_synonyms(SUBMIT_SYNONYMS)),
-        ("plan", "num_gpus", "--gpus"),
     ],
 )
 def test_each_name_of_another_tool_suggests_an_option_that_is_accepted(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import re
+import typing
+from typing import Any, Literal
 
 import pytest
 import yaml
@@ -13,6 +15,8 @@ from hypothesis import strategies as st
 from launcher.config.schema import RunConfig, config_fields
 from launcher.config.validation import find_problems, parse_config
 from launcher.core.errors import ConfigError, Problem
+from strategies.precision import Precision
+from strategies.registry import list_strategy_names
 
 LEAVES = dict(config_fields())
 WITH_MINIMUM = sorted(path for path, info in LEAVES.items() if info.minimum is not None)
@@ -97,9 +101,9 @@ def test_a_value_in_place_of_a_group_is_reported(group: str) -> None:
     [
         ("seed", "many", "a whole number"),
         ("seed", 1.5, "a whole number"),
-        ("devices", True, "a whole number or one of auto"),
-        ("devices", "two", "a whole number or one of auto"),
-        ("accelerator", "tpu", "one of auto, cpu, gpu, cuda, mps"),
+        ("devices", True, "a whole number or auto"),
+        ("devices", "two", "a whole number or auto"),
+        ("accelerator", "tpu", "one of auto, cpu, gpu, cuda, mps; did you mean gpu?"),
         ("global_batch_size", "big", "a whole number or null"),
         ("precision_fallback", "maybe", "true or false"),
         ("agreement_timeout", "long", "a number"),
@@ -176,8 +180,38 @@ def test_an_unknown_strategy_lists_the_valid_ones() -> None:
     assert only_problem("strategy", "dpp").message == (
         "given 'dpp'; expected one of auto, single_device, ddp, ddp_find_unused_parameters_true, deepspeed_stage_1, "
         "deepspeed_stage_2, deepspeed_stage_3, deepspeed_stage_2_offload, deepspeed_stage_3_offload, "
-        "deepspeed_stage_3_offload_nvme"
+        "deepspeed_stage_3_offload_nvme; did you mean ddp?"
     )
+
+
+def _misspell(name: str) -> list[str]:
+    """The name with two letters exchanged, without its last letter, and with another one more."""
+    return [f"{name[0]}{name[2]}{name[1]}{name[3:]}", name[:-1], f"{name}x"]
+
+
+CHOICES = {path: [name for part in (info.hint, *typing.get_args(info.hint)) if typing.get_origin(part) is Literal
+                  for name in typing.get_args(part)] for path, info in config_fields()}  # fmt: skip
+CHOICES = {**{path: names for path, names in CHOICES.items() if names}, "strategy": [*list_strategy_names()],
+           "trainer.profiler": ["simple", "advanced", "pytorch", "xla"], "precision": [*Precision]}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", CHOICES)
+def test_a_misspelt_choice_is_recognized(path: str) -> None:
+    for name in CHOICES[path]:
+        for typed in _misspell(name):
+            if typed in CHOICES[path]:
+                continue
+            message = only_problem(path, typed).message
+            suggested = re.search(r"did you mean (\S+)\?|nearest is '(\S+)'", message)
+            longer = [each for each in CHOICES[path] if each.startswith(typed)]
+            # Several names are equally likely, as after `deepspeed_stage_`.
+            assert suggested is not None or len(longer) > 1, message
+            assert suggested is None or (suggested[1] or suggested[2]) in CHOICES[path]
+
+
+@pytest.mark.parametrize("typed", ["quantum", "", "3"])
+def test_a_value_that_is_like_no_choice_gets_no_suggestion(typed: str) -> None:
+    assert "did you mean" not in only_problem("wandb.mode", typed).message
 
 
 def test_an_empty_group_keeps_its_defaults() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.config.synonyms import ADVICE
 from launcher.core.errors import CallError, ConfigError, Problem, RunDirectoryError, TrainingError
 from launcher.core.python_terms import to_python_error, to_python_terms
 
@@ -16,11 +17,13 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 # Packages that a training of `TrainingCoordinator` uses.
 PACKAGES = ("agreement", "checkpoint", "config", "hardware", "loggers", "monitoring", "planning", "process", "runs",
             "training", "user_code")  # fmt: skip
-# Files that only commands use: they read options, and print plans and evaluations.
+# Files that only commands use: they read options, and print plans and evaluations. The advice about settings is for
+# all, and is added to the messages.
 OF_COMMANDS = (
     "config/config_file.py",
     "config/launch_options.py",
     "config/loading.py",
+    "config/synonyms.py",
     "hardware/target_machines.py",
     "planning/plot.py",
     "runs/continuation.py",
@@ -68,7 +71,7 @@ def _text_of(node: ast.Constant | ast.JoinedStr) -> str:
     return "".join(str(part.value) if isinstance(part, ast.Constant) else "X" for part in node.values)
 
 
-MESSAGES = dict(messages())
+MESSAGES = {**dict(messages()), **ADVICE["settings"]}
 
 
 @pytest.mark.parametrize("place", MESSAGES)

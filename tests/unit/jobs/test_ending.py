@@ -106,6 +106,23 @@ def test_every_ending_has_its_reason_and_its_advice(
     assert "\n" not in found.text
 
 
+@pytest.mark.parametrize(
+    ("fields", "saved"),
+    [({"checkpoint": "last.ckpt", "checkpoint_step": 30}, 30), ({"checkpoint": None, "checkpoint_step": None}, None),
+     ({"checkpoint": "last.ckpt", "checkpoint_step": None}, 40), ({"checkpoint": "last.ckpt"}, 40), ({}, 40)],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["failed", "out_of_memory"])
+def test_a_checkpoint_that_was_not_written_is_not_counted(kind: str, fields: dict[str, Any], saved: int | None) -> None:
+    reader = EndingReader()
+    for each in (STARTED, PLANNED, {**SAVED, "step": 30}, SAVED, event(kind, reason="disk_full", **fields)):
+        reader.add(each)
+    assert reader.checkpoint_step == saved
+    # A later attempt saves again.
+    for each in (STARTED, PLANNED, {**SAVED, "step": 60}):
+        reader.add(each)
+    assert reader.checkpoint_step == 60
+
+
 def test_an_attempt_that_is_restarted_has_not_ended_the_run() -> None:
     reader = EndingReader()
     for each in (STARTED, event("failed", error="x"), event("rank_failed", exit_code=1, restart=True)):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -218,13 +217,6 @@ def test_each_logger_of_a_run_has_one_tracker(tmp_path: Path, monkeypatch: pytes
     assert [type(each) for each in trackers_of(tmp_path, "offline", csv_logger, users)] == kinds, "one W&B run"
     assert [type(each) for each in trackers_of(tmp_path, "disabled", csv_logger)] == [LightningTracker]
     assert trackers_of(tmp_path, "disabled") == []
-
-
-@pytest.fixture
-def wandb(monkeypatch: pytest.MonkeyPatch) -> RecordingWandb:
-    stand_in = RecordingWandb()
-    monkeypatch.setitem(sys.modules, "wandb", stand_in)
-    return stand_in
 
 
 @pytest.mark.parametrize("is_zero", [True, False])

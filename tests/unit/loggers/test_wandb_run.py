@@ -18,6 +18,7 @@ from launcher.config.schema import WandbOptions
 from launcher.loggers.wandb_run import QueuedWandbLogger, finish_wandb
 from launcher.loggers.wandb_settings import make_init_arguments, resolve_mode
 from launcher.runs.directory import RunDirectory
+from tests.support.runs import free_port
 from tests.support.wandb_file import history_rows
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
@@ -268,9 +269,7 @@ class Failing(http.server.BaseHTTPRequestHandler):
 
 
 def refused(stack: list[Callable[[], None]]) -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return free_port()
 
 
 def silent(stack: list[Callable[[], None]]) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 from typing import Any
 
 import pytest
@@ -18,13 +17,6 @@ from tests.support.plain_trainer import FixedScaler, RaisingScaler, plain_traine
 from tests.support.wandb_stand_in import RecordingWandb
 
 SCALE_KEYS = {"amp/loss_scale", "amp/loss_scale_min", "amp/loss_scale_max"}
-
-
-@pytest.fixture
-def wandb(monkeypatch: pytest.MonkeyPatch) -> RecordingWandb:
-    stand_in = RecordingWandb()
-    monkeypatch.setitem(sys.modules, "wandb", stand_in)
-    return stand_in
 
 
 def test_a_row_has_the_scale_of_all_ranks_and_its_true_step(wandb: RecordingWandb) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,13 +58,6 @@ def fit(folder: Path, model: Net, *callbacks: pl.Callback, resume: Path | None =
     data = DataLoader(TensorDataset(torch.ones(24, 4)), batch_size=2)
     trainer.fit(model, data, ckpt_path=None if resume is None else str(resume), weights_only=True)
     return trainer
-
-
-@pytest.fixture
-def wandb(monkeypatch: pytest.MonkeyPatch) -> RecordingWandb:
-    stand_in = RecordingWandb()
-    monkeypatch.setitem(sys.modules, "wandb", stand_in)
-    return stand_in
 
 
 def column(wandb: RecordingWandb, name: str) -> list[Any]:

@@ -20,13 +20,6 @@ from tests.support.plain_trainer import FixedScaler, plain_trainer
 from tests.support.wandb_stand_in import RecordingWandb
 
 
-@pytest.fixture
-def wandb(monkeypatch: pytest.MonkeyPatch) -> RecordingWandb:
-    stand_in = RecordingWandb()
-    monkeypatch.setitem(sys.modules, "wandb", stand_in)
-    return stand_in
-
-
 def forget_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
     """Remove the imported module for the test; restored at its end."""
     monkeypatch.setitem(sys.modules, "wandb", None)

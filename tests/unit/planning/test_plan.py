@@ -13,11 +13,7 @@ from launcher.agreement.facts import Agreement
 from launcher.config.schema import RunConfig, TrainerOptions
 from launcher.core.errors import PlanError
 from launcher.planning.plan import Plan, make_plan
-from tests.support.rank_threads import CPU, H100, V100, facts
-
-
-def ranks(*devices: Any, **traits: Any) -> Agreement:
-    return Agreement(tuple(facts(n, device, traits=traits) for n, device in enumerate(devices)))
+from tests.support.rank_threads import CPU, H100, V100, ranks
 
 
 def refusal(config: RunConfig, agreement: Agreement) -> str:

@@ -7,17 +7,12 @@ from typing import Any
 
 import pytest
 
-from launcher.agreement.facts import Agreement
 from launcher.checkpoint.precision import CheckpointPrecision
 from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
 from launcher.planning.plan import Plan, make_plan
 from strategies.precision import Precision
-from tests.support.rank_threads import CPU, H100, V100, facts
-
-
-def ranks(*devices: Any, **traits: Any) -> Agreement:
-    return Agreement(tuple(facts(n, device, traits=traits) for n, device in enumerate(devices)))
+from tests.support.rank_threads import CPU, H100, V100, ranks
 
 
 def was(precision: Precision | None, notice: str | None = None) -> CheckpointPrecision:

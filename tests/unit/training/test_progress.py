@@ -18,7 +18,8 @@ from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 from rich.console import Console
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from launcher.training.callbacks.progress import ProgressLines, TerminalProgress, read_length
+from launcher.training.callbacks.progress import ProgressLines, read_length
+from launcher.training.callbacks.progress_bar import TerminalProgress
 from launcher.training.callbacks.progress_text import TrainingLength
 
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")

@@ -25,7 +25,8 @@ from launcher.core.output import RunOutput
 from launcher.hardware.topology import Topology
 from launcher.process.rank_status import RankStatusWriter
 from launcher.training.callbacks.model_summary import ShortModelSummary
-from launcher.training.callbacks.progress import ProgressLines, TerminalProgress
+from launcher.training.callbacks.progress import ProgressLines
+from launcher.training.callbacks.progress_bar import TerminalProgress
 from launcher.training.context import RunContext
 from launcher.training.trainer import build_trainer
 from launcher.user_code.classes import import_classes

@@ -29,12 +29,19 @@ def test_the_logged_metrics_and_a_similar_one_are_reported(monitor: str, advice:
     assert describe_unknown_monitor(monitor, LOGGED) == expected
 
 
-def test_it_is_an_error_of_the_config_which_all_ranks_have(tmp_path: Path) -> None:
+def test_all_ranks_raise_it_after_they_have_saved(tmp_path: Path) -> None:
     val_loop = SimpleNamespace(_has_run=True)
-    trainer: Any = SimpleNamespace(fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(val_loop=val_loop)))
+    saved: list[str] = []
+    trainer: Any = SimpleNamespace(
+        fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(val_loop=val_loop)),
+        save_checkpoint=lambda path, _: saved.append(path),
+        checkpoint_callback=None,
+        global_step=4,
+    )
     checkpoint = RunCheckpoint(CheckpointOptions(monitor="val_loss"), tmp_path)
     with pytest.raises(ConfigError) as raised:
         checkpoint._save_topk_checkpoint(trainer, dict.fromkeys([*LOGGED, "epoch", "step"], 0))
     (problem,) = raised.value.problems
     assert problem.path == "checkpoint.monitor"
     assert "epoch" not in problem.message
+    assert saved == [str(tmp_path / "last.ckpt")]

@@ -142,7 +142,7 @@ def test_an_empty_file_is_truncated_and_a_hand_written_one_is_not(tmp_path: Path
         ("trainer: {max_epoch: 3}", "trainer.max_epoch", "unknown key; did you mean trainer.max_epochs?"),
         ("precison: bf16", "precison", "unknown key; did you mean precision?"),
         ("use_amp: perhaps", "use_amp", "given 'perhaps'; expected true or false or null"),
-        ("devices: many", "devices", "given 'many'; expected a whole number or one of auto"),
+        ("devices: many", "devices", "given 'many'; expected a whole number or auto"),
         ("global_batch_size: 0", "global_batch_size", "given 0; expected at least 1"),
         ("model: {class_path: nodots}", "model.class_path", "given 'nodots'; expected an import path"),
         ("- a list", "{file}", "found list; expected a mapping of settings"),
