@@ -59,7 +59,7 @@ def flush_files(before: Collection[Any] = ()) -> None:
 
 
 def close_files(before: Collection[Any]) -> None:
-    """Close the files that were opened since `before`: Python closes at its end what nobody has closed."""
+    """Close the files that were opened since `before`: at its end Python closes what the program has not closed."""
     for each in _list_own_files(before):
         # A full disk, or a file of a broken connection: Python would ignore it too.
         with contextlib.suppress(Exception):
