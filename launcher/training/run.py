@@ -101,7 +101,9 @@ def train(ctx: RunContext) -> FitResult:
 
 
 def _quiet_lightning(ctx: RunContext) -> contextlib.AbstractContextManager[None]:
-    return quiet_lightning(notice=ctx.output.notice if ctx.output.is_rank_zero else None)
+    # Lightning's advice is no event of the run.
+    output = dataclasses.replace(ctx.output, records_notices=False)
+    return quiet_lightning(notice=output.notice if output.is_rank_zero else None)
 
 
 def _fit(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -114,7 +115,11 @@ def test_metrics_equal_plain_lightnings_on_any_number_of_ranks(folder: Path, ran
 def test_predictions_are_in_a_private_file_for_each_rank_and_replace_earlier_ones(folder: Path) -> None:
     where = folder / "runs" / "first" / "predictions"
     for ranks in (2, 1):
-        evaluate(folder, ranks, "predict")
+        output = evaluate(folder, ranks, "predict").output
+        more = " and rank-1.pt" if ranks == 2 else ""
+        assert re.findall(r"predictions: 17 samples in \d+ batches: (runs/.*)", output) == [
+            f"runs/first/predictions/rank-0.pt{more}"
+        ]
         files = sorted(where.iterdir())
         assert [file.name for file in files] == [f"rank-{rank}.pt" for rank in range(ranks)]
         assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
