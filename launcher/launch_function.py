@@ -82,7 +82,8 @@ def launch(
         CallError: lists every argument that is not valid.
         UsageError: the function or a result cannot be pickled, or this process is such a rank itself.
         TrainingError: a rank failed. It is also an instance of the class of that rank's exception, which is its
-            `__cause__`, where that can be unpickled; `rank` is the rank that failed first, `report` has its traceback.
+            `__cause__`, without attributes that cannot be pickled; of a class that cannot be pickled, it is an
+            instance of the nearest base class. `rank` is the rank that failed first, `report` has its traceback.
         LaunchTimeoutError: the timeout has passed.
     """
     problems = [*_check_call(fn, args, kwargs), *_check_options(nproc_per_node, max_restarts, timeout)]
