@@ -17,7 +17,8 @@ from zipfile import ZipFile
 
 def list_open_files() -> list[Any]:
     """The file objects of this process that may hold unwritten data, those that write to others first."""
-    found = [each for each in gc.get_objects() if isinstance(each, io.IOBase | ZipFile) and not _is_closed(each)]
+    # `isinstance` reads `__class__`, at which an object may warn, as torch's `reduce_op` does.
+    found = [each for each in gc.get_objects() if issubclass(type(each), io.IOBase | ZipFile) and not _is_closed(each)]
     return sorted(found, key=_level)
 
 
@@ -56,7 +57,7 @@ def flush_files(before: Collection[Any] = ()) -> None:
 
 
 def close_files(before: Collection[Any]) -> None:
-    """Close the files that were opened since `before`: Python closes at its end what nobody has closed."""
+    """Close the files that were opened since `before` and are still open, as Python does at its end."""
     for each in _list_own_files(before):
         # A full disk, or a file of a broken connection: Python would ignore it too.
         with contextlib.suppress(Exception):
