@@ -18,8 +18,8 @@ from launcher.config.synonyms import ADVICE, DEEPSPEED, GROUPS, SAME_ARGUMENT, S
 from launcher.core.errors import ConfigError, Problem
 from launcher.core.secrets import redact
 
-# Similarity of names that are compared, of names whose words differ, and of a misspelt word.
-_CUTOFF, _SAME, _SAME_WORD = 0.75, 0.9, 0.7
+# Similarity of names that are compared, of names whose parts differ, and of a misspelt part.
+_CUTOFF, _SAME, _SAME_PART = 0.75, 0.9, 0.7
 _MOST_TRIED = 8
 _SHORTEST_START = 4
 _MOST_SUGGESTIONS = 2
@@ -137,27 +137,27 @@ def _find(
 def _find_near(
     given: tuple[str, str, Any], names: Collection[str], keys: Sequence[str], options: Sequence[str]
 ) -> list[str]:
-    """Settings or options with a similar name; a word that none of the two names share is another meaning."""
+    """Settings or options with a similar name; one whose parts differ, as `log_every` and `val_every`, is not meant."""
     path, name, value = given
     groups = {known.partition(".")[0] for known in keys if "." in known}
     close = difflib.get_close_matches(path, {*keys, *groups}, n=_MOST_TRIED, cutoff=_CUTOFF)
-    if found := [each for each in close if _has_same_words(path, each)]:
+    if found := [each for each in close if _has_same_parts(path, each)]:
         return found[:1]
     near = difflib.get_close_matches(name, names, n=_MOST_TRIED, cutoff=_CUTOFF)
     for each in near:
-        if _has_same_words(name, each):
+        if _has_same_parts(name, each):
             return _find((each, each, value), keys, options, (), is_near=True)
     # As `limit_train` for `limit_train_batches`.
     longer = [known for known in keys if known.rpartition(".")[2].startswith(f"{name}_")]
     return longer if len(longer) == 1 and len(name) >= _SHORTEST_START else []
 
 
-def _has_same_words(given: str, known: str) -> bool:
-    """Whether each word of a name is, perhaps misspelt, one of another name, or only the spaces differ."""
+def _has_same_parts(given: str, known: str) -> bool:
+    """Whether each part of a name is, perhaps misspelt, one of another name, or only the separators differ."""
     mine, others = (re.split(r"[._-]", text) for text in (given, known))
     if _is_similar("".join(mine), "".join(others), _SAME):
         return True
-    return all(any(_is_similar(word, other, _SAME_WORD) for other in others) for word in mine)
+    return all(any(_is_similar(part, other, _SAME_PART) for other in others) for part in mine)
 
 
 def _is_similar(first: str, second: str, least: float) -> bool:
