@@ -10,7 +10,7 @@ from typing import Any
 
 from launcher.core.error_display import format_failure
 from launcher.core.errors import OutOfMemoryError
-from launcher.core.event_text import name_stop_reason, signal_name
+from launcher.core.event_text import name_stop_reason, signal_name, summarize_error
 from launcher.process.heartbeat import BEFORE_TRAINING, NO_STEPS
 from launcher.process.parent_death import STOP_SIGNALS
 from launcher.process.rank_status import RankError
@@ -141,8 +141,7 @@ def describe_outcome(outcome: RankOutcome) -> str:
     if outcome.error is not None and (outcome.exit_code is None or outcome.exit_code > 0):
         if outcome.is_consequence:
             return f"lost the connection to another rank ({outcome.error.kind}){at}"
-        first_line = outcome.error.message.splitlines()[0] if outcome.error.message else ""
-        return f"{outcome.error.kind}: {first_line}{at}"
+        return f"{summarize_error(outcome.error.kind, outcome.error.message)}{at}"
     if outcome.exit_code is None:
         return f"running{at}" + (f", {outcome.doing}" if outcome.doing else "")
     if outcome.out_of_memory:
