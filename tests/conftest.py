@@ -7,12 +7,13 @@ import locale
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from launcher.core.gc_paused import quick_imports
 from tests.support.processes import kill_leftovers
 from tests.support.warm import is_foreign
 
@@ -99,6 +100,13 @@ def _no_process_left() -> Iterator[None]:
             process.kill()
             left.append(f"{process.pid}: a rank of pytest's own, which runs the whole suite")
     assert not left, f"the test left processes: {left}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Test modules import torch, Lightning and more: without this, collections of garbage walk through them all day."""
+    with quick_imports():
+        return (yield)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

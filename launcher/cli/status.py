@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from launcher.cli.parsers import add_runs_dir, new_parser
+from launcher.core.wrapping import escape_controls
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -116,7 +117,9 @@ def format_runs(found: Sequence[RunStatus], width: int) -> list[str]:
 
     Where a line has no room for a metric, the columns of `_LEFT_OUT` are left out one by one, then the metrics.
     """
-    metrics = [[f"{name} {_short(value)}" for name, value in status.metrics.items()] for status in found]
+    metrics = [
+        [f"{escape_controls(name)} {_short(value)}" for name, value in status.metrics.items()] for status in found
+    ]
     firsts = [len(each[0]) for each in metrics if each] or [0]
     # At best, each run shows a metric; with a very long name, some run does.
     fitting = _fit_columns(found, width, max(firsts)) or _fit_columns(found, width, min(firsts))
@@ -177,7 +180,7 @@ def format_members(found: Sequence[MemberStatus], width: int) -> list[str]:
         if member.status is not None:
             shown += _describe_below(member.status, width)
     order = "highest" if first.is_highest_best else "lowest"
-    return [*shown, f"last, best: values of {monitor}; * marks the best ({order})"]
+    return [*shown, f"last, best: values of {escape_controls(monitor)}; * marks the best ({order})"]
 
 
 def describe_status(status: RunStatus) -> list[str]:

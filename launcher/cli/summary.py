@@ -12,6 +12,7 @@ from rich.text import Text
 
 from launcher.core.distribution import describe_install
 from launcher.core.terminal import make_console
+from launcher.core.wrapping import escape_controls
 from launcher.loggers.wandb_sync import find_sync_command
 from launcher.runs.continuation import shorten
 from launcher.training.callbacks.progress_text import wrap_items
@@ -37,7 +38,7 @@ def print_summary(result: FitResult, console: Console | None = None) -> None:
     add("checkpoint", shorten(result.checkpoint) if result.checkpoint else "none")
     if result.best is not None and result.monitor is not None:
         best = shorten(result.best) if isinstance(result.best, Path) else result.best
-        add("best", f"{best} ({result.monitor})")
+        add("best", f"{best} ({escape_controls(result.monitor)})")
     wandb = _wandb_line(result.run / "wandb")
     if wandb is not None:
         add("W&B", wandb)
@@ -57,7 +58,9 @@ def _reached_limit(result: FitResult) -> str:
 
 def _metric_lines(metrics: Mapping[str, float], width: int) -> list[str]:
     """Lines on which no metric is divided."""
-    return wrap_items([f"{name} {value:.4g}" for name, value in metrics.items()], width) or ["none logged"]
+    return wrap_items([f"{escape_controls(name)} {value:.4g}" for name, value in metrics.items()], width) or [
+        "none logged"
+    ]
 
 
 def _wandb_line(folder: Path) -> str | None:

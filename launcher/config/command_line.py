@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,9 +12,9 @@ from typing import Any, Literal
 import yaml
 
 from launcher.config.config_file import read_part
-from launcher.config.merge import CLASS_FIELDS, set_path
+from launcher.config.merge import CLASS_FIELDS, find_lost_values, set_path
 from launcher.config.schema import config_fields
-from launcher.config.suggestions import NO_COMMAND, CommandKeys, describe_unknown_option
+from launcher.config.suggestions import NO_COMMAND, CommandKeys, describe_group, describe_unknown_option
 from launcher.core.errors import ConfigError, Problem
 from launcher.core.yaml_loader import Loader
 
@@ -76,11 +76,22 @@ def read_overrides(arguments: Sequence[str], command: CommandKeys = NO_COMMAND) 
             problems.append(Problem(path, _describe_missing_value(path, hints)))
         else:
             value = True if text is None else _parse_value(text, hints.get(path))
+            group, dot, _ = path.partition(".")
+            problems += describe_lost_values(values, {group: {}} if dot else {}, command)
             try:
                 set_path(values, path.split("."), read_part(value, Path(), path))
             except ConfigError as error:
                 problems += error.problems
     return values, problems
+
+
+def describe_lost_values(
+    base: Mapping[str, Any], over: Mapping[str, Any], command: CommandKeys = NO_COMMAND
+) -> list[Problem]:
+    """The problem of each value in place of a group of settings, one of which `over` sets."""
+    groups = {path.partition(".")[0] for path, _ in config_fields() if "." in path}
+    lost = find_lost_values(base, over, groups)
+    return [Problem(path, describe_group(path, value, command)) for path, value in lost.items()]
 
 
 def find_class_flags(arguments: Sequence[str]) -> Iterator[str]:

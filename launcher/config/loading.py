@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from launcher.config.command_line import find_class_flags, read_overrides, split_arguments
+from launcher.config.command_line import describe_lost_values, find_class_flags, read_overrides, split_arguments
 from launcher.config.config_file import read_config_file
 from launcher.config.deepspeed_file import with_deepspeed_file
 from launcher.config.lightning_cli import translate_lightning_cli
@@ -74,7 +74,7 @@ def read_sources(
         except ConfigError as error:
             problems += error.problems
         else:
-            problems += contradictions
+            problems += [*contradictions, *describe_lost_values(values, source, command)]
             merge_values(values, source)
     problems += wrong
     if problems:

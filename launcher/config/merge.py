@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 # Fields that name a class, and those of `trainer` that name several.
@@ -84,6 +84,23 @@ def merge_values(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any
         if name == key:
             base.pop(f"{key}+", None)
     return base
+
+
+def find_lost_values(base: Mapping[str, Any], over: Mapping[str, Any], groups: Collection[str]) -> dict[str, Any]:
+    """Path to value of what `base` has in place of a group of settings or a class, where `over` sets one of it.
+
+    A merge would replace such a value without a message.
+    """
+    lost: dict[str, Any] = {}
+    for key in (key for key in (*groups, *CLASS_FIELDS) if isinstance(over.get(key), Mapping)):
+        below = base.get(key)
+        if below is not None and not isinstance(below, Mapping | str if key in CLASS_FIELDS else Mapping):
+            lost[key] = below
+        elif isinstance(below, Mapping) and key in CLASS_FIELDS and isinstance(over[key].get("init_args"), Mapping):
+            arguments = below.get("init_args")
+            if arguments is not None and not isinstance(arguments, Mapping):
+                lost[f"{key}.init_args"] = arguments
+    return lost
 
 
 def _is_part(value: Any) -> bool:

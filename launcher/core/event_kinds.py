@@ -23,6 +23,7 @@ class EventKind:
 _STEP = "optimizer steps done"
 _HOST = "host of the rank"
 _CHECKPOINT = "path of the run's last valid checkpoint; null if none"
+_CHECKPOINT_STEP = "optimizer steps of this checkpoint; null if not known, or without one"
 _WHY_FAILED = "`exception`, `usage`, `lost_connection`, `disk_full`, `quota`, `read_only` or `no_permission`"
 
 EVENT_KINDS: Mapping[str, EventKind] = MappingProxyType({
@@ -123,6 +124,7 @@ EVENT_KINDS: Mapping[str, EventKind] = MappingProxyType({
         "error": "text of the error",
         "reason": _WHY_FAILED,
         "checkpoint": _CHECKPOINT,
+        "checkpoint_step": _CHECKPOINT_STEP,
         "folder": "of a disk that cannot be written: the folder",
         "needed_bytes": "size of what could not be written; null if not known",
         "free_bytes": "free space there; null if not known",
@@ -135,6 +137,7 @@ EVENT_KINDS: Mapping[str, EventKind] = MappingProxyType({
         "allocated_bytes": "peak that was allocated; null on a CPU",
         "go_on": "whether the config asks for a restart with the next strategy (`on_oom: next`)",
         "checkpoint": _CHECKPOINT,
+        "checkpoint_step": _CHECKPOINT_STEP,
     }),
     "rank_failed": EventKind("The agent reports the first rank that failed, and its decision.", {
         "host": _HOST,

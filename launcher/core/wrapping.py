@@ -26,6 +26,11 @@ def print_message(text: str) -> None:
         sys.stderr.flush()
 
 
+def escape_controls(name: str) -> str:
+    """A name of the user on one line: line ends, tabs and other control characters as in Python's `repr`."""
+    return "".join(c if c.isprintable() or c == "\xa0" else c.encode("unicode_escape").decode() for c in name)
+
+
 def wrap_for(stream: TextIO, text: str) -> str:
     """A message for a stream: unchanged in files and pipes."""
     if not stream.isatty():

@@ -114,6 +114,7 @@ class EndingReader:
             # The first rank that failed is the cause.
             if self._interrupted is None:
                 self._failed = self._failed or event
+            self._correct_checkpoint(event)
         elif kind == "rank_failed":
             self._by_agent = event
         elif kind == "hang":
@@ -122,6 +123,14 @@ class EndingReader:
             self._missing = event
         elif kind == "planned":
             self._is_script = False
+
+    def _correct_checkpoint(self, event: Event) -> None:
+        """A `checkpoint` event is written before the file, which a full disk may reject; a failure has the newest."""
+        step = event.get("checkpoint_step")
+        if type(step) is int:
+            self.checkpoint_step = step
+        elif "checkpoint_step" in event and event.get("checkpoint") is None:
+            self.checkpoint_step = None
 
     def find_ending(self, name: str) -> Ending | None:
         """How the newest attempt of the run ended; None if no event shows it, or if another attempt follows."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import gc
 import io
 import os
@@ -17,8 +18,9 @@ from zipfile import ZipFile
 
 def list_open_files() -> list[Any]:
     """The file objects of this process that may hold unwritten data, those that write to others first."""
-    # `isinstance` reads `__class__`, at which an object may warn, as torch's `reduce_op` does.
-    found = [each for each in gc.get_objects() if issubclass(type(each), io.IOBase | ZipFile) and not _is_closed(each)]
+    # By type: `isinstance` asks the object, and one of torch's then warns.
+    is_file = functools.cache(lambda kind: issubclass(kind, io.IOBase | ZipFile))
+    found = [each for each in gc.get_objects() if is_file(type(each)) and not _is_closed(each)]
     return sorted(found, key=_level)
 
 
@@ -57,7 +59,7 @@ def flush_files(before: Collection[Any] = ()) -> None:
 
 
 def close_files(before: Collection[Any]) -> None:
-    """Close the files that were opened since `before` and are still open, as Python does at its end."""
+    """Close the files that were opened since `before`: at its end Python closes what the program has not closed."""
     for each in _list_own_files(before):
         # A full disk, or a file of a broken connection: Python would ignore it too.
         with contextlib.suppress(Exception):

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 
+from launcher.core.wrapping import escape_controls
+
 
 @dataclass(frozen=True, slots=True)
 class EndReason:
@@ -27,7 +29,7 @@ def find_end_reason(trainer: pl.Trainer, *, trained_batches: int, resumed: bool)
     callbacks: list[pl.Callback] = vars(trainer)["callbacks"]
     sentences = [each.stopping_reason_message for each in callbacks if isinstance(each, EarlyStopping)]
     if trainer.should_stop and any(sentences):
-        return EndReason("early_stopping", next(filter(None, sentences)))
+        return EndReason("early_stopping", escape_controls(next(filter(None, sentences))))
     timers = [each.time_remaining() for each in callbacks if isinstance(each, Timer)]
     if any(left is not None and left <= 0 for left in timers):
         return EndReason("max_time")

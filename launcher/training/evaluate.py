@@ -25,6 +25,7 @@ from launcher.core.errors import UsageError
 from launcher.core.events import FILE_NAME, EventLog
 from launcher.core.output import RunOutput
 from launcher.core.terminal import make_console
+from launcher.core.wrapping import escape_controls
 from launcher.loggers.selection import choose_loggers, list_own_loggers
 from launcher.loggers.wandb_run import QueuedWandbLogger
 from launcher.planning.plan import Plan, make_plan
@@ -175,7 +176,7 @@ def _run(trainer: pl.Trainer, command: str, objects: UserObjects, checkpoint: st
 
 def _print_metrics(command: str, metrics: Sequence[Mapping[str, float]], console: Console) -> None:
     """One line for each metric of each loader."""
-    values = {name: f"{value:.6g}" for each in metrics for name, value in each.items()}
+    values = {escape_controls(name): f"{value:.6g}" for each in metrics for name, value in each.items()}
     if not values:
         return
     title = f"{command.capitalize()} metric"

@@ -140,8 +140,9 @@ def _write_failed(ctx: RunContext, error: Exception) -> None:
     is_explained = isinstance(error, LauncherError | StrategyError)
     storage = error if isinstance(error, StorageError) else StorageError("", reason=_name_reason(error))
     text = str(error) if is_explained else _describe(ctx, error)
+    newest, step = _find_checkpoint(ctx)
     ctx.output.events.write("failed", host=ctx.topology.host, error=text, reason=storage.reason,
-                            checkpoint=_find_checkpoint(ctx), folder=storage.folder,
+                            checkpoint=newest, checkpoint_step=step, folder=storage.folder,
                             needed_bytes=storage.needed_bytes, free_bytes=storage.free_bytes)  # fmt: skip
 
 
@@ -205,9 +206,10 @@ def _name_reason(error: Exception) -> str:
     return "lost_connection" if RankError.from_exception(error, 0.0, 0).lost_peer else "exception"
 
 
-def _find_checkpoint(ctx: RunContext) -> str | None:
+def _find_checkpoint(ctx: RunContext) -> tuple[str | None, int | None]:
+    """Path and step of the newest valid checkpoint: an earlier event may be about one that was not written."""
     newest = find_last_checkpoint(ctx.run.checkpoints)
-    return None if newest is None else str(newest)
+    return (None, None) if newest is None else (str(newest), read_step(newest))
 
 
 def _describe(ctx: RunContext, error: Exception) -> str:
@@ -218,10 +220,11 @@ def _record_out_of_memory(ctx: RunContext, error: Exception) -> Exception:
     plan, topology = ctx.plan, ctx.topology
     failure = out_of_memory(error, plan, rank=topology.rank, host=topology.host,
                             allocated_bytes=device_peak(plan.device_kind), on_oom=ctx.config.on_oom)  # fmt: skip
+    newest, step = _find_checkpoint(ctx)
     ctx.output.events.write("out_of_memory", host=topology.host, strategy=plan.strategy.name,
                             next=failure.next_strategy, expected_bytes=failure.expected_bytes,
                             allocated_bytes=failure.allocated_bytes, go_on=failure.restarts,
-                            checkpoint=_find_checkpoint(ctx))  # fmt: skip
+                            checkpoint=newest, checkpoint_step=step)  # fmt: skip
     add_oom_record(ctx.run.path, OomRecord.of(ctx.config.to_dict(), plan.to_dict()))
     ctx.status.write_traceback(error, is_raised=ctx.stays_open)
     return failure

@@ -130,7 +130,10 @@ def _subclasses(cls: type[Any]) -> Iterator[type[Any]]:
 
 def _hidden_package(error: BaseException) -> str | None:
     """The message if a module of the user was searched in a package of the launcher with the same name."""
-    name = getattr(error, "name", None) if isinstance(error, ImportError) else None
+    # `import strategies` gets the launcher's package, and then an attribute is missing.
+    module = error.obj if isinstance(error, AttributeError) else None
+    name = getattr(module, "__name__", None) if isinstance(module, ModuleType) else None
+    name = error.name if isinstance(error, ImportError) else name
     return _hidden_folder(name.partition(".")[0]) if isinstance(name, str) else None
 
 

@@ -143,6 +143,10 @@ found(steps=end["trainer"].global_step)
 _TWO = """
 os.chdir(os.path.join(os.path.dirname(os.path.abspath(__file__)), "elsewhere"))
 kind, name, rank = sys.argv[1:4] if len(sys.argv) > 1 else ("", "", "0")
+if kind == "raise":
+    import launcher.training.script_end
+    # The seconds that the other rank, which stays in a collective, has to leave the training.
+    launcher.training.script_end._GRACE = 1.0
 trains = coordinator(precision="32", devices=2)
 for each in ("refused", "first", "second"):
     here = each == name

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.jobs.status import read_run_status
 from tests.support.processes import Finished, launcher, run_warm
 from tests.support.run_directories import small_disk
 from tests.support.runs import TOY, events_of, toy_env
@@ -206,6 +207,7 @@ def test_a_full_disk_names_the_space_and_the_checkpoint_and_causes_no_restart(
         saved = sorted(path.name for path in (run / "checkpoints").iterdir())
         failed = [event for event in events_of(run, "failed") if event["reason"] == "disk_full"]
         (ended,) = events_of(run, "rank_failed")
+        status = read_run_status(run)
     found = re.search(r"error: no space left on (\S+): (\S+ \SiB) needed, (\S+ \SiB) free; the last valid checkpoint "
                       r"is (\S+) \(step (\d+)\)", output)  # fmt: skip
     assert found, output
@@ -215,6 +217,8 @@ def test_a_full_disk_names_the_space_and_the_checkpoint_and_causes_no_restart(
     assert failed[0]["needed_bytes"] > max(failed[0]["free_bytes"], 500_000)
     assert failed[0]["folder"] == found[1]
     assert failed[0]["checkpoint"] == str(tmp_path / found[4])
+    assert failed[0]["checkpoint_step"] == int(found[5])
+    assert status.checkpoint_step == int(found[5]), "the one that was not written is not counted"
     assert (ended["reason"], ended["restart"]) == ("disk_full", False)
     assert ended["verdict"].startswith("no restart: the disk is full")
     assert "inline_container" not in output

@@ -58,12 +58,15 @@ def test_a_slurm_task_does_not_search_the_working_directory_first(tmp_path: Path
     assert "'/a b/python' -P -u -m submitit.core._submit" in script
 
 
-@pytest.mark.parametrize("path", ["strategies.dqn.Net", "strategies.Net", "uses_it.Net"])
+@pytest.mark.parametrize("path", ["strategies.dqn.Net", "strategies.Net", "uses_it.Net", "uses_name.Net",
+                                  "uses_attribute.Net"])  # fmt: skip
 def test_a_class_in_such_a_folder_is_rejected_with_the_folders_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     (tmp_path / "strategies").mkdir()
     (tmp_path / "uses_it.py").write_text("from strategies.dqn import Net\n")
+    (tmp_path / "uses_name.py").write_text("from strategies import dqn\n")
+    (tmp_path / "uses_attribute.py").write_text("import strategies\nNet = strategies.NET\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError) as caught:
         import_class(path, object, "model.class_path")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -91,6 +92,37 @@ def run_warm(
         return warm.start(arguments, cwd, environment, output, *preloaded)
 
     return _run_to_end(start, env, timeout, on_line)
+
+
+def run_here(
+    command: Sequence[str], cwd: Path, *, env: Mapping[str, str] | None = None, timeout: float = 0
+) -> Finished:
+    """As `run`, in this process: for commands of `launcher` that start no ranks, and whose texts and files matter.
+
+    Args:
+        command: the command line, of `launcher`.
+        cwd: working directory.
+        env: set on top of this process's environment.
+        timeout: of no use, since pytest's holds.
+    """
+    from launcher.cli.main import run as run_command
+
+    del timeout
+    start = launcher()
+    assert list(command[: len(start)]) == start, f"{command[:3]} is another program"
+    before, path, output = dict(os.environ), list(sys.path), io.StringIO()
+    os.environ.update(env or {})
+    try:
+        with contextlib.chdir(cwd), contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            try:
+                code = run_command(command[len(start) :])
+            except SystemExit as ending:
+                code = ending.code if isinstance(ending.code, int) else 1
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        sys.path[:] = path
+    return Finished(code, output.getvalue())
 
 
 def _run_to_end(

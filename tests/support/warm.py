@@ -25,13 +25,23 @@ _ON_IMPORT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 _START_TIMEOUT = 300.0
 # Several threads start ranks, with one server.
 _one_at_a_time = threading.Lock()
-# Variables of torchrun, SLURM and W&B, which must not reach a test or a server from outside.
-_FOREIGN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+# Variables of torchrun, SLURM, W&B and a terminal's size, which must not reach a test or a server from outside.
+_FOREIGN = (
+    "COLUMNS",
+    "LINES",
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
 _FOREIGN_PREFIXES = ("TORCHELASTIC_", "SLURM_", "WANDB_", "PL_")
 
 
 def is_foreign(name: str) -> bool:
-    """Whether a variable of this name belongs to one run, and not to the machine."""
+    """Whether a variable of this name belongs to one run or terminal, and not to the machine."""
     return name in _FOREIGN or name.startswith(_FOREIGN_PREFIXES)
 
 

@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from launcher.core.wrapping import escape_controls
+
 # Batches of the recent speed.
 _RECENT = 50
 # Characters of the longest number in `.4g`, without a minus sign; texts below it do not move when a value changes.
@@ -134,7 +136,7 @@ def order_metrics(
 
 def format_metrics(metrics: Mapping[str, float], hidden: int = 0) -> str:
     """All metrics on one line."""
-    items = [f"{name} {value:.4g}" for name, value in metrics.items()]
+    items = [f"{escape_controls(name)} {value:.4g}" for name, value in metrics.items()]
     return "  ".join([*items, *([f"and {hidden} more"] if hidden else [])])
 
 
@@ -143,7 +145,7 @@ def wrap_metrics(metrics: Mapping[str, float], width: int, lines: int) -> list[s
 
     A metric is never divided between two lines; a name that is too long is shortened.
     """
-    items = [_item(name, value, width) for name, value in metrics.items()]
+    items = [_item(escape_controls(name), value, width) for name, value in metrics.items()]
     for shown in range(len(items), -1, -1):
         more = [f"and {len(items) - shown} more"] if shown < len(items) else []
         wrapped = wrap_items([*items[:shown], *more], width)

@@ -19,6 +19,7 @@ from typing_extensions import override
 from launcher.checkpoint.precision import RECORD, make_record
 from launcher.config.schema import CheckpointOptions
 from launcher.core.errors import ConfigError, Problem
+from launcher.core.wrapping import escape_controls
 from launcher.planning.plan import Plan
 from launcher.training.loops.epoch_loop import after_batch
 
@@ -128,8 +129,12 @@ def describe_unknown_monitor(monitor: str, logged: Sequence[str]) -> str:
     """The message about a metric that the model does not log."""
     plain = {re.sub(r"[^a-z0-9]", "", name.lower()): name for name in reversed(logged)}
     close = difflib.get_close_matches(re.sub(r"[^a-z0-9]", "", monitor.lower()), plain, n=1)
-    advice = f"did you mean {plain[close[0]]}?" if close else f"give one of them, or log {monitor!r} in the model"
-    return f"given {monitor!r}, but the model logs {', '.join(logged) or 'no metric'}; {advice}"
+    advice = (
+        f"did you mean {escape_controls(plain[close[0]])}?"
+        if close
+        else f"give one of them, or log {monitor!r} in the model"
+    )
+    return f"given {monitor!r}, but the model logs {', '.join(map(escape_controls, logged)) or 'no metric'}; {advice}"
 
 
 def hide_multiple_checkpoints_warning(trainer: pl.Trainer) -> None:

@@ -52,7 +52,7 @@ _UNSAFE = {
 }
 # Prints the start method, the notices, and the modules that the fork server has imported.
 _SERVE = """
-import json, multiprocessing, os, sys
+import json, multiprocessing, os, signal, sys
 from launcher.agent.fork_server import ForkServer
 
 def loaded(names, queue):
@@ -62,6 +62,10 @@ if __name__ == "__main__":
     modules = json.loads(sys.argv[1])
     server, notices = ForkServer(), []
     server.start(modules)
+    # As it was born: the server itself blocks signals only when it has imported Python's own modules.
+    pid = multiprocessing.forkserver._forkserver._forkserver_pid
+    status = dict(line.split(":", 1) for line in open(f"/proc/{pid}/status"))
+    assert int(status["SigBlk"], 16) >> (signal.SIGINT - 1) & 1, "Ctrl-C reaches the fork server"
     method = server.choose_start_method(notices.append)
     context = multiprocessing.get_context("forkserver")
     queue = context.SimpleQueue()

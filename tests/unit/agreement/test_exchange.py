@@ -145,7 +145,7 @@ def test_a_missing_rank_is_named_on_all_others(rendezvous: LocalRendezvous) -> N
     def lead() -> Decision:
         # Its time begins when the others have arrived, even on a slow machine.
         assert all_set(list(arrived.values()))
-        return exchange(Participant(rendezvous.client(), 4, facts(0), 1), decide)
+        return exchange(Participant(rendezvous.client(), 4, facts(0), 0.3), decide)
 
     results = run_ranks([lead, *(rank(Spy(rendezvous.client(), waits(n)), facts(n), 4) for n in arrived)])
     (text,) = texts(results)
@@ -160,7 +160,7 @@ def test_many_missing_ranks_are_counted(rendezvous: LocalRendezvous) -> None:
 
 
 def test_a_missing_rank_zero_is_named(rendezvous: LocalRendezvous) -> None:
-    results = run_ranks([rank(rendezvous.client(), facts(n), 3, timeout=0.5) for n in (1, 2)])
+    results = run_ranks([rank(rendezvous.client(), facts(n), 3, timeout=0.1) for n in (1, 2)])
     assert all(isinstance(error, AgreementError) for error in results)
     assert [str(error).startswith(f"rank 0 did not arrive: rank {n} (node{n})") for n, error in enumerate(results, 1)]
     assert {error.ranks for error in results} == {(0,)}
@@ -251,7 +251,7 @@ def test_a_follower_of_a_late_rank_zero_learns_which_rank_is_missing(
     rendezvous: LocalRendezvous, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The follower's time restarts with rank zero's challenge: only rank zero knows which ranks are missing."""
-    monkeypatch.setattr(launcher.agreement.handshake, "_GRACE", 0.5)
+    monkeypatch.setattr(launcher.agreement.handshake, "_GRACE", 0.2)
     run_ranks([rank(rendezvous.client(), facts(n), 3) for n in range(3)])
     looks: list[str] = []
     late = threading.Event()
@@ -260,12 +260,12 @@ def test_a_follower_of_a_late_rank_zero_learns_which_rank_is_missing(
         if (name, key) == ("get", "launcher/challenge"):
             looks.append(name)
             # It checks the earlier attempt's decision every 0.05 s: more than the grace period has passed.
-            if len(looks) == 13:
+            if len(looks) == 8:
                 late.set()
 
     def lead() -> Decision:
         assert late.wait(10)
-        return exchange(Participant(rendezvous.client(), 3, facts(0), 1), decide)
+        return exchange(Participant(rendezvous.client(), 3, facts(0), 0.3), decide)
 
     results = run_ranks([lead, rank(Spy(rendezvous.client(), look), facts(1), 3, timeout=1)])
     (text,) = texts(results)
@@ -291,7 +291,7 @@ def test_the_others_wait_for_a_living_rank_zero_and_report_its_activity(
     monkeypatch.setattr(launcher.agreement.handshake, "_GRACE", 0.1)
     monkeypatch.setattr(launcher.agreement.handshake, "_RECHECK", 0.05)
     # Without reports the others would time out before that, after 0.4 s.
-    monkeypatch.setattr(launcher.process.activity, "_NOTICE_AFTER", 1.0)
+    monkeypatch.setattr(launcher.process.activity, "_NOTICE_AFTER", 0.6)
     notices: dict[int, list[str]] = {0: [], 1: [], 2: []}
     all_notified = threading.Event()
 
@@ -337,7 +337,9 @@ def test_the_death_of_rank_zero_while_it_plans_is_detected(
             assert seen.wait(10)
             raise MemoryError
 
-    killed, error = run_ranks([rank(rendezvous.client(), facts(0), 2, deciding=die), rank(spy, facts(1), 2, timeout=1)])
+    killed, error = run_ranks(
+        [rank(rendezvous.client(), facts(0), 2, deciding=die), rank(spy, facts(1), 2, timeout=0.4)]
+    )
     assert isinstance(killed, MemoryError)
     assert isinstance(error, AgreementError)
     assert str(error).startswith("rank 0 died or hangs while counting sheep: rank 1 (node1) received no report")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import copy
 import functools
 import os
 import pickle
@@ -39,6 +40,12 @@ def placed(place: tuple[Any, ...], value: Any) -> dict[str, Any]:
     return {"state_dict": {"w": torch.ones(2)}, "global_step": 3, **content}
 
 
+def placed_everywhere(places: tuple[tuple[Any, ...], ...], value: Any) -> dict[str, Any]:
+    """A checkpoint with copies of a value at several paths of different first keys: one file in place of many."""
+    assert len({place[0] for place in places}) == len(places)
+    return {key: part for place in places for key, part in placed(place, copy.deepcopy(value)).items()}
+
+
 def at(content: Any, place: tuple[Any, ...]) -> Any:
     for key in place:
         content = content[key]
@@ -61,12 +68,12 @@ def saved(run: Path, content: Any) -> Path:
 
 @pytest.mark.parametrize("kind", VALUES)
 def test_plain_values_are_loaded_from_any_checkpoint(run: Path, kind: str) -> None:
-    for place in UNNEEDED + NEEDED:
-        path = saved(run, placed(place, VALUES[kind]))
-        for trust in (None, Trust(), Trust(run), Trust(everywhere=True)):
-            content = read_file(path, trust)
+    path = saved(run, placed_everywhere(UNNEEDED + NEEDED, VALUES[kind]))
+    for trust in (None, Trust(), Trust(run), Trust(everywhere=True)):
+        content = read_file(path, trust)
+        for place in UNNEEDED + NEEDED:
             assert same(at(content, place), VALUES[kind]), (place, trust)
-            assert torch.equal(content["state_dict"]["w"], torch.ones(2))
+        assert torch.equal(content["state_dict"]["w"], torch.ones(2))
 
 
 @pytest.mark.parametrize("kind", NEED_CODE)

@@ -112,7 +112,7 @@ _ERRORS = ("ValueError: no.", "ValueError: no; ", "KeyError", "ValueError", "Run
 
 
 @pytest.mark.parametrize("step", [-1, None, 0, 42])
-@pytest.mark.parametrize("reason", [None, *{reason for _, _, reason, _, _ in ENDINGS}])
+@pytest.mark.parametrize("reason", [None, *sorted({reason for _, _, reason, _, _ in ENDINGS})])
 def test_no_ending_shows_a_step_before_the_first_or_two_marks_in_a_row(step: int | None, reason: str | None) -> None:
     shown: list[str] = []
     for kind, error in itertools.product(("failed", "rank_failed", "interrupted", "preempted", "finished"), _ERRORS):
@@ -135,6 +135,23 @@ def test_a_traceback_of_another_process_is_summarized() -> None:
         "ProcessRaisedException: \n\n-- Process 0 failed:\nTraceback (most recent call last):\n  x\nValueError: no.\n"
     )
     assert end(event("failed", error=text)).text == "rank 0 on n1: ProcessRaisedException: ValueError: no"
+
+
+@pytest.mark.parametrize(
+    ("fields", "saved"),
+    [({"checkpoint": "last.ckpt", "checkpoint_step": 30}, 30), ({"checkpoint": None, "checkpoint_step": None}, None),
+     ({"checkpoint": "last.ckpt", "checkpoint_step": None}, 40), ({"checkpoint": "last.ckpt"}, 40), ({}, 40)],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", ["failed", "out_of_memory"])
+def test_a_checkpoint_that_was_not_written_is_not_counted(kind: str, fields: dict[str, Any], saved: int | None) -> None:
+    reader = EndingReader()
+    for each in (STARTED, PLANNED, {**SAVED, "step": 30}, SAVED, event(kind, reason="disk_full", **fields)):
+        reader.add(each)
+    assert reader.checkpoint_step == saved
+    # A later attempt saves again.
+    for each in (STARTED, PLANNED, {**SAVED, "step": 60}):
+        reader.add(each)
+    assert reader.checkpoint_step == 60
 
 
 def test_an_attempt_that_is_restarted_has_not_ended_the_run() -> None:

@@ -17,7 +17,7 @@ from launcher.cli import main as cli
 from launcher.config.schema import SlurmOptions
 from launcher.jobs.backends.slurm import describe_refusal
 from slurm.job import list_job_options
-from tests.support.processes import Finished, launcher, run, run_warm
+from tests.support.processes import Finished, launcher, run, run_here
 from tests.support.run_directories import fill, small_disk
 from tests.support.stand_ins import TAKEN, StandIns
 
@@ -42,7 +42,7 @@ def cwd(tmp_path: Path) -> Path:
 
 
 def submit(
-    cwd: Path, slurm: StandIns | None, *given: str, start: Callable[..., Finished] = run_warm, **env: str
+    cwd: Path, slurm: StandIns | None, *given: str, start: Callable[..., Finished] = run_here, **env: str
 ) -> Finished:
     path = {"PATH": "/nowhere"} if slurm is None else slurm.env
     return start(launcher("submit", *MODEL, *given), cwd, env={**path, **env}, timeout=60)

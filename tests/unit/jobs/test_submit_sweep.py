@@ -1,4 +1,4 @@
-"""`launcher submit --sweep` in real processes; SLURM's commands are scripts on PATH."""
+"""`launcher submit --sweep`; SLURM's commands are scripts on PATH."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import Finished, launcher, run_warm
+from tests.support.processes import Finished, launcher, run_here
 from tests.support.stand_ins import TAKEN, StandIns
 
 # Processes start.
@@ -32,7 +32,7 @@ def cwd(tmp_path: Path) -> Path:
 
 
 def launch(command: str, cwd: Path, slurm: StandIns, *given: str) -> Finished:
-    return run_warm(launcher(command, *given), cwd, env=slurm.env, timeout=60)
+    return run_here(launcher(command, *given), cwd, env=slurm.env, timeout=60)
 
 
 def test_a_sweep_is_one_array_with_a_run_for_each_member(cwd: Path, slurm: StandIns) -> None:

@@ -306,7 +306,7 @@ def test_a_server_that_fails_leaves_an_offline_run_within_the_time(
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     notices: list[str] = []
 
-    logger = begun(WandbOptions(init_timeout=2), run, notices)
+    logger = begun(WandbOptions(init_timeout=1), run, notices)
 
     assert logger.experiment.offline
     (notice,) = notices

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from typing_extensions import override
 
+import launcher.planning.spinner
 from launcher.cli.config_commands import PLAN
 from launcher.config.schema import RunConfig
 from launcher.hardware.topology import Topology
@@ -20,6 +21,12 @@ from launcher.process.activity import doing
 from tests.support.toy import Toy
 
 ERASE = "\r\x1b[2K"
+
+
+@pytest.fixture(autouse=True)
+def _drawn_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher.planning.spinner, "_INTERVAL", 0.01)
+    monkeypatch.setattr(launcher.planning.spinner, "_QUIET", 0.05)
 
 
 class Terminal(io.StringIO):

@@ -45,10 +45,10 @@ def test_the_error_lists_missing_nodes_and_ignores_connections_without_the_token
         return mode
 
     with ThreadPoolExecutor(3) as pool:
-        first = pool.submit(host_rendezvous, file, 3, 1234, ["localhost"], 2)
+        first = pool.submit(host_rendezvous, file, 3, 1234, ["localhost"], 0.5)
         pool.submit(join_rendezvous, file, 2, 30)
         assert pool.submit(knock).result() == 0o600, "what is published is the user's alone"
-        with pytest.raises(RendezvousError, match=r"node 1 of 3 did not join within 2 s") as raised:
+        with pytest.raises(RendezvousError, match=r"node 1 of 3 did not join within 0.5 s") as raised:
             first.result()
         assert raised.value.missing == (1,)
 

@@ -154,11 +154,20 @@ def _fit(folder: Path, leaves: tuple[int, str] | None, ckpt: Path | None) -> tup
     return module, dict(trainer.callback_metrics), notices
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[_Measured, Any]:
+    """The module after a training without an end in between, and its logged metrics."""
+    module, logged, _ = _fit(tmp_path_factory.mktemp("uninterrupted"), None, None)
+    return module, logged
+
+
 @pytest.mark.parametrize(
     "leaves", [(3, "step"), (4, "step"), (5, "step"), (2, "validation"), (6, "validation"), (4, "epoch"), (8, "epoch")]
 )
-def test_metrics_continue_after_a_resume(tmp_path: Path, leaves: tuple[int, str]) -> None:
-    complete, logged, _ = _fit(tmp_path, None, None)
+def test_metrics_continue_after_a_resume(
+    tmp_path: Path, leaves: tuple[int, str], uninterrupted: tuple[_Measured, Any]
+) -> None:
+    complete, logged = uninterrupted
     with pytest.raises(_LeftError):
         _fit(tmp_path, leaves, None)
     resumed, again, notices = _fit(tmp_path, None, tmp_path / "left.ckpt")

@@ -212,10 +212,10 @@ def test_rank_without_an_answer_times_out_at_one_gate(
     alone.start()
     alone.request(signal.SIGINT)
     assert reported.wait(10)
-    monkeypatch.setattr(launcher.training.stop.agreement, "_ANSWER_TIMEOUT", 0.5)
+    monkeypatch.setattr(launcher.training.stop.agreement, "_ANSWER_TIMEOUT", 0.2)
     began = time.monotonic()
     assert alone.gate() is False
-    assert time.monotonic() - began > 0.4
+    assert time.monotonic() - began > 0.15
     monkeypatch.setattr(launcher.training.stop.agreement, "_ANSWER_TIMEOUT", 3600)
     assert [alone.gate() for _ in range(4)] == [False] * 4
     if other_is_late:
