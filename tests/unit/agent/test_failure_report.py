@@ -117,6 +117,7 @@ TRACEBACK = "Traceback (most recent call last):"
         ),
         (make_outcome(0, 0), "finished at step 7"),
         (make_outcome(0, 255), "ended at step 7 with an unknown exit code: the rank or its fork server was killed"),
+        (make_outcome(0, 255, exits=True), "exited with code 255 at step 7"),
         (make_outcome(0, -99), "killed by signal 99 (signal 99) at step 7"),
     ],
 )
@@ -191,6 +192,7 @@ def test_a_full_disk_keeps_its_message_and_reason() -> None:
         (make_outcome(1, -9), "killed"),
         (make_outcome(1, -11), "crashed"),
         (make_outcome(1, 255), "killed"),
+        (make_outcome(1, 255, exits=True), "exit"),
         (make_outcome(1, 3), "exit"),
         (make_outcome(1, -9, out_of_memory=True), "out_of_memory"),
         (make_outcome(1, None, hung=True), "hung"),
