@@ -14,10 +14,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from launcher.agent.fork_server_process import RANK_VARIABLES
 from launcher.agent.function_call import RANK_MARK, CallFolder, CallOptions, make_pickler
+from launcher.core.command_parser import suggest_choice
 from launcher.core.error_display import show_once
 from launcher.core.errors import (
     CallError,
@@ -28,6 +29,7 @@ from launcher.core.errors import (
     describe_error,
     with_cause_type,
 )
+from launcher.monitoring.health import format_ranks
 from launcher.process.rank_log import read_tail
 from launcher.process.rank_status import FOLDER_VARIABLE
 
@@ -50,7 +52,7 @@ def launch(
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
-    nproc_per_node: int = 2,
+    nproc_per_node: int | Literal["gpu", "cpu", "auto"] = 2,
     backend: str | None = None,
     max_restarts: int = 0,
     timeout: float | None = None,
@@ -68,7 +70,8 @@ def launch(
             with the global variables that it uses, except functions of imported modules.
         args: a tuple or list of its arguments, the same for all ranks.
         kwargs: its keyword arguments.
-        nproc_per_node: number of ranks.
+        nproc_per_node: number of ranks; 'gpu' is one for each GPU, 'cpu' one for each core, and 'auto' one for each
+            GPU or, without GPUs, for each core.
         backend: initialise a process group with this backend, such as 'gloo' or 'nccl', before the call. By default
             the function does so, if it needs one.
         max_restarts: how often all ranks are started again after one has failed.
@@ -80,12 +83,15 @@ def launch(
 
     Raises:
         CallError: lists every argument that is not valid.
-        UsageError: the function or a result cannot be pickled, or this process is such a rank itself.
+        UsageError: the function or a result cannot be pickled, there is no GPU for 'gpu', or this process is such a
+            rank itself.
         TrainingError: a rank failed. It is also an instance of the class of that rank's exception, which is its
-            `__cause__`, where that can be unpickled; `rank` is the rank that failed first, `report` has its traceback.
+            `__cause__`, without attributes that cannot be pickled; of a class that cannot be pickled, it is an
+            instance of the nearest base class. `rank` is the rank that failed first, `report` has its traceback.
         LaunchTimeoutError: the timeout has passed.
     """
     problems = [*_check_call(fn, args, kwargs), *_check_options(nproc_per_node, max_restarts, timeout)]
+    problems += [*_check_env(env), *_check_backend(backend)]
     if problems:
         raise CallError(problems)
     if RANK_MARK in os.environ:
@@ -94,7 +100,8 @@ def launch(
             "further ranks; remove this call, or give the outer one a larger nproc_per_node"
         )
     modules = [name for name in _SHARED_LIBRARIES if name in sys.modules]
-    options = CallOptions(nproc_per_node, max_restarts, backend or "", modules, sys.path, sys.argv, _list_sources())
+    ranks = nproc_per_node if isinstance(nproc_per_node, int) else _count_ranks(nproc_per_node)
+    options = CallOptions(ranks, max_restarts, backend or "", modules, sys.path, sys.argv, _list_sources())
     function = _pickle_function(fn, args, kwargs)
     try:
         folder = CallFolder(Path(tempfile.mkdtemp(prefix="launcher-")))
@@ -105,7 +112,7 @@ def launch(
     try:
         folder.write_call(options, function)
         code = _run_agent(folder, options, {**_caller_environment(), **(env or {})}, timeout)
-        return _collect_results(folder, nproc_per_node, code)
+        return _collect_results(folder, ranks, code)
     finally:
         shutil.rmtree(folder.path, ignore_errors=True)
 
@@ -122,13 +129,46 @@ def _check_call(fn: Any, args: Any, kwargs: Any) -> Iterator[Problem]:
 
 def _check_options(ranks: Any, max_restarts: Any, timeout: Any) -> list[Problem]:
     problems: list[Problem] = []
-    if type(ranks) is not int or ranks < 1:
-        problems.append(Problem("nproc_per_node", f"given {ranks!r}; expected a number of ranks, at least 1"))
+    if ranks not in ("gpu", "cpu", "auto") and (type(ranks) is not int or ranks < 1):
+        expected = "a number of ranks, at least 1, or 'gpu', 'cpu' or 'auto'"
+        problems.append(Problem("nproc_per_node", f"given {ranks!r}; expected {expected}"))
     if type(max_restarts) is not int or max_restarts < 0:
         problems.append(Problem("max_restarts", f"given {max_restarts!r}; expected a whole number of at least 0"))
     if timeout is not None and (not isinstance(timeout, int | float) or not timeout > 0):
         problems.append(Problem("timeout", f"given {timeout!r}; expected seconds, more than 0, or None"))
     return problems
+
+
+def _count_ranks(asked: str) -> int:
+    from launcher.agent.script_start import count_script_ranks
+
+    return count_script_ranks(asked, "nproc_per_node")
+
+
+def _check_env(env: Any) -> Iterator[Problem]:
+    if env is not None and not isinstance(env, Mapping):
+        yield Problem("env", f"given {reprlib.repr(env)}; expected a dict of names and texts, or None")
+        return
+    for name, value in (env or {}).items():
+        if not isinstance(name, str) or not name or "=" in name or "\0" in name:
+            yield Problem("env", f"given the name {name!r}; expected a text without =")
+        elif not isinstance(value, str):
+            yield Problem("env", f"{name} is {value!r}; expected a text; write {str(value)!r}")
+        elif "\0" in value:
+            yield Problem("env", f"{name} is {value!r}; expected a text without the character \\0; remove it")
+
+
+def _check_backend(backend: Any) -> Iterator[Problem]:
+    if backend is None:
+        return
+    import torch.distributed as dist
+
+    known = [name for name in dist.Backend.backend_list if name != "undefined"] if dist.is_available() else []
+    # As in "cpu:gloo,cuda:nccl".
+    names = [each.rpartition(":")[2].lower() for each in backend.split(",")] if isinstance(backend, str) else [""]
+    if not set(names) <= set(known):
+        close = suggest_choice(backend, known)
+        yield Problem("backend", f"given {backend!r}; expected one of {', '.join(known)}, or None{close}")
 
 
 def _pickle_function(fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> bytes:
@@ -172,10 +212,10 @@ def _run_agent(folder: CallFolder, options: CallOptions, env: Mapping[str, str],
         while process.poll() is None:
             output.show()
             if deadline is not None and time.monotonic() > deadline:
-                running = [str(rank) for rank in range(options.ranks) if not folder.has_result(rank)]
+                running = [rank for rank in range(options.ranks) if not folder.has_result(rank)]
                 _stop(process, signal.SIGTERM)
                 raise LaunchTimeoutError(
-                    f"the function did not end within {timeout:g} s: no result from rank {', '.join(running)}; give a "
+                    f"the function did not end within {timeout:g} s: no result from {format_ranks(running)}; give a "
                     "larger timeout, or look for a rank that waits for another one"
                 )
             time.sleep(_POLL_INTERVAL)
@@ -207,12 +247,22 @@ def _collect_results(folder: CallFolder, ranks: int, code: int) -> list[Any]:
         error = TrainingError(failure.report, rank=failure.rank, report=failure.report)
         error.__cause__ = folder.load_error(failure.rank, failure.attempt)
         raise show_once(with_cause_type(error)) from error.__cause__
-    missing = [str(rank) for rank in range(ranks) if not folder.has_result(rank)]
+    missing = [rank for rank in range(ranks) if not folder.has_result(rank)]
     if missing or code != 0:
         lines = read_tail(folder.agent_log(), 2000).strip()
-        why = f"its agent ended with exit code {code}" if code else "the function ended its process itself"
-        raise TrainingError(f"no result from rank {', '.join(missing)}: {why}" + (f"\n{lines}" if lines else ""))
+        raise TrainingError(describe_missing(missing, code) + (f"\n{lines}" if lines else ""))
     return [folder.load_result(rank) for rank in range(ranks)]
+
+
+def describe_missing(ranks: Sequence[int], code: int) -> str:
+    """Why these ranks have no result, by the exit code of the agent."""
+    who = format_ranks(ranks)
+    if code:
+        return f"no result from {who}: the agent ended with exit code {code}; see its output"
+    return (
+        f"no result from {who}: the function ended the process with exit code 0, as sys.exit() does, instead of "
+        "returning; make it return"
+    )
 
 
 class _Output:

@@ -10,16 +10,14 @@ from typing import Any
 
 from launcher.core.error_display import format_failure
 from launcher.core.errors import OutOfMemoryError
-from launcher.core.event_text import name_stop_reason, signal_name
+from launcher.core.event_text import name_stop_reason, signal_name, summarize_error
 from launcher.process.heartbeat import BEFORE_TRAINING, NO_STEPS
 from launcher.process.parent_death import STOP_SIGNALS
-from launcher.process.rank_status import RankError
+from launcher.process.rank_status import FORK_SERVER_DIED, RankError
 from launcher.runs.continuation import Stop
 
 # Signals that a process causes by its own code; other signals come from outside and may not come again.
 CRASH_SIGNALS = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
-# `multiprocessing` gives this exit code if the fork server died before it could report the real one.
-_FORK_SERVER_DIED = 255
 _MAX_OTHER_RANKS = 8
 
 
@@ -35,6 +33,7 @@ class RankOutcome:
         out_of_memory: whether the kernel's out-of-memory killer ended the rank.
         doing: the rank's position in the code, if it was still running.
         hung: whether the other ranks waited for this one in a collective that it did not enter.
+        exits: whether exit code 255 is its own.
     """
 
     rank: int
@@ -48,6 +47,7 @@ class RankOutcome:
     out_of_memory: bool = False
     doing: str | None = None
     hung: bool = False
+    exits: bool = False
 
     @property
     def has_failed(self) -> bool:
@@ -59,6 +59,11 @@ class RankOutcome:
         """Whether the kernel killed the rank for memory, or one of its allocations failed."""
         allocation_failed = self.error is not None and self.error.kind == OutOfMemoryError.__name__
         return self.out_of_memory or allocation_failed
+
+    @property
+    def is_code_unknown(self) -> bool:
+        """Whether the exit code is that of a lost fork server."""
+        return self.exit_code == FORK_SERVER_DIED and not self.exits
 
     @property
     def is_consequence(self) -> bool:
@@ -123,7 +128,7 @@ def name_failure_reason(outcome: RankOutcome) -> str:
         return "usage" if error.explained else "exception"
     if outcome.exit_code is not None and outcome.exit_code < 0:
         return "crashed" if -outcome.exit_code in CRASH_SIGNALS else "killed"
-    return "killed" if outcome.exit_code == _FORK_SERVER_DIED else "exit"
+    return "killed" if outcome.is_code_unknown else "exit"
 
 
 def to_shell_exit_code(exit_code: int) -> int:
@@ -141,8 +146,7 @@ def describe_outcome(outcome: RankOutcome) -> str:
     if outcome.error is not None and (outcome.exit_code is None or outcome.exit_code > 0):
         if outcome.is_consequence:
             return f"lost the connection to another rank ({outcome.error.kind}){at}"
-        first_line = outcome.error.message.splitlines()[0] if outcome.error.message else ""
-        return f"{outcome.error.kind}: {first_line}{at}"
+        return f"{summarize_error(outcome.error.kind, outcome.error.message)}{at}"
     if outcome.exit_code is None:
         return f"running{at}" + (f", {outcome.doing}" if outcome.doing else "")
     if outcome.out_of_memory:
@@ -151,7 +155,7 @@ def describe_outcome(outcome: RankOutcome) -> str:
         return f"killed by {signal_name(-outcome.exit_code)} (signal {-outcome.exit_code}){at}"
     if outcome.exit_code == 0:
         return f"finished{at}"
-    if outcome.exit_code == _FORK_SERVER_DIED:
+    if outcome.is_code_unknown:
         return f"ended{at} with an unknown exit code: the rank or its fork server was killed"
     return f"exited with code {outcome.exit_code}{at}"
 

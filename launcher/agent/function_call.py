@@ -125,14 +125,12 @@ class CallFolder:
         return _load(self.path / _result(rank))
 
     def save_error(self, rank: int, attempt: int, error: BaseException) -> None:
-        """Write the exception of a rank; one that cannot be pickled is left out."""
-        stream = io.BytesIO()
-        try:
-            make_pickler(stream).dump(error)
-            pickle.loads(stream.getvalue())  # noqa: S301 -- written just now
-            self._write(_error(rank, attempt), stream.getvalue())
-        except Exception:  # noqa: BLE001 -- a class may raise anything; the report has the traceback
-            (self.path / _error(rank, attempt)).unlink(missing_ok=True)
+        """Write the exception of a rank, without the attributes that cannot be pickled."""
+        content = _dump_error(error)
+        if content is None:
+            content = _dump_error(_find_parts(error))
+        if content is not None:
+            self._write(_error(rank, attempt), content)
 
     def load_error(self, rank: int, attempt: int) -> BaseException | None:
         """The exception of a rank; None if it cannot be unpickled."""
@@ -196,6 +194,55 @@ def _make_exception(kind: type[BaseException], args: tuple[Any, ...], values: di
     error.args = args
     vars(error).update(values)
     return error
+
+
+@dataclass(frozen=True, slots=True)
+class _ErrorParts:
+    """What is pickled in place of an exception that cannot be pickled; becomes an exception again."""
+
+    kind: type[BaseException]
+    args: tuple[Any, ...]
+    values: dict[str, Any]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _make_exception, (self.kind, self.args, self.values)
+
+
+def _find_parts(error: BaseException) -> _ErrorParts:
+    """The class, or the nearest base class that can be pickled, and those arguments and attributes that can."""
+    values = {name: value for name, value in vars(error).items() if _dump(value) is not None}
+    args = error.args if _dump(error.args) is not None else (_read_text(error),)
+    if isinstance(error, BaseExceptionGroup):
+        args = (error.message, [each if _dump_error(each) else _find_parts(each) for each in error.exceptions])
+    candidates = (_ErrorParts(kind, args, values) for kind in type(error).__mro__ if issubclass(kind, BaseException))
+    return next((parts for parts in candidates if _dump_error(parts)), _ErrorParts(Exception, args, {}))
+
+
+def _dump_error(error: BaseException | _ErrorParts) -> bytes | None:
+    """The pickled exception; None if it cannot be restored as an exception with a text."""
+    content = _dump(error)
+    try:
+        restored = None if content is None else pickle.loads(content)  # noqa: S301 -- written just now
+        return content if isinstance(restored, BaseException) and isinstance(str(restored), str) else None
+    except Exception:  # noqa: BLE001 -- a class may raise anything; the report has the text
+        return None
+
+
+def _dump(value: Any) -> bytes | None:
+    stream = io.BytesIO()
+    try:
+        make_pickler(stream).dump(value)
+        pickle.loads(stream.getvalue())  # noqa: S301 -- written just now
+    except Exception:  # noqa: BLE001 -- any object may raise anything when it is pickled
+        return None
+    return stream.getvalue()
+
+
+def _read_text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 -- a class may raise anything
+        return type(error).__name__
 
 
 def _load(path: Path) -> Any:

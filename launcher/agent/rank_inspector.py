@@ -114,6 +114,7 @@ class RankInspector:
                     out_of_memory=has_oom_kill and process.exit_code == -9,
                     doing=(hung or {}).get(rank) or (state.doing if state else None),
                     hung=rank in (hung or {}),
+                    exits=status.exits,
                 )
             )
         return found

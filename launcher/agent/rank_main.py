@@ -18,7 +18,7 @@ from typing import Any
 
 from launcher.process import parent_death
 from launcher.process.interpreter_exit import exit_process, list_open_files
-from launcher.process.rank_status import FOLDER_VARIABLE, RankStatusWriter, stacks_path
+from launcher.process.rank_status import FOLDER_VARIABLE, FORK_SERVER_DIED, RankStatusWriter, stacks_path
 from launcher.process.rank_streams import open_rank_streams
 from launcher.process.titles import claim_process, set_rank_title
 
@@ -67,6 +67,9 @@ def run_rank(task: RankTask) -> None:
     except BaseException as error:  # noqa: BLE001 -- the outermost frame of the process: reports the error, then exits
         report.record_error(error)
         report.write_traceback(error)
+    if code & 0xFF == FORK_SERVER_DIED:
+        # Otherwise the agent takes it for the end of the fork server.
+        report.update(exits=True)
     exit_process(code, main=main, before=files)
 
 

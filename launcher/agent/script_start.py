@@ -109,7 +109,7 @@ def _print(text: str) -> None:
         sys.stderr.flush()
 
 
-def count_script_ranks(asked: int | str | None) -> int:
+def count_script_ranks(asked: int | str | None, option: str = "--nproc-per-node") -> int:
     """Ranks on this node, as in torchrun: one by default; `auto` is one for each GPU, or for each core without GPUs.
 
     Raises:
@@ -120,7 +120,7 @@ def count_script_ranks(asked: int | str | None) -> int:
     kind = "cpu" if asked == "cpu" else available_kind("auto")
     count = count_usable_cpus() if kind == "cpu" else device_count(kind)
     if asked == "gpu" and (kind == "cpu" or not count):
-        raise TopologyError("given --nproc-per-node gpu, but this machine has no GPU; give a number, cpu or auto")
+        raise TopologyError(f"given {option} gpu, but this machine has no GPU; give a number, cpu or auto")
     return count
 
 

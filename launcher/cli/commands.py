@@ -80,3 +80,22 @@ _TABLE = (
     Command("completion", "print a script that lets bash, zsh or fish complete", "launcher.cli.completion"),
 )  # fmt: skip
 COMMANDS = {command.name: command for command in _TABLE}
+# The commands that evaluate a run.
+EVALUATIONS = ("validate", "test", "predict")
+_SYNONYMS = {
+    "fit": "train training trainer learn start launch exec torchrun accelerate",
+    "validate": "val valid eval evaluate evaluation",
+    "predict": "inference infer generate",
+    "submit": "sbatch queue sweep",
+    "status": "list ls ps runs show jobs squeue top watch",
+    "logs": "log tail output",
+    "cancel": "stop kill abort scancel terminate",
+    "init": "new create setup wizard configure config",
+    "convert": "export consolidate merge",
+    "doctor": "check diagnose info env",
+    "report": "compare plot summary",
+}
+# Names that users try for our commands, by such a name.
+OTHER_NAMES = {name: command for command, names in _SYNONYMS.items() for name in names.split()}
+# Names for continuing a run, which `fit` does.
+CONTINUE_NAMES = ("resume", "continue", "restart")

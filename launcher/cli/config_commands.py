@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.cli.commands import COMMANDS
+from launcher.cli.commands import COMMANDS, EVALUATIONS
 from launcher.cli.keys import check_class_paths, check_positionals, command_keys
 from launcher.cli.main import EPILOG, run
 from launcher.cli.parsers import add_config, new_parser
@@ -22,7 +22,7 @@ from launcher.cli.settings import list_settings
 from launcher.config.launch_options import LaunchOptions, add_launch_arguments, read_launch_options, reject_agent_flags
 from launcher.config.synonyms import ADVICE
 from launcher.core.command_parser import CommandParser
-from launcher.core.errors import ConfigError
+from launcher.core.errors import ConfigError, Problem
 from launcher.core.gc_paused import quick_imports
 from launcher.core.secrets import hide_in_arguments, redact
 from launcher.hardware.mpi_ranks import remove_starter_variables, to_torchrun_variables
@@ -93,7 +93,7 @@ class ConfigCommand:
         os.environ.update(to_torchrun_variables(env))
         launch = read_launch_options(vars(options))
         options.terminal_ranks = launch.terminal_ranks
-        config = _load(options, overrides, topology, keys)
+        config = self._load(options, overrides, topology, keys)
         if options.print_config:
             sys.stdout.write(config.to_yaml(os.environ))
             return 0
@@ -117,6 +117,39 @@ class ConfigCommand:
             code = _start_ranks(config, topology, launch, [self.name, *arguments])
             return self.execute(config, topology, options) if code is None else code
 
+    def _load(
+        self, options: argparse.Namespace, overrides: Sequence[str], topology: Topology, keys: CommandKeys
+    ) -> RunConfig:
+        from launcher.config.loading import load_config
+
+        try:
+            if not options.config and self.name in EVALUATIONS:
+                from launcher.training.evaluated_run import find_run_config
+
+                options.config = find_run_config(options.checkpoint, overrides)
+            config = load_config(options.config, overrides, keys)
+            if self.name in EVALUATIONS:
+                self._check_data(config)
+            return config
+        except ConfigError as error:
+            if topology.world_size > 1:
+                from launcher.training.decision import refuse_together
+
+                refuse_together(topology, error)
+            raise
+
+    def _check_data(self, config: RunConfig) -> None:
+        """Reject the demo, which is the default and has only data to train and to validate."""
+        from launcher.config.loading import read_preset
+
+        data = (config.data or {}).get("class_path")
+        if self.name != "validate" and data == read_preset("demo")["data"]["class_path"]:
+            raise ConfigError(
+                [Problem("data", f"the built-in demo has none for {self.name}; give a run of your own model, as in "
+                         f"launcher {self.name} --name NAME, or its config with --config; `launcher status` lists the "
+                         "runs")]
+            )  # fmt: skip
+
 
 def _list_strategies() -> str:
     from strategies.registry import list_strategies
@@ -128,23 +161,6 @@ def _list_strategies() -> str:
         f"  {name:19}{summary}" if len(name) < 19 else f"  {name}{wide}{summary}" for name, summary in rows.items()
     )
     return "strategies (--strategy NAME):\n" + "\n".join(lines)
-
-
-def _load(options: argparse.Namespace, overrides: Sequence[str], topology: Topology, keys: CommandKeys) -> RunConfig:
-    from launcher.config.loading import load_config
-
-    try:
-        if not options.config and "checkpoint" in options:
-            from launcher.training.evaluated_run import find_run_config
-
-            options.config = find_run_config(options.checkpoint, overrides)
-        return load_config(options.config, overrides, keys)
-    except ConfigError as error:
-        if topology.world_size > 1:
-            from launcher.training.decision import refuse_together
-
-            refuse_together(topology, error)
-        raise
 
 
 def _start_ranks(config: RunConfig, topology: Topology, launch: LaunchOptions, arguments: Sequence[str]) -> int | None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from launcher.cli.commands import COMMANDS, EVALUATIONS
 from launcher.cli.main import CONFIG_FILES, format_command, is_script
 from launcher.core.command_parser import CommandParser
 from launcher.core.errors import CommandLineError, ConfigError
@@ -70,6 +71,11 @@ def check_positionals(name: str, arguments: Sequence[str], overrides: Sequence[s
     from launcher.config.command_line import split_arguments
 
     found = [str(each.text) for each in split_arguments(overrides) if each.path is None]
+    if named := [given for given in found if given in COMMANDS]:
+        rest = list(arguments)
+        rest.remove(named[0])
+        command = format_command(named[0], *rest)
+        raise CommandLineError(f"{named[0]} is a command, and a command is given first; write:\n  {command}")
     files = [given for given in found if given.endswith(CONFIG_FILES)]
     if files:
         command = format_command(name, *_with_option("--config", files, arguments))
@@ -82,6 +88,9 @@ def check_positionals(name: str, arguments: Sequence[str], overrides: Sequence[s
             what = "a module" if given == "-m" else f"the script {given}"
             command = format_command(*(_submit_script(given, arguments) if name == "submit" else ("run", *arguments)))
             raise CommandLineError(f"{what} is not started like this; write:\n  {command}")
+        if name in EVALUATIONS:
+            command = format_command(name, *_with_option("--name", [given], arguments))
+            raise CommandLineError(f"{given} is given without an option; a run needs --name:\n  {command}")
 
 
 def _with_option(option: str, values: Sequence[str], arguments: Sequence[str]) -> list[str]:

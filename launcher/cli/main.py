@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher.cli.commands import COMMANDS
+from launcher.cli.commands import COMMANDS, CONTINUE_NAMES, OTHER_NAMES
 from launcher.cli.error_boundary import run_with_error_boundary
 from launcher.core.distribution import __version__
 from launcher.core.wrapping import print_message
@@ -90,11 +90,29 @@ def describe_unknown_command(name: str, rest: Sequence[str] = ()) -> str:
     import difflib
 
     if name.endswith(CONFIG_FILES):
-        command = format_command(_DEFAULT, "--config", name, *rest)
+        given = rest if rest and rest[0] in COMMANDS else [_DEFAULT, *rest]
+        command = format_command(given[0], "--config", name, *given[1:])
         return f"{name} is given without an option; a config file needs --config:\n  {command}"
-    close = difflib.get_close_matches(name, COMMANDS, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"commands are {', '.join(COMMANDS)}"
-    return f"there is no command {name!r}; {hint}"
+    known = {**dict.fromkeys(CONTINUE_NAMES, ""), **OTHER_NAMES, **{each: each for each in COMMANDS}}
+    typed = name.lower()
+    close = [typed] if typed in known else difflib.get_close_matches(typed, known, n=1)
+    if not close:
+        return f"there is no command {name!r}; commands are {', '.join(COMMANDS)}"
+    if not known[close[0]]:
+        return f"there is no command {name!r}; did you mean:\n  {_continue_run(rest)}"
+    meant = known[close[0]]
+    if meant == _DEFAULT and any(map(is_script, rest)) and _SCRIPTS in COMMANDS:
+        meant = _SCRIPTS
+    command = f"\n  {format_command(meant, *rest)}" if rest else ""
+    return f"there is no command {name!r}; did you mean {meant}?{command}"
+
+
+def _continue_run(rest: Sequence[str]) -> str:
+    """The command that continues the run, or the run of the config, that is given first."""
+    given = bool(rest) and not rest[0].startswith("-")
+    run, options = (rest[0], rest[1:]) if given else ("NAME", rest)
+    config = run if run.endswith(CONFIG_FILES) else str(Path(run if "/" in run else f"runs/{run}") / "config.yaml")
+    return format_command(_DEFAULT, "--config", config, "--resume", "auto", *options)
 
 
 def format_command(*arguments: str) -> str:

@@ -229,6 +229,9 @@ def check_script(
     if not Path(script).exists():
         message = f"given {script!r}, which does not exist in {Path.cwd()}; give the path of a Python file"
         raise LaunchError([Problem("SCRIPT", message)])
+    if Path(script).is_dir() and not (Path(script) / "__main__.py").exists():
+        message = f"given {script!r}, a folder without a __main__.py; give the path of a Python file"
+        raise LaunchError([Problem("SCRIPT", message)])
     if script.endswith(_CONFIGS):
         message = f"given {script!r}, which is no Python file; a config is for `launcher fit --config {script}`"
         raise LaunchError([Problem("SCRIPT", message)])
@@ -241,6 +244,12 @@ def _check_module(name: str) -> None:
         hint = f"; without -m, {name} is a file" if name.endswith(".py") and Path(name).exists() else ""
         message = f"given {name!r}, but there is no module {first!r} in {Path.cwd()} or installed{hint}"
         raise LaunchError([Problem("-m", f"{message}; check the name")])
+    missing = find_missing_module(name)
+    if missing == f"{name}.__main__":
+        message = f"given {name!r}, a package without a module __main__; give one of its modules, as in {name}.train"
+        raise LaunchError([Problem("-m", message)])
+    if missing is not None:
+        raise LaunchError([Problem("-m", f"given {name!r}, but there is no module {missing!r}; check the name")])
 
 
 def _has_module(package: str) -> bool:
@@ -248,6 +257,41 @@ def _has_module(package: str) -> bool:
     import importlib.util
 
     return bool(package) and (package in sys.modules or importlib.util.find_spec(package) is not None)
+
+
+def find_missing_module(name: str) -> str | None:
+    """The part of a module's name that does not exist, or the `__main__` of a package; None if it may exist.
+
+    No package is imported for this. One that may find its modules in another way is not checked.
+    """
+    import importlib.util
+    from importlib.machinery import PathFinder
+
+    first, *parts = name.split(".")
+    spec = None if first in sys.modules else importlib.util.find_spec(first)
+    if spec is None:
+        return None
+    for part in (*parts, "__main__"):
+        folders = spec.submodule_search_locations
+        if folders is None:
+            return None if part == "__main__" else f"{spec.name}.{part}"
+        if spec.origin is not None and re.search("__path__|sys.modules", _read_source(spec.origin)):
+            return None
+        found = f"{spec.name}.{part}"
+        try:
+            spec = PathFinder.find_spec(found, list(folders))
+        except KeyError:
+            return None  # a folder without __init__.py in another one
+        if spec is None:
+            return found
+    return None
+
+
+def _read_source(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def make_run_name(script: str, now: time.struct_time) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,10 @@ from launcher.config.synonyms import ADVICE, DEEPSPEED, GROUPS, SAME_ARGUMENT, S
 from launcher.core.errors import ConfigError, Problem
 from launcher.core.secrets import redact
 
-_CUTOFF = 0.75
+# Similarity of names that are compared, of names whose parts differ, and of a misspelt part.
+_CUTOFF, _SAME, _SAME_PART = 0.75, 0.9, 0.7
+_MOST_TRIED = 8
+_SHORTEST_START = 4
 _MOST_SUGGESTIONS = 2
 _LONGEST_VALUE = 60
 _WANDB_MODES = ("auto", "online", "offline", "disabled")
@@ -64,7 +68,8 @@ def describe_unknown_key(path: str, value: Any, keys: Collection[str], command: 
     """The message about an unknown key, with the settings to give instead."""
     name = path.rpartition(".")[2].replace("-", "_").lower()
     typed = path in command.typed
-    if name in ADVICE["settings"] and name not in command.synonyms:
+    is_argument = any(each.endswith(f".{name}") for each in command.arguments)
+    if name in ADVICE["settings"] and name not in command.synonyms and not is_argument:
         return f"unknown key; {ADVICE['settings'][name]}"
     advice = command.synonyms.get(name, "") if typed else ""
     # A sentence in place of an option.
@@ -99,9 +104,16 @@ def describe_unknown_option(option: str, value: str | None, command: CommandKeys
     return f"unknown option; {advice}" if advice else "not an option; give settings as --key value or --key=value"
 
 
-def _find(given: tuple[str, str, Any], keys: Sequence[str], options: Sequence[str], advice: Iterable[str]) -> list[str]:
-    """Settings or options, the most likely one first."""
-    path, name, value = given
+def _find(
+    given: tuple[str, str, Any],
+    keys: Sequence[str],
+    options: Sequence[str],
+    advice: Iterable[str],
+    *,
+    is_near: bool = False,
+) -> list[str]:
+    """Settings or options, the most likely one first; `is_near`: without similar names."""
+    _, name, value = given
     by_name: dict[str, list[str]] = {}
     for known in keys:
         by_name.setdefault(known.rpartition(".")[2], []).append(known)
@@ -115,14 +127,41 @@ def _find(given: tuple[str, str, Any], keys: Sequence[str], options: Sequence[st
     requested = [known for known in same_name if known.startswith("slurm.")]
     found = [*advice, *(known for known in same_name if known not in requested), *same_argument]
     if not found and name in SYNONYMS:
-        found = [_with_strategy(value) if SYNONYMS[name] == DEEPSPEED else SYNONYMS[name]]
+        found = [_with_strategy(value)] if SYNONYMS[name] == DEEPSPEED else SYNONYMS[name].split(" | ")
     found = found or requested
-    if not found:
-        groups = {known.partition(".")[0] for known in keys if "." in known}
-        close = difflib.get_close_matches(path, {*keys, *groups}, n=1, cutoff=_CUTOFF)
-        near = difflib.get_close_matches(name, {*by_name, *SYNONYMS}, n=1, cutoff=_CUTOFF)
-        found = close or [one for each in near for one in by_name.get(each) or [SYNONYMS[each]]][:1]
+    if not found and not is_near:
+        found = _find_near(given, {*by_name, *SYNONYMS}, keys, options)
     return list(dict.fromkeys(found))
+
+
+def _find_near(
+    given: tuple[str, str, Any], names: Collection[str], keys: Sequence[str], options: Sequence[str]
+) -> list[str]:
+    """Settings or options with a similar name; one whose parts differ, as `log_every` and `val_every`, is not meant."""
+    path, name, value = given
+    groups = {known.partition(".")[0] for known in keys if "." in known}
+    close = difflib.get_close_matches(path, {*keys, *groups}, n=_MOST_TRIED, cutoff=_CUTOFF)
+    if found := [each for each in close if _has_same_parts(path, each)]:
+        return found[:1]
+    near = difflib.get_close_matches(name, names, n=_MOST_TRIED, cutoff=_CUTOFF)
+    for each in near:
+        if _has_same_parts(name, each):
+            return _find((each, each, value), keys, options, (), is_near=True)
+    # As `limit_train` for `limit_train_batches`.
+    longer = [known for known in keys if known.rpartition(".")[2].startswith(f"{name}_")]
+    return longer if len(longer) == 1 and len(name) >= _SHORTEST_START else []
+
+
+def _has_same_parts(given: str, known: str) -> bool:
+    """Whether each part of a name is, perhaps misspelt, one of another name, or only the separators differ."""
+    mine, others = (re.split(r"[._-]", text) for text in (given, known))
+    if _is_similar("".join(mine), "".join(others), _SAME):
+        return True
+    return all(any(_is_similar(part, other, _SAME_PART) for other in others) for part in mine)
+
+
+def _is_similar(first: str, second: str, least: float) -> bool:
+    return difflib.SequenceMatcher(None, first, second).ratio() >= least
 
 
 def _with_strategy(file: Any) -> str:

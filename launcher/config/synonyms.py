@@ -15,12 +15,15 @@ def _by_name(table: Mapping[str, str]) -> dict[str, str]:
 
 # The strategy is that of the file if it can be read.
 DEEPSPEED = "deepspeed_config strategy=deepspeed_stage_2"
-# Names of settings. The first one of an entry gets the given value; `key=value` is a setting with a value of its own.
+# Names of settings. The first one of an entry gets the given value; `key=value` is a setting with a value of its own;
+# ` | ` is between two settings of which either may be meant.
 SYNONYMS: Mapping[str, str] = _by_name({
-    "epochs num_epochs n_epochs num_train_epochs epoch": "trainer.max_epochs",
-    "steps num_steps train_steps total_steps max_train_steps num_train_steps max_iters iterations train_iters":
+    "epochs num_epochs n_epochs nb_epochs total_epochs max_num_epochs num_train_epochs train_epochs epoch":
+        "trainer.max_epochs",
+    "steps num_steps train_steps total_steps max_train_steps num_train_steps max_iters iterations train_iters nsteps "
+    "n_steps nb_steps total_iters max_iterations num_iterations":
         "trainer.max_steps",
-    "gpus num_gpus n_gpus ngpus gpus_per_node": "devices accelerator=gpu",
+    "gpus num_gpus n_gpus ngpus n_gpu gpu_count gpus_per_node": "devices accelerator=gpu",
     "nproc_per_node nproc num_processes n_proc procs ntasks_per_node tasks_per_node world_size num_devices n_devices "
     "devices_per_node ranks num_ranks": "devices",
     "nnodes nodes num_machines n_nodes": "num_nodes",
@@ -28,27 +31,49 @@ SYNONYMS: Mapping[str, str] = _by_name({
     "gpu cuda use_gpu": "accelerator=gpu",
     "device": "accelerator",
     "mixed_precision dtype torch_dtype compute_dtype": "precision",
-    "fp16 float16 half": "precision=16-mixed",
-    "bf16 bfloat16": "precision=bf16-mixed",
+    "fp16 float16 half half_precision fp16_mixed": "precision=16-mixed",
+    "bf16 bfloat16 bf16_mixed": "precision=bf16-mixed",
     "fp32 float32": "precision=32-true",
     "amp autocast": "use_amp=true",
+    "no_amp": "use_amp=false",
+    "zero1": "strategy=deepspeed_stage_1",
+    "zero2": "strategy=deepspeed_stage_2",
+    "zero3": "strategy=deepspeed_stage_3",
     "deepspeed ds_config deepspeed_config_file": DEEPSPEED,
     "use_deepspeed": "strategy=deepspeed_stage_2",
     "use_ddp multi_gpu distributed": "strategy=ddp",
     "ddp_find_unused_parameters find_unused_parameters": "strategy=ddp_find_unused_parameters_true",
     "ddp_timeout": "process_group_timeout",
-    "ckpt checkpoint_path resume_from resume_from_checkpoint load_from restore": "resume",
-    "random_seed manual_seed rng_seed": "seed",
-    "output_dir out_dir save_dir log_dir logging_dir work_dir default_root_dir project_dir": "runs_dir",
-    "run_name experiment_name exp_name job_name wandb_name": "name",
+    "ckpt checkpoint_path resume_from resume_from_checkpoint resume_path resume_ckpt resume_checkpoint resume_run "
+    "load_from load_checkpoint load_ckpt continue_from init_from restore": "resume",
+    "auto_resume continue continue_training": "resume=auto",
+    "random_seed random_state manual_seed rng_seed": "seed",
+    "output_dir out_dir save_dir log_dir logging_dir work_dir default_root_dir project_dir root_dir result_dir "
+    "results_dir exp_dir experiment_dir checkpoint_dir checkpoints_dir ckpt_dir save_path output_path": "runs_dir",
+    "run_name experiment_name exp_name job_name wandb_name wandb_run_name exp": "name",
     "gradient_accumulation_steps grad_accum grad_accumulation accumulate accum_steps gradient_accumulation":
         "trainer.accumulate_grad_batches",
-    "max_grad_norm gradient_clip gradient_clipping grad_clip clip_grad clip_grad_norm": "trainer.gradient_clip_val",
-    "logging_steps log_interval log_every log_steps": "trainer.log_every_n_steps",
-    "eval_steps eval_interval val_interval": "trainer.val_check_interval",
-    "save_steps save_interval save_every checkpointing_steps": "checkpoint.every_n_steps",
-    "save_total_limit": "checkpoint.save_top_k",
-    "metric_for_best_model": "checkpoint.monitor",
+    "max_grad_norm gradient_clip gradient_clipping grad_clip clip_grad clip_grad_norm clip clip_value clip_norm "
+    "grad_norm max_norm": "trainer.gradient_clip_val",
+    "logging_steps log_interval log_every log_steps log_freq log_frequency print_every print_freq print_interval":
+        "trainer.log_every_n_steps",
+    "eval_steps eval_interval val_interval val_steps validation_steps validation_interval val_every_n_steps "
+    "eval_every_n_steps": "trainer.val_check_interval",
+    "val_every_n_epoch val_every_n_epochs eval_every_n_epochs val_every_epoch eval_every_epoch val_epochs eval_epochs":
+        "trainer.check_val_every_n_epoch",
+    "val_every eval_every validate_every validation_every evaluate_every val_freq eval_freq validation_freq "
+    "val_frequency eval_frequency validation_frequency":
+        "trainer.check_val_every_n_epoch | trainer.val_check_interval",
+    "save_steps save_interval checkpointing_steps checkpoint_steps checkpoint_interval save_every_n_steps "
+    "checkpoint_every_n_steps": "checkpoint.every_n_steps",
+    "save_every save_freq save_frequency checkpoint_every ckpt_every checkpoint_freq checkpoint_frequency":
+        "checkpoint.every_n_steps | checkpoint.every_n_epochs",
+    "save_epochs save_every_n_epochs save_every_epoch checkpoint_every_n_epochs": "checkpoint.every_n_epochs",
+    "save_total_limit max_to_keep keep_last max_checkpoints num_checkpoints": "checkpoint.save_top_k",
+    "metric_for_best_model best_metric monitor_metric": "checkpoint.monitor",
+    "time_limit max_duration max_runtime": "trainer.max_time",
+    "no_progress_bar disable_progress_bar disable_tqdm": "trainer.enable_progress_bar=false",
+    "no_checkpoint no_checkpointing disable_checkpointing": "trainer.enable_checkpointing=false",
     "wandb_project project_name": "wandb.project",
     "wandb_entity": "wandb.entity",
     "wandb_group": "wandb.group",
@@ -60,9 +85,10 @@ SYNONYMS: Mapping[str, str] = _by_name({
     "net network model_class module": "model",
     "optim optimizer_name opt": "optimizer",
     "scheduler lr_scheduler_type sched": "lr_scheduler",
-    "effective_batch_size train_batch_size": "global_batch_size",
+    "effective_batch_size effective_batch train_batch_size total_batch_size total_batch global_bs": "global_batch_size",
     "profile": "trainer.profiler=simple",
     "full_determinism": "trainer.deterministic=true",
+    "cudnn_benchmark": "trainer.benchmark=true",
     "sync_bn": "trainer.sync_batchnorm=true",
 })  # fmt: skip
 
@@ -70,11 +96,17 @@ SYNONYMS: Mapping[str, str] = _by_name({
 SAME_ARGUMENT: tuple[tuple[str, ...], ...] = (
     ("lr", "learning_rate", "base_lr", "init_lr", "max_lr"),
     ("batch_size", "bs", "train_batch_size", "per_device_train_batch_size", "micro_batch_size", "batch",
-     "train_micro_batch_size_per_gpu", "batchsize"),
-    ("num_workers", "workers", "dataloader_num_workers", "n_workers"),
+     "train_micro_batch_size_per_gpu", "batchsize", "per_gpu_batch_size", "per_device_batch_size", "mini_batch_size",
+     "minibatch_size", "micro_batch", "microbatch", "microbatch_size", "local_batch_size"),
+    ("val_batch_size", "eval_batch_size", "test_batch_size", "per_device_eval_batch_size"),
+    ("num_workers", "workers", "dataloader_num_workers", "n_workers", "num_worker"),
+    ("pin_memory", "dataloader_pin_memory"),
+    ("shuffle", "shuffle_train"),
+    ("momentum", "mom"),
+    ("betas", "adam_betas"),
     ("weight_decay", "wd"),
     ("warmup_steps", "num_warmup_steps", "warmup"),
-    ("data_dir", "data_path", "dataset_dir", "root"),
+    ("data_dir", "data_path", "dataset_dir", "root", "data_root", "datadir", "train_dir"),
     ("dropout", "drop_rate", "dropout_rate"),
     ("hidden_size", "hidden_dim", "hidden", "d_model"),
     ("num_layers", "n_layers", "depth", "layers"),
@@ -102,10 +134,28 @@ ADVICE: Mapping[str, Mapping[str, str]] = {
         "rdzv_backend": "the launcher has one kind of rendezvous; remove it",
         "local_rank": "each rank reads it from its environment; remove it",
         "local_ranks_filter": "write --terminal-ranks",
-        "zero_stage ds_stage": "write `strategy: deepspeed_stage_N`, with N from 1 to 3",
-        "report_to": "write `wandb.mode`, or `trainer.logger` for another logger",
-        "patience": "write the callback EarlyStopping with `patience` in `trainer.callbacks`",
-        "fsdp use_fsdp": "FSDP is not available; use `strategy: deepspeed_stage_3`, which shards the same states",
+        "zero_stage ds_stage stage zero zero_optimization sharding":
+            "write `strategy: deepspeed_stage_N`, with N from 1 to 3",
+        "offload cpu_offload offload_optimizer":
+            "write `strategy: deepspeed_stage_2_offload` or `strategy: deepspeed_stage_3_offload`",
+        "report_to tensorboard tb mlflow": "write `wandb.mode`, or `trainer.logger` for another logger",
+        "use_wandb wandb_enabled enable_wandb wandb_log log_wandb":
+            "write `wandb.mode`, which is auto, online, offline or disabled",
+        "wandb_id wandb_run_id": "a run that is resumed has its W&B id already; remove it",
+        "eval_strategy evaluation_strategy":
+            "write `trainer.check_val_every_n_epoch` or `trainer.val_check_interval`",
+        "save_strategy": "write `checkpoint.every_n_epochs` or `checkpoint.every_n_steps`",
+        "overwrite overwrite_output_dir": "a run is never overwritten; remove it, or give another `name`",
+        "gradient_checkpointing activation_checkpointing":
+            "enable it in the model, as with torch.utils.checkpoint or gradient_checkpointing_enable()",
+        "tf32 matmul_precision float32_matmul_precision":
+            "write torch.set_float32_matmul_precision('high') in the model's module",
+        "gpu_ids device_ids devices_ids cuda_visible_devices visible_devices":
+            "set CUDA_VISIBLE_DEVICES=0,1 in the environment instead",
+        "patience early_stopping early_stop early_stopping_patience":
+            "write the callback EarlyStopping with `patience` in `trainer.callbacks`",
+        "fsdp use_fsdp fsdp_strategy":
+            "FSDP is not available; use `strategy: deepspeed_stage_3`, which shards the same states",
     }),
     **dict.fromkeys(("fit", "validate", "test", "predict"), _RANKS),
     "plan": {"num_gpus": "--gpus"},

@@ -183,13 +183,14 @@ def with_cause_type(error: TrainingError) -> TrainingError:
         "__reduce__": reduce,
         "__module__": TrainingError.__module__,
     }
+    is_group = isinstance(cause, BaseExceptionGroup)  # which checks its arguments, and has read-only fields
     try:
-        joined = type(TrainingError.__name__, (TrainingError, type(cause)), space)(*error.args)
+        joined = type(TrainingError.__name__, (TrainingError, type(cause)), space)(*(cause if is_group else error).args)
     except TypeError:
         return error
     joined.args = cause.args
     # Fields that are not in `vars`: those of Python's own errors, such as `errno`, and slots.
-    for kind in type(cause).__mro__:
+    for kind in () if is_group else type(cause).__mro__:
         for name, member in vars(kind).items():
             if isinstance(member, types.MemberDescriptorType) and not name.startswith("__") and hasattr(cause, name):
                 setattr(joined, name, getattr(cause, name))

@@ -22,6 +22,25 @@ _TEXTS = {
 }
 
 
+# In a message, begins the traceback of another process, such as a spawned one or a worker of a loader.
+_TRACEBACK = "Traceback (most recent call last):"
+
+
+def summarize_error(kind: str, message: str) -> str:
+    """An error in one line: its class, and the line of its message that names it, without a full stop."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    if not lines:
+        return kind
+    line = lines[-1] if _TRACEBACK in message else lines[0]
+    return remove_end(line if line.startswith(f"{kind}: ") else f"{kind}: {line}")
+
+
+def remove_end(text: str) -> str:
+    """A text to which something is added, such as advice: without its full stop, but with an ellipsis."""
+    text = text.rstrip()
+    return text if text.endswith("...") else text.rstrip(".;,: ")
+
+
 def describe_event(event: Mapping[str, Any], kind: str) -> str:
     """The text of an event; for an unknown kind, its fields."""
     if kind in ("failed", "rank_failed"):

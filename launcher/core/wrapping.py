@@ -6,10 +6,12 @@ import contextlib
 import os
 import re
 import sys
+import textwrap
+from collections.abc import Iterable
 from typing import TextIO
 
-# An option with its value, and a quoted command; a longer one is broken.
-_ONE_PIECE = re.compile(r"--[\w.-]+ [^\s-]\S{0,30}|rm -r \S+|`[^`]{1,60}`")
+# An option with its value, a quoted command, and a number with its unit; a longer one is broken.
+_ONE_PIECE = re.compile(r"--[\w.-]+ [^\s-]\S{0,30}|rm -r \S+|`[^`]{1,60}`|\d (?:[KMGT]i?B|ms|s)\b(?:/\w+)?")
 # A line that is a command, which is pasted, or of a log.
 _UNCHANGED = re.compile(r"\s*(\||(\S*/)?(launcher|torchrun|python[\d.]*) )")
 # Stands for a space at which no line ends.
@@ -46,8 +48,22 @@ def wrap_line(line: str, width: int) -> str:
         return line
     indent = " " * (len(line) - len(line.lstrip()))
     lines = [indent]
-    for part in _ONE_PIECE.sub(lambda found: found[0].replace(" ", _JOINED), line.strip()).split(" "):
+    for part in _join_pieces(line.strip()).split(" "):
         if lines[-1].strip() and len(lines[-1]) + len(part) >= width - 1:
             lines.append(f"{indent}  ")
         lines[-1] += f" {part}" if lines[-1].strip() else part
     return "\n".join(lines).replace(_JOINED, " ")
+
+
+def wrap_text(text: str, width: int) -> list[str]:
+    """A text in lines of at most `width`, all from the same column."""
+    return [line.replace(_JOINED, " ") for line in textwrap.wrap(_join_pieces(text), width, break_on_hyphens=False)]
+
+
+def join_items(items: Iterable[str]) -> str:
+    """Items with commas, for `wrap_text`: no line ends in an item."""
+    return ", ".join(item.replace(" ", _JOINED) for item in items)
+
+
+def _join_pieces(text: str) -> str:
+    return _ONE_PIECE.sub(lambda found: found[0].replace(" ", _JOINED), text)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from launcher.core.event_text import as_text, signal_name
+from launcher.core.event_text import as_text, remove_end, signal_name, summarize_error
 from strategies.units import format_bytes
 
 State = Literal["done", "stopped", "failed", "cancelled", "ended"]
@@ -97,7 +97,8 @@ class EndingReader:
         """Add one event, in the order of the file."""
         kind = event.get("kind")
         step = event.get("step")
-        if type(step) is int:
+        # Minus one before the training.
+        if type(step) is int and step >= 0:
             self.step = max(self.step, step) if kind == "checkpoint" else step
         if kind == "checkpoint":
             self.checkpoint_step = step if type(step) is int else 0
@@ -192,8 +193,9 @@ class EndingReader:
         who = "Ctrl-C" if reason == "ctrl_c" else signal_name(number) if type(number) is int else "a signal"
         saved = "checkpoint saved" if event.get("checkpoint") else "no checkpoint saved"
         text = f"ended at once by a second {who}" if event.get("second") is True else f"stopped by {who}"
-        if event.get("step") is not None:
-            text += f" at step {event['step']}; {saved}"
+        step = event.get("step")
+        if type(step) is int:
+            text += f" at step {step}; {saved}" if step >= 0 else " before the training"
         elif event.get("exit_code") == 0:
             text += "; all ranks ended with exit code 0"
         return Ending("stopped", reason, text, self._advise(""), self._can_resume)
@@ -203,7 +205,7 @@ class EndingReader:
         host, rank = as_text(event.get("host")), event.get("rank", 0)
         values = {
             "who": f"rank {rank}" + (f" on {host}" if host else ""),
-            "error": as_text(event.get("error")) or "failed without a message",
+            "error": _read_error(event) or "failed without a message",
             "folder": as_text(event.get("folder")) or "the disk of the run",
             "space": _describe_space(event),
             "signal": _describe_signal(event),
@@ -292,9 +294,16 @@ def _describe_space(event: Event) -> str:
 
 
 def _count(value: Any, noun: str) -> str:
-    return f"{value:,} {noun}{'' if value == 1 else 's'}" if type(value) is int else f"{noun}s"
+    return f"{max(value, 0):,} {noun}{'' if value == 1 else 's'}" if type(value) is int else f"{noun}s"
+
+
+def _read_error(event: Event) -> str:
+    """The text of the error; of one with the traceback of another process, its last line."""
+    text = as_text(event.get("error"))
+    kind, _, message = text.partition(": ")
+    return summarize_error(kind, message) if kind.isidentifier() and "\nTraceback (" in message else text
 
 
 def _one_line(text: str) -> str:
-    line = " ".join(text.split())
+    line = remove_end(" ".join(text.split()))
     return line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "\u2026"

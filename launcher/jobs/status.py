@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.core.errors import QueueError
+from launcher.core.event_text import remove_end
 from launcher.core.events import FILE_NAME, read_events
 from launcher.jobs.backends.base import JobStatus, Record
 from launcher.jobs.backends.local import read_directory_status
@@ -122,7 +123,7 @@ def read_run_status(run: Path, job: JobStatus | None = None, progress: RunProgre
     if record is not None and record.get("submitted", 0) > (progress.updated or 0):
         # The events are those of an earlier submission.
         output = read_job_output(record)
-        text = "" if output is None else f"{output.reason} ({output.file})"
+        text = "" if output is None else f"{remove_end(output.reason)} ({output.file})"
         ending = None if output is None else Ending("failed", "job_failed", text, "correct it, and submit it again")
     elif ending is None and progress.attempts:
         ending = progress.endings.describe_unreported()
@@ -178,7 +179,7 @@ def _describe_job(record: Record) -> str:
 def _combine(job: JobStatus, ending: Ending, starts: int) -> tuple[str, str, Ending]:
     """The run's state, its detail and its ending, from the job and from the ending by the events. Pure."""
     if job.state == "ended":
-        return ending.state, "; ".join(filter(None, (ending.text, job.detail))), ending
+        return ending.state, "; ".join(filter(None, (ending.text, remove_end(job.detail)))), ending
     if job.state == "done":
         return "done", ending.text, ending
     if job.state in ("failed", "cancelled"):

@@ -8,10 +8,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.measure import Measurement
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from launcher.core.wrapping import join_items, wrap_text
 from launcher.planning.plan import Plan
 from strategies.step_time import STEP_FLOOR
 from strategies.units import GIB, format_bytes
@@ -28,6 +28,8 @@ _PARTS = {
 # Below this width the reasons of the plan are under the values, not beside them.
 _WIDE = 100
 _MARK, _INDENT = ">", 4
+# Width of the names of the rows, with a space.
+_LABEL = 10
 _NO_DATA = "-"
 _ANY_WIDTH = 10_000
 
@@ -52,13 +54,14 @@ def print_plan(plan: Plan, console: Console) -> None:
         if is_wide:
             table.add_row(label, value, Text("\n".join(reasons)))
         else:
-            text = Text(value)
+            room = max(console.width - _LABEL, 1)
+            text = Text("\n".join(wrap_text(value, room)))
             for reason in reasons:
-                text.append(f"\n{reason}", style="dim")
+                text.append("\n" + "\n".join(wrap_text(reason, room)), style="dim")
             table.add_row(label, text)
     console.print(table)
     for notice in plan.notices:
-        console.print(f"notice: {notice}", style="yellow", highlight=False, markup=False)
+        _print_text(console, f"notice: {notice}", "yellow")
 
 
 def _ranks(plan: Plan) -> str:
@@ -83,9 +86,9 @@ def print_memory(plan: Plan, console: Console) -> None:
         f"limit {format_bytes(memory['limit_bytes'])} of {format_bytes(memory['memory_bytes'])}"
     )
     console.print()
-    console.print(title, style="italic", highlight=False, markup=False)
+    _print_text(console, title, "italic")
     if figures.common:
-        console.print(f"every strategy: {', '.join(figures.common)}", style="dim", highlight=False, markup=False)
+        _print_text(console, f"every strategy: {', '.join(figures.common)}", "dim")
     entries = memory["assessments"]
     table = _make_table(figures, entries, plan.strategy.name)
     # Measured without the limit of the console.
@@ -97,13 +100,13 @@ def print_memory(plan: Plan, console: Console) -> None:
             if entry["name"] != plan.strategy.name:
                 reasons.setdefault(entry["reason"], []).append(entry["name"])
         for reason, names in reasons.items():
-            console.print(f"{', '.join(names)}: {reason}", style="dim", highlight=False, markup=False)
+            _print_text(console, f"{', '.join(names)}: {reason}", "dim")
     else:
         _print_stacked(figures, entries, plan.strategy.name, console)
     if source := memory["machine"]["source"]:
         console.print(f"numbers of the device: {source}", style="dim", highlight=False, markup=False, soft_wrap=True)
     for note in memory["notes"]:
-        console.print(f"note: {note}", style="dim", highlight=False, markup=False)
+        _print_text(console, f"note: {note}", "dim")
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +161,8 @@ def _format_time(entry: Mapping[str, Any]) -> str:
     seconds = entry["step"]["seconds"]
     # Plans of older versions have no samples.
     samples = entry.get("samples", entry["micro_batch_size"] * entry["accumulate"])
-    return f"{'<' if seconds < STEP_FLOOR else ''}{max(seconds, STEP_FLOOR) / samples * 1e3:.3g}"
+    shown = max(seconds, STEP_FLOOR) / samples * 1e3
+    return f"{'<' if seconds < STEP_FLOOR else ''}{f'{shown:.0f}' if shown >= 100 else f'{shown:.3g}'}"
 
 
 def _new_table(title: str | None = None) -> Table:
@@ -189,14 +193,23 @@ def _style(entry: Mapping[str, Any], chosen: str) -> str:
 
 
 def _print_stacked(figures: _Figures, entries: Sequence[Mapping[str, Any]], chosen: str, console: Console) -> None:
-    """Each strategy with its total and time in a line, and the rest under it."""
+    """Each strategy with its total and time in a line, or in the next one, and the rest under it."""
+    rows: list[tuple[str, str, str]] = []
     for number, entry in enumerate(entries):
         mark, name = _name(entry, chosen)
         values = {column: texts[number] for column, texts in figures.columns.items()}
-        total, time = values.pop("total"), values.pop("ms/sample")
-        line = f"{mark or ' '} {name:<30} {total:>5} {figures.unit}  {time} ms/sample"
-        console.print(Text(line, style=_style(entry, chosen), overflow="fold"))
-        rest = ", ".join(f"{column} {text}" for column, text in values.items() if text != _NO_DATA)
-        for text in (rest, "" if entry["name"] == chosen else entry["reason"]):
-            if text:
-                console.print(Padding(Text(text, style="dim", overflow="fold"), (0, 0, 0, _INDENT)))
+        total, time = f"{values.pop('total'):>5} {figures.unit}", f"{values.pop('ms/sample')} ms/sample"
+        rest = join_items(f"{column} {text}" for column, text in values.items() if text != _NO_DATA)
+        rows.append((f"{mark or ' '} {name:<30} {total}  {time}", join_items([total.strip(), time]), rest))
+    is_narrow = any(len(line) > console.width for line, _, _ in rows)
+    for entry, (line, figures_below, rest) in zip(entries, rows, strict=True):
+        head = line[: len("> ") + len(entry["name"])] if is_narrow else line
+        console.print(Text(head, style=_style(entry, chosen), overflow="fold"))
+        reason = "" if entry["name"] == chosen else entry["reason"]
+        for text in (figures_below if is_narrow else "", rest, reason):
+            _print_text(console, text, "dim", _INDENT)
+
+
+def _print_text(console: Console, text: str, style: str, indent: int = 0) -> None:
+    for line in wrap_text(text, max(console.width - indent, 1)):
+        console.print(Text(" " * indent + line, style=style, overflow="fold"))

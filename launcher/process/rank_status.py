@@ -25,6 +25,8 @@ from launcher.core.secrets import scrub
 from launcher.process.heartbeat import BEFORE_TRAINING, HeartbeatWriter
 
 FOLDER_VARIABLE = "LAUNCHER_ATTEMPT_DIR"
+# `multiprocessing` gives this exit code if the fork server died before it could report the real one.
+FORK_SERVER_DIED = 255
 _TRACEBACK_LINES = 40
 # Seconds between two reports of the number of collectives.
 _COLLECTIVES_EVERY = 1.0
@@ -231,11 +233,16 @@ def _writer_of(folder: str | None, rank: str) -> RankStatusWriter:
 
 @dataclass(frozen=True, slots=True)
 class RankStatus:
-    """The agent's side: the log file, the run directory and the exception that a rank has published."""
+    """The agent's side: the log file, the run directory and the exception that a rank has published.
+
+    Attributes:
+        exits: whether it ends with exit code 255 itself, as after `sys.exit(-1)`.
+    """
 
     log: Path | None = None
     run: Path | None = None
     error: RankError | None = None
+    exits: bool = False
 
 
 def read_status(folder: Path, rank: int) -> RankStatus:
@@ -247,6 +254,7 @@ def read_status(folder: Path, rank: int) -> RankStatus:
             log=Path(values["log"]) if values.get("log") else None,
             run=Path(values["run"]) if values.get("run") else None,
             error=RankError.from_dict(error) if error else None,
+            exits=values.get("exits") is True,
         )
     except (OSError, ValueError, TypeError, KeyError):
         return RankStatus()

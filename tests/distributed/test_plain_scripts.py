@@ -120,7 +120,7 @@ def test_the_first_failure_is_reported_once(how: str, tmp_path: Path) -> None:
     assert "ValueError: bad data in rank 1" in status["detail"]
 
 
-@pytest.mark.parametrize(("how", "code", "shown"), [("code", 7, []), ("exit", 5, ["flushed"]), ("wrong", 2, [])])
+@pytest.mark.parametrize(("how", "code", "shown"), [("code", 255, []), ("exit", 5, ["flushed"]), ("wrong", 2, [])])
 def test_an_exit_code_of_the_script_is_that_of_the_command(
     how: str, code: int, shown: list[str], tmp_path: Path
 ) -> None:
@@ -135,6 +135,8 @@ def test_an_exit_code_of_the_script_is_that_of_the_command(
         log = (tmp_path / "runs" / "ends" / "logs" / f"rank-{rank}.log").read_text()
         assert ("invalid choice: 'wrong'" in log) == (how == "wrong")
         assert (f"exit function of {rank}" in log) == (how == "code")
+    if how == "code":
+        assert _status(tmp_path, "ends")["detail"].endswith(" ended with exit code 255"), "not a lost fork server"
 
 
 def _send_when_two_wait(number: int) -> Callable[[str, int], None]:

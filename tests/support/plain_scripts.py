@@ -128,7 +128,7 @@ dist.init_process_group("gloo")
 if how == "after" and rank == 1:
     raise ValueError("bad data in rank 1")
 if how == "code":
-    sys.exit(7)
+    sys.exit(-1)
 if how == "exit":
     print("flushed")
     os._exit(5)

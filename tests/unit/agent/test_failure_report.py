@@ -82,6 +82,9 @@ def test_a_hung_rank_comes_before_the_timeouts_of_the_others() -> None:
     assert find_first_failure([make_outcome(0, 1, 1.0, error=make_error()), hung]) is hung
 
 
+TRACEBACK = "Traceback (most recent call last):"
+
+
 @pytest.mark.parametrize(
     ("outcome", "text"),
     [
@@ -92,6 +95,16 @@ def test_a_hung_rank_comes_before_the_timeouts_of_the_others() -> None:
         ),
         (make_outcome(0, 3, step=-1), "exited with code 3 before training started"),
         (make_outcome(0, 1, error=make_error(message="bad\nworse")), "ValueError: bad at step 7"),
+        (make_outcome(0, 1, error=make_error(message="\n\nbad.\n")), "ValueError: bad at step 7"),
+        (make_outcome(0, 1, error=make_error(message="  ")), "ValueError at step 7"),
+        (
+            make_outcome(0, 1, error=make_error(message=f"\n-- Process 0:\n{TRACEBACK}\n  x\nKeyError: 3\n")),
+            "ValueError: KeyError: 3 at step 7",
+        ),
+        (
+            make_outcome(0, 1, error=make_error(message=f"Caught ValueError.\nOriginal {TRACEBACK}\nValueError: x")),
+            "ValueError: x at step 7",
+        ),
         (
             make_outcome(0, 1, error=make_error(lost_peer=True)),
             "lost the connection to another rank (ValueError) at step 7",
@@ -104,6 +117,7 @@ def test_a_hung_rank_comes_before_the_timeouts_of_the_others() -> None:
         ),
         (make_outcome(0, 0), "finished at step 7"),
         (make_outcome(0, 255), "ended at step 7 with an unknown exit code: the rank or its fork server was killed"),
+        (make_outcome(0, 255, exits=True), "exited with code 255 at step 7"),
         (make_outcome(0, -99), "killed by signal 99 (signal 99) at step 7"),
     ],
 )
@@ -178,6 +192,7 @@ def test_a_full_disk_keeps_its_message_and_reason() -> None:
         (make_outcome(1, -9), "killed"),
         (make_outcome(1, -11), "crashed"),
         (make_outcome(1, 255), "killed"),
+        (make_outcome(1, 255, exits=True), "exit"),
         (make_outcome(1, 3), "exit"),
         (make_outcome(1, -9, out_of_memory=True), "out_of_memory"),
         (make_outcome(1, None, hung=True), "hung"),

@@ -15,7 +15,7 @@ import torch
 
 from launcher.agent.failure_report import RankOutcome, describe_failure
 from launcher.agent.function_call import CallFailure, CallFolder, CallOptions, make_pickler
-from launcher.core.errors import UsageError
+from launcher.core.errors import TrainingError, UsageError, with_cause_type
 from launcher.process.heartbeat import NO_STEPS
 from launcher.process.rank_status import RankError
 
@@ -77,17 +77,74 @@ def test_a_result_that_cannot_be_pickled_is_an_error_with_the_rank_and_the_type(
         CallFolder(tmp_path / "removed").save_result(0, 1)
 
 
-def test_an_exception_that_cannot_be_unpickled_is_left_out(tmp_path: Path) -> None:
-    class BrokenError(Exception):
-        def __reduce__(self) -> Any:
-            return int, ("x",)
+class LockedError(OSError):
+    def __init__(self, first: int, second: str) -> None:
+        super().__init__(f"{first} {second}")
+        self.first, self.lock = first, threading.Lock()
 
+
+class BrokenError(ValueError):
+    def __reduce__(self) -> Any:
+        return int, ("x",)
+
+
+class NoTextError(LookupError):
+    def __str__(self) -> str:
+        return self.lock.name  # type: ignore[attr-defined]
+
+
+def make_error_of_local_class() -> Exception:
+    lock = threading.Lock()
+
+    class LocalError(KeyError):
+        lock_of_class = lock
+
+    return LocalError("x")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "text"),
+    [(LockedError(1, "b"), LockedError, "1 b"),
+     (BrokenError("x"), BrokenError, "x"),
+     (ValueError(threading.Lock()), ValueError, "<unlocked _thread.lock object"),
+     (NoTextError(threading.Lock()), LookupError, "NoTextError"),
+     (make_error_of_local_class(), KeyError, "'x'"),
+     (ExceptionGroup("g", [ValueError(1), LockedError(1, "b")]), ExceptionGroup, "g (2 sub-exceptions)")],
+    ids=lambda each: type(each).__name__,
+)  # fmt: skip
+def test_an_error_that_cannot_be_pickled_is_an_instance_of_its_class_in_the_caller(
+    error: Exception, kind: type[Exception], text: str, tmp_path: Path
+) -> None:
+    error.add_note("a note")
     folder = CallFolder(tmp_path)
-    for error in (BrokenError(), ValueError(threading.Lock())):
-        folder.save_error(1, 0, error)
-        assert folder.load_error(1, 0) is None
-    folder.save_error(1, 0, ValueError("x"))
-    assert repr(folder.load_error(1, 0)) == "ValueError('x')"
+    folder.save_error(1, 0, error)
+    found = folder.load_error(1, 0)
+    assert found is not None
+    assert type(found) is kind
+    assert str(found).startswith(text)
+    assert found.__notes__ == ["a note"]
+    assert not hasattr(found, "lock")
+    assert getattr(found, "first", 1) == 1
+    failure = TrainingError("report", rank=1)
+    failure.__cause__ = found
+    with pytest.raises(kind) as caught:
+        raise with_cause_type(failure)
+    assert isinstance(caught.value, TrainingError)
+
+
+def test_the_errors_of_a_group_are_caught_one_by_one(tmp_path: Path) -> None:
+    folder = CallFolder(tmp_path)
+    folder.save_error(0, 0, ExceptionGroup("g", [LockedError(1, "b"), ExceptionGroup("h", [ValueError(1)])]))
+    failure = TrainingError("report", rank=0)
+    failure.__cause__ = folder.load_error(0, 0)
+    caught: list[str] = []
+    try:
+        raise with_cause_type(failure)
+    except* LockedError as group:
+        caught += map(str, group.exceptions)
+    except* ValueError as group:
+        caught += map(str, group.exceptions)
+    assert caught == ["1 b", "h (1 sub-exception)"]
 
 
 def test_options_failures_and_results_are_read_as_written_into_private_files(tmp_path: Path) -> None:

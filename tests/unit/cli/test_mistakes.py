@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.cli.commands import COMMANDS, Command
+from launcher.cli.commands import COMMANDS, CONTINUE_NAMES, OTHER_NAMES, Command
 from launcher.cli.keys import check_positionals
 from launcher.cli.main import run
 from launcher.cli.settings import list_settings
@@ -139,6 +139,69 @@ def test_several_files_and_flags_before_them_are_corrected_too(
     assert command == "launcher fit --seed 4 --config 'my run.yaml' --config b.json --config b.json --wandb.entity=x"
     assert run([*shlex.split(command)[1:], "--print-config"]) == 0
     assert "seed: 4" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("given", "answer", "command"),
+    [
+        ("train --config run.yaml", "there is no command 'train'; did you mean fit?",
+         "launcher fit --config run.yaml"),
+        ("trian", "there is no command 'trian'; did you mean fit?", ""),
+        ("Fit", "there is no command 'Fit'; did you mean fit?", ""),
+        ("train x.py --lr 3", "there is no command 'train'; did you mean run?",
+         "launcher run x.py --lr 3"),
+        ("torchrun -m a.b", "there is no command 'torchrun'; did you mean run?",
+         "launcher run -m a.b"),
+        ("resume x", "there is no command 'resume'; did you mean:",
+         "launcher fit --config runs/x/config.yaml --resume auto"),
+        ("resume other/x --seed 3", "there is no command 'resume'; did you mean:",
+         "launcher fit --config other/x/config.yaml --resume auto --seed 3"),
+        ("continue run.yaml", "there is no command 'continue'; did you mean:",
+         "launcher fit --config run.yaml --resume auto"),
+        ("eval --name x", "there is no command 'eval'; did you mean validate?",
+         "launcher validate --name x"),
+        ("inference", "there is no command 'inference'; did you mean predict?", ""),
+        ("list", "there is no command 'list'; did you mean status?", ""),
+        ("stop x", "there is no command 'stop'; did you mean cancel?",
+         "launcher cancel x"),
+        ("log x", "there is no command 'log'; did you mean logs?",
+         "launcher logs x"),
+        ("sbatch --time 1:00:00", "there is no command 'sbatch'; did you mean submit?",
+         "launcher submit --time 1:00:00"),
+        ("wizard", "there is no command 'wizard'; did you mean init?", ""),
+        ("qqqq", f"there is no command 'qqqq'; commands are {', '.join(COMMANDS)}", ""),
+        ("--config=run.yaml fit", "fit is a command, and a command is given first; write:",
+         "launcher fit --config=run.yaml"),
+        ("--name x plan", "plan is a command, and a command is given first; write:",
+         "launcher plan --name x"),
+        ("-c a.yaml test --name x", "test is a command, and a command is given first; write:",
+         "launcher test -c a.yaml --name x"),
+        ("--nproc-per-node 2 run x.py", "run is a command, and a command is given first; write:",
+         "launcher run --nproc-per-node 2 x.py"),
+        ("run.yaml fit --seed 3", "run.yaml is given without an option; a config file needs --config:",
+         "launcher fit --config run.yaml --seed 3"),
+        ("test x", "x is given without an option; a run needs --name:",
+         "launcher test --name x"),
+        ("predict x --devices 1", "x is given without an option; a run needs --name:",
+         "launcher predict --name x --devices 1"),
+    ],
+)  # fmt: skip
+def test_a_command_that_is_called_otherwise_or_not_first_is_named(
+    given: str, answer: str, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert error(capsys, *given.split()) == "\n  ".join(filter(None, (f"error: {answer}", command))) + "\n"
+
+
+def test_every_other_name_of_a_command_stands_for_one() -> None:
+    assert set(OTHER_NAMES.values()) <= set(COMMANDS)
+    assert not {*OTHER_NAMES, *CONTINUE_NAMES} & set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", ["test", "predict"])
+def test_an_evaluation_of_nothing_asks_for_a_run(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    message = error(capsys, name)
+    assert f"the built-in demo has none for {name}; give a run of your own model" in message
+    assert f"launcher {name} --name NAME" in message
 
 
 def test_a_secret_is_not_shown_in_a_command(capsys: pytest.CaptureFixture[str]) -> None:

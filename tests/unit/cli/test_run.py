@@ -228,7 +228,14 @@ def test_a_script_is_checked_before_anything_starts(tmp_path: Path, monkeypatch:
     (tmp_path / "train.py").write_text("")
     (tmp_path / "run.yaml").write_text("")
     assert check_script("train.py") == "file"
-    assert check_script(str(tmp_path)) == "file", "a folder with a __main__.py is a script too"
+    for folder, names in {"app": ["__main__"], "pkg": ["__init__", "part"], "pkg/sub": ["__init__", "__main__"],
+                          "space/inner": ["part"], "lazy": ["__init__"]}.items():  # fmt: skip
+        (tmp_path / folder).mkdir(parents=True)
+        for name in names:
+            (tmp_path / folder / f"{name}.py").write_text("__path__ = []" if folder == "lazy" else "raise SystemExit")
+    assert check_script("app") == "file", "a folder with a __main__.py is a script too"
+    for name in ("app", "pkg.part", "pkg.sub", "space.inner.part", "lazy.any", "json.tool", "torch.distributed.run"):
+        assert check_script(name, is_module=True) == "module"
     assert check_script("train", is_module=True) == "module"
     assert check_script("nvidia-smi", is_program=True) == "program"
     for script, options, message in (
@@ -237,6 +244,13 @@ def test_a_script_is_checked_before_anything_starts(tmp_path: Path, monkeypatch:
         ("run.yaml", {}, "a config is for `launcher fit --config run.yaml`"),
         ("--lr", {}, "not an option of `launcher run`"),
         ("missing.mod", {"is_module": True}, f"there is no module 'missing' in {tmp_path} or installed"),
+        ("pkg.nope", {"is_module": True}, "given 'pkg.nope', but there is no module 'pkg.nope'; check the name"),
+        ("pkg.nope.x", {"is_module": True}, "given 'pkg.nope.x', but there is no module 'pkg.nope'; check the name"),
+        ("train.x", {"is_module": True}, "given 'train.x', but there is no module 'train.x'; check the name"),
+        ("pkg", {"is_module": True}, "given 'pkg', a package without a module __main__; give one of its modules"),
+        ("space", {"is_module": True}, "given 'space', a package without a module __main__; give one"),
+        ("space.nope", {"is_module": True}, "given 'space.nope', but there is no module 'space.nope'; check the name"),
+        ("pkg", {}, "given 'pkg', a folder without a __main__.py; give the path of a Python file"),
         ("x", {"is_module": True, "is_program": True}, "--no-python: given with -m"),
     ):
         with pytest.raises(LaunchError) as error:

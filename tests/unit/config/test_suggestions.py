@@ -24,6 +24,7 @@ SAMPLES = {
     "strategy": "ddp", "checkpoint.monitor": "val_loss", "wandb.project": "mine", "wandb.entity": "me",
     "wandb.group": "some", "wandb.tags": "[a, b]", "wandb.mode": "offline", "data": "pkg.Data", "model": "pkg.Model",
     "optimizer": "torch.optim.Adam", "lr_scheduler": "torch.optim.lr_scheduler.StepLR", "deepspeed_config": "ds.json",
+    "trainer.max_time": "00:01:00:00",
 }  # fmt: skip
 
 
@@ -54,7 +55,7 @@ def test_each_suggestion_for_another_tools_name_is_accepted(folder: Path, name: 
     shown = suggestion(message([f"--{name}", *given]))
     if "_" in name:
         assert suggestion(message([f"--{name.replace('_', '-')}", *given])) == shown
-    arguments = shlex.split(shown)
+    arguments = shlex.split(shown.partition(" or ")[0])
     assert arguments[0] == f"--{first.partition('=')[0]}"
     assert yaml.safe_load(arguments[1]) == yaml.safe_load(given[0] if given else first.partition("=")[2])
     more = ["--model", "pkg.Model"] if first == "data" else []
@@ -64,7 +65,7 @@ def test_each_suggestion_for_another_tools_name_is_accepted(folder: Path, name: 
     file.write_text(yaml.safe_dump({name: yaml.safe_load(given[0]) if given else True}))
     with pytest.raises(ConfigError) as caught:
         load_config([file])
-    assert suggestion(caught.value.problems[0].message).partition(":")[0].partition(",")[0] == first.partition("=")[0]
+    assert re.split(r"[:,]| or ", suggestion(caught.value.problems[0].message))[0] == first.partition("=")[0]
 
 
 def test_no_name_of_another_tool_is_a_setting() -> None:
@@ -121,6 +122,64 @@ def test_the_options_of_the_command_and_their_synonyms_are_suggested() -> None:
     assert message(["--gres", "gpu:1"], command) == "unknown key; write --gpus N"
     assert message(["-n", "2"], command) == "unknown option; did you mean --json 2?"
     assert message(["-q", "2"], command) == "not an option; give settings as --key value or --key=value"
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("val_every", "--trainer.check_val_every_n_epoch 5 or --trainer.val_check_interval 5"),
+        ("eval_freq", "--trainer.check_val_every_n_epoch 5 or --trainer.val_check_interval 5"),
+        ("val_every_n_epochs", "--trainer.check_val_every_n_epoch 5"),
+        ("check_val_every", "--trainer.check_val_every_n_epoch 5"),
+        ("val_chek_interval", "--trainer.val_check_interval 5"),
+        ("checkpoint_every", "--checkpoint.every_n_steps 5 or --checkpoint.every_n_epochs 5"),
+        ("save_every_n_steps", "--checkpoint.every_n_steps 5"),
+        ("save_every_n_epochs", "--checkpoint.every_n_epochs 5"),
+        ("log_every_n", "--trainer.log_every_n_steps 5"),
+        ("log_every", "--trainer.log_every_n_steps 5"),
+        ("total_epochs", "--trainer.max_epochs 5"),
+        ("maxepochs", "--trainer.max_epochs 5"),
+        ("trainer_max_epochs", "--trainer.max_epochs 5"),
+        ("max_epoch", "--trainer.max_epochs 5"),
+        ("trainer.max_epcohs", "--trainer.max_epochs 5"),
+        ("max_iter", "--trainer.max_steps 5"),
+        ("limit_train", "--trainer.limit_train_batches 5"),
+        ("limit_val", "--trainer.limit_val_batches 5"),
+        ("overfit", "--trainer.overfit_batches 5"),
+        ("clip_norm", "--trainer.gradient_clip_val 5"),
+        ("accumulate_grad", "--trainer.accumulate_grad_batches 5"),
+        ("no_progress_bar", "--trainer.enable_progress_bar false"),
+        ("percision", "--precision 5"),
+        ("num_gpu", "--devices 5 --accelerator gpu"),
+        ("node", "--num_nodes 5"),
+        ("resume_run", "--resume 5"),
+        ("auto_resume", "--resume auto"),
+        ("checkpoint_dir", "--runs_dir 5"),
+        ("run-dir", "--runs_dir 5"),
+        ("total_batch_size", "--global_batch_size 5"),
+        ("zero3", "--strategy deepspeed_stage_3"),
+        ("half_precision", "--precision 16-mixed"),
+        ("slurm_partition", "--slurm.partition 5"),
+    ],
+)
+def test_a_plausible_mistake_suggests_what_is_meant(given: str, meant: str) -> None:
+    assert suggestion(message([f"--{given}", "5"])) == meant
+
+
+@pytest.mark.parametrize(
+    "given", ["mini_batch_size", "val_batch_size", "gradient_checkpointing", "eval_strategy", "wandb_id", "train_dir",
+              "fsdp_strategy", "use_wandb", "save_strategy", "momentum", "device_ids", "verbose", "model_name", "ema"],
+)  # fmt: skip
+def test_a_name_with_another_meaning_suggests_no_similar_key(given: str) -> None:
+    text = message([f"--{given}", "5"])
+    assert "did you mean" not in text
+    assert text.startswith("unknown key; ")
+
+
+def test_an_argument_of_a_class_is_meant_before_the_advice_for_its_name() -> None:
+    found = ClassFindings((), {"model.init_args.stage": False})
+    command = CommandKeys(inspect=lambda config: found)
+    assert suggestion(message(["--model", "pkg.Model", "--stage", "1"], command)) == "--model.init_args.stage 1"
 
 
 def test_one_tag_is_suggested_as_a_list() -> None:

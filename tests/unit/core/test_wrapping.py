@@ -6,13 +6,15 @@ import fcntl
 import io
 import os
 import pty
+import re
 import struct
 import termios
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.core.wrapping import wrap_for, wrap_line
+from launcher.core.wrapping import join_items, wrap_for, wrap_line, wrap_text
 
 _KINDS = ("the", "problems", "--trainer.max_epochs 3", "`launcher fit --help`", "a:", "x" * 90)
 _PARTS = st.lists(st.sampled_from(_KINDS), min_size=1, max_size=30)
@@ -52,3 +54,12 @@ def test_only_a_terminal_gets_wrapped_lines() -> None:
             assert max(map(len, wrap_for(terminal, text).splitlines())) < 80
     finally:
         os.close(master)
+
+
+@pytest.mark.parametrize("width", [14, 20, 33, 60])
+def test_a_number_stays_with_its_unit_and_an_item_in_one_piece(width: int) -> None:
+    text = f"limit 10.8 GiB of 11.8 GiB, 0.5 ms/sample; {join_items(['grads 3.0', 'host <0.01', 'a b'])}"
+    lines = wrap_text(text, width)
+    assert max(map(len, lines)) <= width
+    assert " ".join(lines) == text.replace("\x00", " ")
+    assert not any(re.search(r"(\d|grads|host|a)$", line) for line in lines[:-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Any
 
 import pytest
@@ -106,6 +107,36 @@ def test_every_ending_has_its_reason_and_its_advice(
     found = end(*events)
     assert (found.state, found.reason, found.text, found.advice) == (state, reason, text, advice)
     assert "\n" not in found.text
+
+
+# Texts of users and libraries.
+_ERRORS = ("ValueError: no.", "ValueError: no; ", "KeyError", "ValueError", "RuntimeError: a.\nb.", "OSError: x...", "")
+
+
+@pytest.mark.parametrize("step", [-1, None, 0, 42])
+@pytest.mark.parametrize("reason", [None, *sorted({reason for _, _, reason, _, _ in ENDINGS})])
+def test_no_ending_shows_a_step_before_the_first_or_two_marks_in_a_row(step: int | None, reason: str | None) -> None:
+    shown: list[str] = []
+    for kind, error in itertools.product(("failed", "rank_failed", "interrupted", "preempted", "finished"), _ERRORS):
+        reader = EndingReader()
+        fields = {"step": step, "reason": reason, "error": error, "message": error, "signal": 2, "exit_code": 1}
+        for each in (STARTED, PLANNED, event(kind, restart=False, **fields)):
+            reader.add(each)
+        assert reader.step == max(step or 0, 0)
+        found = reader.find_ending("it")
+        assert found is not None
+        shown.append(f"{found.text}; {found.advice}")
+        for detail in ("FAILED, exit code 1", "TIMEOUT", "CANCELLED by 3", "NODE_FAIL"):
+            job = combine_with_job(found, "failed", detail)
+            shown.append(f"{job.text}; {job.advice}")
+    assert [text for text in shown if re.search(r"-1|None|(?<!\.\.)\.;|[;:,] ?;|: *$", text)] == []
+
+
+def test_a_traceback_of_another_process_is_summarized() -> None:
+    text = (
+        "ProcessRaisedException: \n\n-- Process 0 failed:\nTraceback (most recent call last):\n  x\nValueError: no.\n"
+    )
+    assert end(event("failed", error=text)).text == "rank 0 on n1: ProcessRaisedException: ValueError: no"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -83,6 +85,22 @@ def test_only_the_row_of_the_chosen_strategy_is_marked(name: str, width: int) ->
     plan = PLANS[name]()
     marked = [line.split()[1] for line in printed(plan, width).splitlines() if line.startswith(">")]
     assert marked == [plan.strategy.name]
+
+
+@pytest.mark.parametrize("width", [40, 47, 60, 72, 80, 99])
+@pytest.mark.parametrize("name", PLANS)
+def test_no_line_ends_inside_a_value(name: str, width: int) -> None:
+    plan = PLANS[name]()
+    lines = printed(plan, width).splitlines()
+    names = "params|grads|optimizer|activations|temporaries|buffers|host|nvme|sent|batch"
+    starts = re.compile(rf"(^|[ ,])({names}|<?\d[\d.]*)$")
+    values = re.compile(r"^ *(<?\d[\d.]*( x \d+)?(,|$)|([KMGT]i?B|ms)\b|ms/sample)")
+    split = [pair for pair in itertools.pairwise(lines) if starts.search(pair[0]) and values.match(pair[1])]
+    assert split == []
+    assert [line for line in lines if len(line) > width and "https:" not in line] == []
+    if any("ms/sample," in line or line.strip().endswith("ms/sample") for line in lines):
+        figures = [line for line in lines if re.search(r"\d (MiB|GiB),? +\S+ ms/sample$", line)]
+        assert len(figures) == len(entries(plan)), "the total and the time of each strategy are in one line"
 
 
 def test_parts_and_units_have_headings() -> None:

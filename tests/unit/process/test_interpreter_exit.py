@@ -26,6 +26,8 @@ PROGRAMS = {
     "finaliser": "class Own:\n    def __del__(self): print('deleted')\nkept = Own()",
     "cycle": "class Own:\n    def __init__(self): self.me = self\n    def __del__(self): print('deleted')\nOwn()",
     "generator": "def rows():\n    try: yield 1\n    finally: print('closed')\nkept = rows(); next(kept)",
+    "object with a property __class__": "class Old:\n    @property\n    def __class__(self):\n"
+                                        "        print('read')\n        return Old\nold = Old(); print('end')",
     "exit function": "import atexit; atexit.register(print, 'at exit')",
     "exit function that fails": "import atexit; atexit.register(lambda: 1 / 0); f = open('out', 'w'); f.write('row')",
     "thread": "import threading, time\nf = open('out', 'w')\n"
