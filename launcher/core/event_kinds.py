@@ -21,6 +21,7 @@ class EventKind:
 
 
 _STEP = "optimizer steps done"
+_FAILED_STEP = "optimizer steps done by the rank; null before the training"
 _HOST = "host of the rank"
 _CHECKPOINT = "path of the run's last valid checkpoint; null if none"
 _CHECKPOINT_STEP = "optimizer steps of this checkpoint; null if not known, or without one"
@@ -121,6 +122,7 @@ EVENT_KINDS: Mapping[str, EventKind] = MappingProxyType({
         "exit_code": "of a script (`launcher run`): 0 if all its ranks ended so",
     }),
     "failed": EventKind("The attempt ended with an error.", {
+        "step": _FAILED_STEP,
         "host": _HOST,
         "error": "text of the error",
         "reason": _WHY_FAILED,
@@ -131,6 +133,7 @@ EVENT_KINDS: Mapping[str, EventKind] = MappingProxyType({
         "free_bytes": "free space there; null if not known",
     }),
     "out_of_memory": EventKind("A rank ran out of memory.", {
+        "step": _FAILED_STEP,
         "host": _HOST,
         "strategy": "strategy of the attempt",
         "next": "strategy that needs less memory; null if there is none",

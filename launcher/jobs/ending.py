@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from launcher.core.event_text import as_text, remove_end, signal_name, summarize_error
+from launcher.jobs.steps import StepReader
 from strategies.units import format_bytes
 
 State = Literal["done", "stopped", "failed", "cancelled", "ended"]
@@ -90,16 +91,19 @@ class EndingReader:
         self._missing: Event | None = None
         self._has_checkpoint = False
         self._is_script = True
-        self.step = 0
+        self._steps = StepReader()
         self.checkpoint_step: int | None = None
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self._steps.step or 0
 
     def add(self, event: Event) -> None:
         """Add one event, in the order of the file."""
         kind = event.get("kind")
         step = event.get("step")
-        # Minus one before the training.
-        if type(step) is int and step >= 0:
-            self.step = max(self.step, step) if kind == "checkpoint" else step
+        self._steps.add(event)
         if kind == "checkpoint":
             self.checkpoint_step = step if type(step) is int else 0
         elif kind == "run_started":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import sys
@@ -72,7 +73,8 @@ def train(ctx: RunContext) -> FitResult:
     with _signal_listener(ctx, stop) as listener, wandb_session(ctx, values) as wandb_logger:
         try:
             interrupted = interrupt_boundary(ctx, listener)
-            with error_boundary(ctx, record_failure), _quiet_lightning(ctx), announced, interrupted:
+            explain = functools.partial(record_failure, progress=listener.progress)
+            with error_boundary(ctx, explain), _quiet_lightning(ctx), announced, interrupted:
                 trainer, end = _fit(ctx, stop, listener, wandb_logger)
         except Interrupted as interruption:
             interruption.run = str(ctx.run.path)
