@@ -50,7 +50,11 @@ EVENT_KINDS: Mapping[str, EventKind] = MappingProxyType({
     "notice": EventKind("A notice to the user, also printed on the terminal.", {"message": "text of the notice"}),
     "resumed": EventKind("The attempt continues from a checkpoint.", {"checkpoint": "path of the checkpoint"}),
     "training_started": EventKind("Lightning's training loop starts.", {"step": _STEP, "epoch": "current epoch"}),
-    "first_step": EventKind("The first optimizer step of the attempt is done.", {"step": _STEP}),
+    "first_step": EventKind("The first optimizer step of the attempt is done.", {
+        "step": _STEP,
+        "metrics": "logged metrics",
+        "learning_rate": "learning rate of each optimizer",
+    }),
     "step": EventKind("Metrics at a logging interval.", {
         "step": _STEP,
         "epoch": "current epoch",

@@ -97,7 +97,7 @@ class RunProgress:
             self.updated = time
         self.attempts += kind == "run_started"
         metrics = event.get("metrics")
-        if kind in ("step", "epoch", "validation", "finished") and isinstance(metrics, dict):
+        if kind in ("first_step", "step", "epoch", "validation", "finished") and isinstance(metrics, dict):
             self.metrics.update(metrics)
         self.endings.add(event)
         self.memory.add(event)

@@ -104,6 +104,9 @@ class _AttemptReader:
             self._known["start_step"] = _as_count(event.get("step"))
         elif kind == "first_step":
             self._known.setdefault("first_step_time", time)
+            # Older versions recorded no metrics at the first step.
+            if event.get("metrics") or event.get("learning_rate"):
+                self._add_step(event)
         elif kind == "finished":
             self._known.update(outcome="finished", detail=describe_event(event, kind), failed_rank=None,
                                exit_code=0)  # fmt: skip
