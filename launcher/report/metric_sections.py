@@ -26,7 +26,7 @@ _MOST_PLOTS = 400
 _MOST_ROWS_OPEN = 12
 # Lightning's `log_every_n_steps`.
 _LOGGING_INTERVAL = 50
-_SOURCES = {"step": "logging intervals", "validation": "validations", "epoch": "epochs", "end": "the end",
+_SOURCES = {"step": "logged steps", "validation": "validations", "epoch": "epochs", "end": "the end",
             "evaluation": "an evaluation"}  # fmt: skip
 METRIC_TERMS = {
     "lowest, highest": "of all values that are finite, with the optimizer step",
@@ -69,22 +69,28 @@ def loss_section(run: Run) -> Section:
         "last": values[-1],
         "count": len(values),
         "lowest": None if summary is None else summary.lowest,
-        "has_trend": any(len(line.steps) > 30 for curve in curves if curve.trend for line in curve.lines),
+        "has_trend": any(curve.has_trend for curve in curves),
         "rates": draw_curves(rate_axes, rates, history.restart_steps) if rates else None,
         "rate_range": (min(every_rate), max(every_rate)) if rates else None,
+        "interval": _read_interval(run),
         "has_intervals": history.seconds_per_step is not None,
     }
     return Section("loss", "Loss and learning rate", view)
 
 
+def _read_interval(run: Run) -> int:
+    """Steps from one logging interval to the next."""
+    given = conform(run.config.get("trainer"), {"log_every_n_steps": float})["log_every_n_steps"]
+    return int(given or _LOGGING_INTERVAL)
+
+
 def _no_loss_section(run: Run) -> Section:
     """Why no metric is known: the model logged none, or the run ended before one was recorded."""
     attempts = run.history.attempts
-    interval = conform(run.config.get("trainer"), {"log_every_n_steps": float})["log_every_n_steps"]
     view = {
         "steps": run.history.last_step,
         "is_logged": any(a.outcome == "finished" or a.validations or a.epochs for a in attempts),
-        "interval": int(interval or _LOGGING_INTERVAL),
+        "interval": _read_interval(run),
     }
     return Section("loss", "Loss and learning rate", view, "no_loss")
 

@@ -18,7 +18,7 @@ Source = Literal["step", "validation", "epoch", "end", "evaluation"]
 _SOURCES: tuple[Source, ...] = ("step", "validation", "epoch")
 _LOSS_NAMES = ("loss", "train_loss", "train/loss", "training_loss", "loss_step", "train_loss_step", "loss/train")
 _NO_LINE = make_line(())
-_MOST_SPARSE = 30
+_MOST_SPARSE = 60
 _Points = list[tuple[int, float]]
 
 
