@@ -36,6 +36,7 @@ EVENT_KINDS: Mapping[str, EventKind] = MappingProxyType({
         "config_digest": "SHA-256 of the config",
         "wandb_id": "id of the W&B run",
         "host": "host of rank 0",
+        "continue_with": "arguments with which a script continues the run; null if a command started it",
         "versions": "version of each library",
     }),
     "planned": EventKind("The plan of the attempt.", {"plan": "the same content as `plan.json`"}),

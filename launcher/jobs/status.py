@@ -129,7 +129,8 @@ def read_run_status(run: Path, job: JobStatus | None = None, progress: RunProgre
         ending = progress.endings.describe_unreported()
     state, detail, ending = _combine(job, ending or Ending("ended", "", ""), starts)
     peak = progress.memory.find_peak()
-    can_continue = record is None and ending.can_resume and state not in ("running", "queued", "requeued", "done")
+    is_over = state not in ("running", "queued", "requeued", "done")
+    can_continue = record is None and ending.can_resume and is_over and not progress.endings.script_arguments
     return RunStatus(
         name=run.name,
         state=state,

@@ -383,3 +383,17 @@ def test_a_job_without_output_has_ended_without_a_reason(tmp_path: Path) -> None
     assert (status.state, status.detail) == ("ended", "")
     with pytest.raises(NoSuchRunError, match="no rank has started yet"):
         list(read_log(run, 0))
+
+
+@pytest.mark.parametrize("arguments", [None, 'train(..., name="it", resume_from_checkpoint="auto")'])
+@pytest.mark.parametrize("ending", [FAILED, STOPPED, ("notice", {"message": "the last event"})])
+def test_no_command_continues_a_run_that_python_code_started(
+    tmp_path: Path, arguments: str | None, ending: tuple[str, dict[str, Any]]
+) -> None:
+    run = tmp_path / "it"
+    run.mkdir()
+    _events(run, ("run_started", {"continue_with": arguments}), ("planned", {"plan": {}}),
+            ("checkpoint", {"step": 5, "epoch": 0}), ending)  # fmt: skip
+    status = read_run_status(run)
+    assert (status.command == "") == (arguments is not None)
+    assert (arguments or "--resume auto") in status.advice
