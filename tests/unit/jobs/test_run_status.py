@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -397,3 +398,25 @@ def test_no_command_continues_a_run_that_python_code_started(
     status = read_run_status(run)
     assert (status.command == "") == (arguments is not None)
     assert (arguments or "--resume auto") in status.advice
+
+
+@pytest.mark.parametrize(
+    ("plans", "added"),
+    [
+        ([{"world_size": 1, "num_nodes": 1}], ""),
+        ([{"world_size": 2, "num_nodes": 1}], " --nproc-per-node 2"),
+        ([{"world_size": 2, "num_nodes": 1}, {"world_size": 4, "num_nodes": 1}], " --nproc-per-node 4"),
+        ([{"world_size": 8, "num_nodes": 2}], ""),
+        ([{}], ""),
+        ([{"world_size": "2", "num_nodes": 1}], ""),
+        ([None], ""),
+    ],
+)
+@pytest.mark.parametrize("name", ["it", "a run"])
+def test_the_command_continues_on_as_many_ranks(tmp_path: Path, name: str, plans: list[Any], added: str) -> None:
+    run = tmp_path / name
+    run.mkdir()
+    _events(run, *[event for plan in plans for event in (STARTED, ("planned", {"plan": plan}))],
+            ("checkpoint", {"step": 5, "epoch": 0}), STOPPED)  # fmt: skip
+    config_file = shlex.quote(f"{run}/config.yaml")
+    assert read_run_status(run).command == f"launcher fit --config {config_file} --resume auto{added}"
