@@ -73,11 +73,12 @@ def test_checkpoint_outside_of_runs_is_evaluated_in_a_new_run(tmp_path: Path) ->
 def test_config_of_a_named_run_is_used(
     run: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (run / "config.yaml").write_text(f"name: first\nruns_dir: {run.parent}\nseed: 77\n")
+    model = "model: {class_path: tests.support.toy.Noisy}\n"
+    (run / "config.yaml").write_text(f"name: first\nruns_dir: {run.parent}\nseed: 77\n{model}")
     named = ["--name", "first", "--runs-dir", str(run.parent)]
     inside = ["--checkpoint", str(run / "checkpoints" / "epoch=2.ckpt")]
     other = tmp_path / "other.yaml"
-    other.write_text("seed: 5\n")
+    other.write_text(f"seed: 5\n{model}")
     for given, seed in (
         (named, 77),
         (inside, 77),
