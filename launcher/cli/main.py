@@ -111,8 +111,12 @@ def _continue_run(rest: Sequence[str]) -> str:
     """The command that continues the run, or the run of the config, that is given first."""
     given = bool(rest) and not rest[0].startswith("-")
     run, options = (rest[0], rest[1:]) if given else ("NAME", rest)
-    config = run if run.endswith(CONFIG_FILES) else str(Path(run if "/" in run else f"runs/{run}") / "config.yaml")
-    return format_command(_DEFAULT, "--config", config, "--resume", "auto", *options)
+    if run.endswith(CONFIG_FILES):
+        return format_command(_DEFAULT, "--config", run, "--resume", "auto", *options)
+    from launcher.runs.continuation import make_recorded_command, read_recorded_plan
+
+    folder = Path(run if "/" in run else f"runs/{run}")
+    return format_command(*make_recorded_command(folder, read_recorded_plan(folder)).arguments, *options)
 
 
 def format_command(*arguments: str) -> str:

@@ -14,7 +14,7 @@ from launcher.core.distribution import describe_install
 from launcher.core.terminal import make_console
 from launcher.core.wrapping import escape_controls
 from launcher.loggers.wandb_sync import find_sync_command
-from launcher.runs.continuation import shorten
+from launcher.runs.continuation import RecordedCommand, make_recorded_command, read_recorded_plan, shorten
 from launcher.training.callbacks.progress_text import wrap_items
 from launcher.training.result import FitResult
 
@@ -50,8 +50,14 @@ def print_summary(result: FitResult, console: Console | None = None) -> None:
     first = "" if importlib.util.find_spec("matplotlib") else f"{describe_install('plot')} && "
     add("report", f"{first}python -m launcher report {shlex.quote(shorten(result.run))}")
     if result.checkpoint is not None:
-        config = shlex.quote(shorten(result.run / "config.yaml"))
-        add("continue", f"python -m launcher fit --config {config} --resume auto --trainer.{_reached_limit(result)} N")
+        add("continue", *_continue_lines(result))
+
+
+def _continue_lines(result: FitResult) -> list[str]:
+    command = make_recorded_command(result.run, read_recorded_plan(result.run))
+    longer = (*command.arguments, f"--trainer.{_reached_limit(result)}", "N")
+    text = f"python -m {RecordedCommand(longer).text}"
+    return [f"{command.place}:", text] if command.place else [text]
 
 
 def _reached_limit(result: FitResult) -> str:

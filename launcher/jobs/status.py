@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from launcher.jobs.backends.local import read_directory_status
 from launcher.jobs.backends.registry import find_backend
 from launcher.jobs.ending import Ending, EndingReader, combine_with_job
 from launcher.jobs.peak_memory import PeakMemoryReader
+from launcher.runs.continuation import make_recorded_command
 from launcher.runs.job_output import read_job_output
 from launcher.runs.script_record import is_script_run
 from launcher.runs.submission_record import read_records
@@ -74,7 +74,7 @@ class RunProgress:
 
     def __init__(self, events: Iterable[Mapping[str, Any]] = ()) -> None:
         self.attempts = 0
-        self.ranks = 1
+        self.plan: Mapping[str, Any] = {}
         self.metrics: dict[str, Any] = {}
         self.updated: float | None = None
         self.endings = EndingReader()
@@ -99,7 +99,8 @@ class RunProgress:
             self.updated = time
         self.attempts += kind == "run_started"
         if kind == "planned":
-            self.ranks = _find_ranks(event.get("plan"))
+            plan = event.get("plan")
+            self.plan = plan if isinstance(plan, dict) else {}
         metrics = event.get("metrics")
         if kind in ("first_step", "step", "epoch", "validation", "finished") and isinstance(metrics, dict):
             self.metrics.update(metrics)
@@ -135,6 +136,7 @@ def read_run_status(run: Path, job: JobStatus | None = None, progress: RunProgre
     peak = progress.memory.find_peak()
     is_over = state not in ("running", "queued", "requeued", "done")
     can_continue = record is None and ending.can_resume and is_over and not progress.endings.script_arguments
+    command = make_recorded_command(run, progress.plan) if can_continue else None
     return RunStatus(
         name=run.name,
         state=state,
@@ -146,8 +148,8 @@ def read_run_status(run: Path, job: JobStatus | None = None, progress: RunProgre
         checkpoint_step=progress.checkpoint_step,
         updated=progress.updated,
         reason=ending.reason,
-        advice=ending.advice,
-        command=_describe_command(run, progress.ranks) if can_continue else "",
+        advice=f"{ending.advice}, {command.place}" if command is not None and command.place else ending.advice,
+        command="" if command is None else command.text,
         peak_memory=peak.highest,
         peak_memory_of=peak.what if peak.highest is not None else "",
         is_script=is_script_run(run),
@@ -172,18 +174,6 @@ def read_job_statuses(records: Sequence[Record]) -> list[JobStatus]:
             statuses = [JobStatus("unknown", str(error))] * len(those)
         found.update(zip(those, statuses, strict=True))
     return [found[number] for number in range(len(records))]
-
-
-def _find_ranks(plan: Any) -> int:
-    """The ranks of a plan for one node; 1 if there are several nodes, which no command on one of them starts."""
-    ranks, nodes = (plan.get("world_size"), plan.get("num_nodes")) if isinstance(plan, dict) else (None, None)
-    return ranks if type(ranks) is int and nodes == 1 else 1
-
-
-def _describe_command(run: Path, ranks: int) -> str:
-    """The command that continues a run on as many ranks: the config may leave their number to the machine."""
-    command = f"launcher fit --config {shlex.quote(str(run / 'config.yaml'))} --resume auto"
-    return f"{command} --nproc-per-node {ranks}" if ranks > 1 else command
 
 
 def _describe_job(record: Record) -> str:

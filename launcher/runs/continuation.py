@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
 import shlex
@@ -10,14 +11,20 @@ import sys
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from launcher.checkpoint.manifest import read_step
 from launcher.core.errors import Interrupted, describe_stop_signal
 from launcher.core.secrets import hide_in_arguments
 from launcher.runs.selection import find_last_checkpoint
 from launcher.runs.submission_record import FOLDER as SUBMISSIONS
+from launcher.runs.submission_record import read_records
 
 _PROGRAM = "launcher"
+# torchrun's default port of a rendezvous.
+_PORT = 29400
+# The back end of `submit` that needs no `--cluster`.
+_SLURM = "slurm"
 # The name of a run that was given none: date, time and a part of the config's digest.
 _MADE_NAME = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}(-\d+)?")
 
@@ -92,12 +99,84 @@ def find_command_to_continue(run: Path | None, *, has_checkpoint: bool = True, h
         return None
     if run is not None and any(f"/{SUBMISSIONS}/" in argument for argument in command):
         # The job's own command reads a file of the submission.
-        command = ["python", "-m", _PROGRAM, "submit", "--config", shorten(run / "config.yaml")]
+        recorded = make_recorded_command(run, read_recorded_plan(run))
+        command = ["python", "-m", _PROGRAM, *_without_options(recorded.arguments, {"--resume"})]
     if run is None or (not has_checkpoint and (not has_trained or _MADE_NAME.fullmatch(run.name))):
         return format_command(command, {})
     if has_checkpoint:
         return format_command(command, {"--name": run.name, "--resume": "auto"})
     return format_command(command, {"--name": find_free_name(run), "--resume": "none"})
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedCommand:
+    """The command that continues a run on the ranks that it had, by the records in its directory.
+
+    Attributes:
+        arguments: those of the launcher.
+        nodes: on how many nodes the user gives it.
+    """
+
+    arguments: tuple[str, ...]
+    nodes: int = 1
+
+    @property
+    def text(self) -> str:
+        """The command for a shell."""
+        return shlex.join([_PROGRAM, *self.arguments])
+
+    @property
+    def place(self) -> str:
+        """Where the command is given, if that is not one machine."""
+        return f"on each of the {self.nodes} nodes" if self.nodes > 1 else ""
+
+
+def make_recorded_command(run: Path, plan: Mapping[str, Any]) -> RecordedCommand:
+    """The command that continues a run that `launcher fit`, torchrun or a job started.
+
+    Its config may leave the number of ranks to the machine, so the command has them, from the plan of the last attempt.
+    A plan that does not state them, as in a damaged file, adds no option.
+    """
+    config = ("--config", shorten(run / "config.yaml"))
+    ranks = _read_ranks(plan)
+    nodes, per_node = ranks or (1, 1)
+    has_devices = ranks is not None and plan.get("device_kind", "cpu") != "cpu"
+    records = read_records(run)
+    if records:
+        cluster = str(records[-1].get("cluster") or _SLURM)
+        options = () if nodes == 1 else ("--nodes", str(nodes))
+        if cluster != _SLURM:
+            options += ("--cluster", cluster)
+        elif has_devices:
+            # The config of a job states its ranks, but not that it needs their GPUs.
+            options += ("--gpus-per-node", str(per_node))
+        return RecordedCommand(("submit", *config, "--resume", "auto", *options))
+    options = ()
+    if nodes > 1:
+        hosts = plan.get("hosts")
+        host = hosts[0] if isinstance(hosts, list | tuple) and hosts else "HOST"
+        options = ("--nnodes", str(nodes), "--rdzv-endpoint", f"{host}:{_PORT}")
+    # Without the option a machine without GPUs starts one rank, and another one a rank for each GPU.
+    if per_node > 1 or nodes > 1 or has_devices:
+        options += ("--nproc-per-node", str(per_node))
+    return RecordedCommand(("fit", *config, "--resume", "auto", *options), nodes)
+
+
+def _read_ranks(plan: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Nodes and ranks on each node; None if the plan does not state them."""
+    ranks, nodes = plan.get("world_size"), plan.get("num_nodes")
+    if not isinstance(ranks, int) or not isinstance(nodes, int) or not 0 < nodes <= ranks or ranks % nodes:
+        return None
+    return nodes, ranks // nodes
+
+
+def read_recorded_plan(run: Path) -> Mapping[str, Any]:
+    """The plan of the run's last attempt as plain values; empty if there is none that can be read."""
+    try:
+        plan = json.loads((run / "plan.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return plan if isinstance(plan, dict) else {}
 
 
 def find_free_name(run: Path) -> str:

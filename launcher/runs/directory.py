@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import secrets
+import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -134,9 +135,11 @@ def _lock(path: Path, previous_owner: str | None) -> RunLock:
 def _keep_config(path: Path, config: RunConfig) -> None:
     file = path / "config.yaml"
     kept = dataclasses.replace(config, name=path.name, resume="none", resume_trust=False)
-    text = f"# python -m launcher fit --config {file} --resume auto\n" + kept.to_yaml(os.environ)
+    # The number of ranks is not known here, so the command that continues the run is not, either.
+    header = f"# how the run ended, and the command that continues it: launcher status {shlex.quote(str(path))}\n"
+    text = header + kept.to_yaml(os.environ)
     before = file.read_text(encoding="utf-8") if file.exists() else text
-    if before != text:
+    if before.partition("\n")[2] != text.partition("\n")[2]:
         # Keep a copy of the old config first: a full disk must not leave the run without one.
         write_file(path / f"config-until-{time.strftime('%Y%m%d-%H%M%S')}.yaml", before)
     write_file(file, text)

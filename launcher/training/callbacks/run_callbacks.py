@@ -68,7 +68,7 @@ def run_callbacks(ctx: RunContext, parts: RunParts, event_writer: EventWriter) -
         *([] if wandb is None else [WandbStarter(wandb.values, parts.described, notice)]),
         monitor,
         BufferMonitor(monitor.alert, events, notice),
-        PlanRecorder(ctx.plan),
+        PlanRecorder(ctx.plan, notice, keeps_batch=config.global_batch_size is not None),
         event_writer,
         *heartbeat_callbacks(ctx.status),
         RandomStates(notice),

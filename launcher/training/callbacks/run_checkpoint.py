@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import os
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from launcher.core.errors import ConfigError, Problem
 from launcher.core.wrapping import escape_controls
 from launcher.planning.plan import Plan
 from launcher.training.loops.epoch_loop import after_batch
+from strategies.batch import BatchSplit
 
 
 class CheckpointAfterBatch(ModelCheckpoint):
@@ -113,16 +115,44 @@ class LastCheckpointWriter(pl.Callback):
 
 
 class PlanRecorder(pl.Callback):
-    """Writes precision, strategy and number of ranks into each checkpoint, for the run that resumes from it."""
+    """Writes precision, strategy and number of ranks into each checkpoint, for the run that resumes from it.
 
-    def __init__(self, plan: Plan) -> None:
+    The resumed run gets a notice if the batch of a step changes with the number of ranks: `keeps_batch` is whether the
+    user fixed `global_batch_size`.
+    """
+
+    def __init__(self, plan: Plan, notice: Callable[[str], None], *, keeps_batch: bool) -> None:
         self._record = make_record(plan.precision, plan.strategy.name, plan.world_size)
+        self._batch, self._notice, self._keeps_batch = plan.batch, notice, keeps_batch
 
     @override
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint[RECORD] = dict(self._record)
+
+    @override
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        record = checkpoint.get(RECORD)
+        # Checkpoints of other programs have no record.
+        ranks = record.get("world_size") if isinstance(record, Mapping) else None
+        if isinstance(ranks, int) and ranks != self._batch.world_size and not self._keeps_batch:
+            self._notice(describe_other_batch(ranks, self._batch))
+
+
+def describe_other_batch(before: int, batch: BatchSplit) -> str:
+    """The notice that a run continues on another number of ranks than the `before` ones of its checkpoint."""
+    now = batch.global_batch_size
+    old = dataclasses.replace(batch, world_size=before).global_batch_size
+    sizes = "" if now is None else f" from {old} to {now} samples"
+    size = "the former size" if old is None else str(old)
+    ranks = f"{before} rank{'' if before == 1 else 's'}"
+    return (
+        f"the checkpoint was trained on {ranks} and this run has {batch.world_size}: the batch of a step "
+        f"changes{sizes}; continue on {ranks}, or set global_batch_size to {size}"
+    )
 
 
 def describe_unknown_monitor(monitor: str, logged: Sequence[str]) -> str:

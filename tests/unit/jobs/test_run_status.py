@@ -406,7 +406,10 @@ def test_no_command_continues_a_run_that_python_code_started(
         ([{"world_size": 1, "num_nodes": 1}], ""),
         ([{"world_size": 2, "num_nodes": 1}], " --nproc-per-node 2"),
         ([{"world_size": 2, "num_nodes": 1}, {"world_size": 4, "num_nodes": 1}], " --nproc-per-node 4"),
-        ([{"world_size": 8, "num_nodes": 2}], ""),
+        (
+            [{"world_size": 8, "num_nodes": 2, "hosts": ["a", "b"]}],
+            " --nnodes 2 --rdzv-endpoint a:29400 --nproc-per-node 4",
+        ),
         ([{}], ""),
         ([{"world_size": "2", "num_nodes": 1}], ""),
         ([None], ""),

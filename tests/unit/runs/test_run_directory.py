@@ -43,7 +43,7 @@ def test_folders_are_0700_and_files_0600_for_any_umask(runs: Path) -> None:
 def test_a_new_run_stores_a_config_that_resumes_it(runs: Path) -> None:
     run = ended(open_run_directory(config(runs, seed=7)))
     text = (run.path / "config.yaml").read_text()
-    assert text.splitlines()[0] == f"# python -m launcher fit --config {run.path}/config.yaml --resume auto"
+    assert text.splitlines()[0] == f"# how the run ended, and the command that continues it: launcher status {run.path}"
     assert yaml.safe_load(text) == config(runs, seed=7).to_dict()
     assert (run.is_new, run.resume_from, run.name) == (True, None, "first")
     assert run.log_file(3) == run.path / "logs" / "rank-3.log"
