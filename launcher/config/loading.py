@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from launcher.config.cli_script import find_cli_script
 from launcher.config.command_line import describe_lost_values, find_class_flags, read_overrides, split_arguments
 from launcher.config.config_file import read_config_file
 from launcher.config.deepspeed_file import with_deepspeed_file
@@ -209,10 +210,18 @@ def _class_problems(values: Mapping[str, Any]) -> list[Problem]:
             problems.append(Problem(f"{key}.init_args", f"given {arguments!r}; expected a mapping of arguments"))
         elif path is None:
             given = f"given arguments {', '.join(map(str, arguments))} without a class"
-            problems.append(Problem(key, f"{given}; add class_path, or --{key} my_pkg.MyClass"))
+            problems.append(Problem(key, f"{given}; {_suggest_class(key)}"))
         elif not _names_class(path, short=key not in ("model", "data")):
             problems.append(Problem(f"{key}.class_path", f"given {path!r}; {_suggest_import_path(path)}"))
     return problems
+
+
+def _suggest_class(key: str) -> str:
+    """The advice for arguments without a class, as in a file of a LightningCLI script that fixes its classes."""
+    script = find_cli_script(Path.cwd()) if key in ("model", "data") else None
+    if script is None or key not in script.classes:
+        return f"add --{key} my_pkg.MyClass, or {key}.class_path in the file"
+    return f"{script.path.name} has the class: add --{key} {script.classes[key]}"
 
 
 def _names_class(path: Any, *, short: bool) -> bool:

@@ -112,7 +112,10 @@ def test_an_impossible_yaml_value_is_reported_with_its_file(tmp_path: Path, text
         ("model: {init_args: 3}", Problem("model.init_args", "given 3; expected a mapping of arguments")),
         (
             "model: {init_args: {1: 2}}",
-            Problem("model", "given arguments 1 without a class; add class_path, or --model my_pkg.MyClass"),
+            Problem(
+                "model",
+                "given arguments 1 without a class; add --model my_pkg.MyClass, or model.class_path in the file",
+            ),
         ),
         (
             "wandb: disabled\ntrainer: {logger: false}",
