@@ -97,10 +97,13 @@ def find_command_to_continue(run: Path | None, *, has_checkpoint: bool = True, h
     command = find_command(sys.orig_argv, os.environ, _read_parent_command())
     if command is None:
         return None
-    if run is not None and any(f"/{SUBMISSIONS}/" in argument for argument in command):
-        # The job's own command reads a file of the submission.
+    if run is not None:
         recorded = make_recorded_command(run, read_recorded_plan(run))
-        command = ["python", "-m", _PROGRAM, *_without_options(recorded.arguments, {"--resume"})]
+        # The job's own command reads a file of the submission.
+        is_job = any(f"/{SUBMISSIONS}/" in argument for argument in command)
+        # mpirun and the like are not in the command of a rank.
+        if is_job or (recorded.nodes == 1 and _is_rank_of_another_program(os.environ)):
+            command = ["python", "-m", _PROGRAM, *_without_options(recorded.arguments, {"--resume"})]
     if run is None or (not has_checkpoint and (not has_trained or _MADE_NAME.fullmatch(run.name))):
         return format_command(command, {})
     if has_checkpoint:
@@ -177,6 +180,11 @@ def read_recorded_plan(run: Path) -> Mapping[str, Any]:
     except (OSError, ValueError):
         return {}
     return plan if isinstance(plan, dict) else {}
+
+
+def _is_rank_of_another_program(env: Mapping[str, str]) -> bool:
+    """Whether neither torchrun nor the launcher has started this rank, which is one of several."""
+    return "TORCHELASTIC_RUN_ID" not in env and env.get("WORLD_SIZE", "1") != "1"
 
 
 def find_free_name(run: Path) -> str:

@@ -167,6 +167,20 @@ def test_the_command_after_a_signal_to_a_job_has_its_ranks(
     assert command.endswith("--name it --resume auto")
 
 
+@pytest.mark.parametrize("size", [None, "1", "2"])
+def test_the_command_after_a_signal_to_ranks_of_mpirun_has_their_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: str | None
+) -> None:
+    run = Start(int(size or 2)).make_run(tmp_path)
+    monkeypatch.setattr("sys.orig_argv", ["python", "-m", "launcher", "fit", "--config", "run.yaml", "--name", "it"])
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if size is not None:
+        monkeypatch.setenv("WORLD_SIZE", size)
+    own = f"{run}/config.yaml --nproc-per-node 2" if size == "2" else "run.yaml"
+    assert find_command_to_continue(run) == f"python -m launcher fit --config {own} --name it --resume auto"
+
+
 @pytest.mark.parametrize("plan", [{}, {"world_size": 3, "num_nodes": 2}, {"world_size": "2", "num_nodes": 1}])
 def test_a_plan_without_ranks_adds_no_option(tmp_path: Path, plan: dict[str, object]) -> None:
     command = make_recorded_command(tmp_path, plan)
