@@ -234,10 +234,11 @@ def test_a_script_with_a_config_is_answered_without_it(capsys: pytest.CaptureFix
 
 def test_an_argument_of_the_configs_optimizer_is_suggested(capsys: pytest.CaptureFixture[str]) -> None:
     optimizers = ["--optimizer", "AdamW", "--lr_scheduler", "StepLR"]
-    model = ["--model", "tests.support.toy.Toy"]
-    assert "did you mean --model.init_args.lr 3 or --optimizer.init_args.lr 3?" in error(capsys, *model, *optimizers, "--lr", "3")
-    assert "--lr_scheduler.init_args.step_size 3" in error(capsys, *model, *optimizers, "--step_sizes", "3")
-    assert "init_args.params" not in error(capsys, *model, *optimizers, "--params", "3")
+    given = ["--model", "tests.support.toy.Toy", *optimizers]
+    both = "did you mean --model.init_args.lr 3 or --optimizer.init_args.lr 3?"
+    assert both in error(capsys, *given, "--lr", "3")
+    assert "--lr_scheduler.init_args.step_size 3" in error(capsys, *given, "--step_sizes", "3")
+    assert "init_args.params" not in error(capsys, *given, "--params", "3")
 
 
 def test_a_script_is_submitted_with_its_option() -> None:
