@@ -1,8 +1,33 @@
-"""The collectives that this rank has entered, as torch counts and records them; torch is imported by then."""
+"""The process groups of this rank, and the collectives that it has entered, as torch counts and records them."""
 
 from __future__ import annotations
 
+import functools
+import sys
 from typing import Any
+
+# Destroyed groups.
+_kept: list[Any] = []
+
+
+def keep_process_groups() -> None:
+    """Keep destroyed process groups in memory until this process ends, if torch is imported already.
+
+    A thread of gloo may hold the last reference to a tensor, and needs Python's lock (GIL) to release it. The main
+    thread holds that lock while it frees a group and joins the group's threads: they would wait for each other.
+    """
+    c10d: Any = sys.modules.get("torch.distributed.distributed_c10d")
+    if c10d is None:
+        return
+    destroy: Any = c10d.destroy_process_group
+
+    @functools.wraps(destroy)
+    def destroy_and_keep(group: Any = None) -> None:
+        _kept.extend(each for each in c10d._world.pg_map if each not in _kept)
+        destroy(group)
+
+    for module in (c10d, sys.modules["torch.distributed"]):
+        vars(module)["destroy_process_group"] = destroy_and_keep
 
 
 def count_default_group() -> int:
