@@ -21,6 +21,7 @@ class EventKind:
 
 
 _STEP = "optimizer steps done"
+_FAILED_STEP = "optimizer steps done by the rank; null before the training"
 _HOST = "host of the rank"
 _CHECKPOINT = "path of the run's last valid checkpoint; null if none"
 _CHECKPOINT_STEP = "optimizer steps of this checkpoint; null if not known, or without one"
@@ -35,6 +36,7 @@ EVENT_KINDS: Mapping[str, EventKind] = MappingProxyType({
         "config_digest": "SHA-256 of the config",
         "wandb_id": "id of the W&B run",
         "host": "host of rank 0",
+        "continue_with": "arguments with which a script continues the run; null if a command started it",
         "versions": "version of each library",
     }),
     "planned": EventKind("The plan of the attempt.", {"plan": "the same content as `plan.json`"}),
@@ -49,7 +51,11 @@ EVENT_KINDS: Mapping[str, EventKind] = MappingProxyType({
     "notice": EventKind("A notice to the user, also printed on the terminal.", {"message": "text of the notice"}),
     "resumed": EventKind("The attempt continues from a checkpoint.", {"checkpoint": "path of the checkpoint"}),
     "training_started": EventKind("Lightning's training loop starts.", {"step": _STEP, "epoch": "current epoch"}),
-    "first_step": EventKind("The first optimizer step of the attempt is done.", {"step": _STEP}),
+    "first_step": EventKind("The first optimizer step of the attempt is done.", {
+        "step": _STEP,
+        "metrics": "logged metrics",
+        "learning_rate": "learning rate of each optimizer",
+    }),
     "step": EventKind("Metrics at a logging interval.", {
         "step": _STEP,
         "epoch": "current epoch",
@@ -121,6 +127,7 @@ EVENT_KINDS: Mapping[str, EventKind] = MappingProxyType({
         "exit_code": "of a script (`launcher run`): 0 if all its ranks ended so",
     }),
     "failed": EventKind("The attempt ended with an error.", {
+        "step": _FAILED_STEP,
         "host": _HOST,
         "error": "text of the error",
         "reason": _WHY_FAILED,
@@ -131,6 +138,7 @@ EVENT_KINDS: Mapping[str, EventKind] = MappingProxyType({
         "free_bytes": "free space there; null if not known",
     }),
     "out_of_memory": EventKind("A rank ran out of memory.", {
+        "step": _FAILED_STEP,
         "host": _HOST,
         "strategy": "strategy of the attempt",
         "next": "strategy that needs less memory; null if there is none",

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from launcher.core.event_text import as_text, remove_end, signal_name, summarize_error
+from launcher.core.python_terms import to_python_terms
+from launcher.jobs.steps import StepReader
 from strategies.units import format_bytes
 
 State = Literal["done", "stopped", "failed", "cancelled", "ended"]
@@ -90,19 +92,24 @@ class EndingReader:
         self._missing: Event | None = None
         self._has_checkpoint = False
         self._is_script = True
-        self.step = 0
+        self.script_arguments = ""  # with which a script continues the run; empty for a command
+        self._steps = StepReader()
         self.checkpoint_step: int | None = None
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self._steps.step or 0
 
     def add(self, event: Event) -> None:
         """Add one event, in the order of the file."""
         kind = event.get("kind")
         step = event.get("step")
-        # Minus one before the training.
-        if type(step) is int and step >= 0:
-            self.step = max(self.step, step) if kind == "checkpoint" else step
+        self._steps.add(event)
         if kind == "checkpoint":
             self.checkpoint_step = step if type(step) is int else 0
         elif kind == "run_started":
+            self.script_arguments = as_text(event.get("continue_with"))
             self._finished = self._interrupted = self._failed = self._by_agent = self._hang = self._missing = None
         elif kind == "finished":
             self._finished = event
@@ -165,15 +172,19 @@ class EndingReader:
         return self.checkpoint_step is not None and not is_lost and not self._is_script
 
     def _advise(self, first: str) -> str:
+        again = f"run the script again with {self.script_arguments}" if self.script_arguments else "--resume auto"
+        again = again if self._can_resume else "run it again"
         if not first:
-            return "--resume auto continues it" if self._can_resume else "run it again"
-        return f"{first}; then {'--resume auto' if self._can_resume else 'run it again'}"
+            return "--resume auto continues it" if again == "--resume auto" else again
+        return f"{first}; then {again}"
 
     def _describe_finish(self, event: Event) -> Ending:
         reason = as_text(event.get("reason"))
         # A plain script reports no steps.
         default = "done" if event.get("step") is None else "done after {steps}"
         text, advice = _FINISHED.get(reason, (default, ""))
+        if self.script_arguments:
+            text, advice = to_python_terms(text), to_python_terms(advice)
         epochs = event.get("epoch")
         values = {
             "steps": _count(event.get("step"), "step"),

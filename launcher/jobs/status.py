@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,7 @@ class RunProgress:
 
     def __init__(self, events: Iterable[Mapping[str, Any]] = ()) -> None:
         self.attempts = 0
+        self.ranks = 1
         self.metrics: dict[str, Any] = {}
         self.updated: float | None = None
         self.endings = EndingReader()
@@ -96,8 +98,10 @@ class RunProgress:
         if isinstance(time, int | float):
             self.updated = time
         self.attempts += kind == "run_started"
+        if kind == "planned":
+            self.ranks = _find_ranks(event.get("plan"))
         metrics = event.get("metrics")
-        if kind in ("step", "epoch", "validation", "finished") and isinstance(metrics, dict):
+        if kind in ("first_step", "step", "epoch", "validation", "finished") and isinstance(metrics, dict):
             self.metrics.update(metrics)
         self.endings.add(event)
         self.memory.add(event)
@@ -129,7 +133,8 @@ def read_run_status(run: Path, job: JobStatus | None = None, progress: RunProgre
         ending = progress.endings.describe_unreported()
     state, detail, ending = _combine(job, ending or Ending("ended", "", ""), starts)
     peak = progress.memory.find_peak()
-    can_continue = record is None and ending.can_resume and state not in ("running", "queued", "requeued", "done")
+    is_over = state not in ("running", "queued", "requeued", "done")
+    can_continue = record is None and ending.can_resume and is_over and not progress.endings.script_arguments
     return RunStatus(
         name=run.name,
         state=state,
@@ -142,7 +147,7 @@ def read_run_status(run: Path, job: JobStatus | None = None, progress: RunProgre
         updated=progress.updated,
         reason=ending.reason,
         advice=ending.advice,
-        command=f"launcher fit --config {run / 'config.yaml'} --resume auto" if can_continue else "",
+        command=_describe_command(run, progress.ranks) if can_continue else "",
         peak_memory=peak.highest,
         peak_memory_of=peak.what if peak.highest is not None else "",
         is_script=is_script_run(run),
@@ -167,6 +172,18 @@ def read_job_statuses(records: Sequence[Record]) -> list[JobStatus]:
             statuses = [JobStatus("unknown", str(error))] * len(those)
         found.update(zip(those, statuses, strict=True))
     return [found[number] for number in range(len(records))]
+
+
+def _find_ranks(plan: Any) -> int:
+    """The ranks of a plan for one node; 1 if there are several nodes, which no command on one of them starts."""
+    ranks, nodes = (plan.get("world_size"), plan.get("num_nodes")) if isinstance(plan, dict) else (None, None)
+    return ranks if type(ranks) is int and nodes == 1 else 1
+
+
+def _describe_command(run: Path, ranks: int) -> str:
+    """The command that continues a run on as many ranks: the config may leave their number to the machine."""
+    command = f"launcher fit --config {shlex.quote(str(run / 'config.yaml'))} --resume auto"
+    return f"{command} --nproc-per-node {ranks}" if ranks > 1 else command
 
 
 def _describe_job(record: Record) -> str:

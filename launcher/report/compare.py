@@ -138,7 +138,7 @@ def metrics_section(runs: Mapping[str, Run]) -> Section | None:
     for number, name in enumerate(names[:_MOST_PLOTS]):
         curves = [
             Curve(label if i < MOST_COLORED else "", to_curve(run.metrics[name], "").lines,
-                  points=run.metrics[name].source != "step", **_color(i))
+                  points=run.metrics[name].is_sparse, **_color(i))
             for i, (label, run) in enumerate(runs.items()) if name in run.metrics
         ]  # fmt: skip
         axes = CurveAxes(f"metric-{number}", name, "", 1.9, is_small=True, points=100)

@@ -202,7 +202,7 @@ def _compress(body: str, digits: int) -> str:
 def set_step_axis(axes: Any) -> None:
     """Make the horizontal axis one of optimizer steps."""
     axes.set_xlabel("optimizer step")
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 

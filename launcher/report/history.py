@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from launcher.core.event_text import as_text, describe_event
+from launcher.jobs.steps import StepReader
 from launcher.report.records import (
     AlertRecord,
     AttemptRecord,
@@ -78,6 +79,7 @@ class _AttemptReader:
         self._checkpoints: list[tuple[int, float]] = []
         self._lines: list[EventLine] = []
         self._last_event = started
+        self._done = StepReader()
 
     def add(self, event: Mapping[str, Any], kind: str, time: float, rank: int) -> None:
         """Add one event; raises `ValueError` if a field is missing or has another type."""
@@ -102,6 +104,9 @@ class _AttemptReader:
             self._known["start_step"] = _as_count(event.get("step"))
         elif kind == "first_step":
             self._known.setdefault("first_step_time", time)
+            # Older versions recorded no metrics at the first step.
+            if event.get("metrics") or event.get("learning_rate"):
+                self._add_step(event)
         elif kind == "finished":
             self._known.update(outcome="finished", detail=describe_event(event, kind), failed_rank=None,
                                exit_code=0)  # fmt: skip
@@ -111,13 +116,10 @@ class _AttemptReader:
             self._add_end(event, kind, rank)
         if kind not in _BETWEEN_ATTEMPTS:
             self._last_event = max(self._last_event, time)
-        step = event.get("step")
-        if type(step) is not int:
-            step = None
-        else:
-            # An interrupted rank records the step that it stopped at, so the last event counts.
-            self._known["end_step"] = step
+        self._done.add(event)
         if kind not in _WITHOUT_LINE:
+            step = event.get("step")
+            step = step if type(step) is int and step >= 0 else None
             self._lines.append(EventLine(time, rank, describe_event(event, kind), step))
 
     def finish(self) -> AttemptRecord:
@@ -125,6 +127,7 @@ class _AttemptReader:
         return dataclasses.replace(
             self._attempt,
             last_event=self._last_event,
+            end_step=self._done.step,
             steps=tuple(self._steps),
             rank_table=_make_rank_table(self._intervals),
             validations=tuple(self._validations),

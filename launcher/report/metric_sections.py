@@ -12,8 +12,8 @@ from launcher.report.metric_pairs import MetricGroup, group_metrics
 from launcher.report.metrics import Metric, find_loss, find_validation_loss, summarize_metric
 from launcher.report.page import Section, Table
 from launcher.report.plots import Curve, CurveAxes, draw_curves
-from launcher.report.source import Run
-from launcher.report.units import format_count, format_number
+from launcher.report.source import Run, conform
+from launcher.report.units import format_count, format_number, join_names
 
 _MOST_RATES = 6
 # More curves cannot be distinguished in one plot.
@@ -24,7 +24,9 @@ _PART = 24
 # A page with more would be too large to open; the table has the other metrics.
 _MOST_PLOTS = 400
 _MOST_ROWS_OPEN = 12
-_SOURCES = {"step": "logging intervals", "validation": "validations", "epoch": "epochs", "end": "the end",
+# Lightning's `log_every_n_steps`.
+_LOGGING_INTERVAL = 50
+_SOURCES = {"step": "logged steps", "validation": "validations", "epoch": "epochs", "end": "the end",
             "evaluation": "an evaluation"}  # fmt: skip
 METRIC_TERMS = {
     "lowest, highest": "of all values that are finite, with the optimizer step",
@@ -45,7 +47,7 @@ def loss_section(run: Run) -> Section:
     """The loss of training and validation, and the learning rate."""
     history, loss = run.history, find_loss(run.metrics)
     if loss is None:
-        return Section("loss", "Loss and learning rate", {"steps": history.last_step}, "no_loss")
+        return _no_loss_section(run)
     names = _loss_names(run.metrics)
     curves = [to_curve(run.metrics[name], name) for name in names]
     groups = [series.learning_rate_lines(a) for a in history.attempts]
@@ -65,12 +67,32 @@ def loss_section(run: Run) -> Section:
         "name": loss,
         "first": values[0],
         "last": values[-1],
+        "count": len(values),
         "lowest": None if summary is None else summary.lowest,
-        "has_trend": any(len(line.steps) > 30 for curve in curves if curve.trend for line in curve.lines),
+        "has_trend": any(curve.has_trend for curve in curves),
         "rates": draw_curves(rate_axes, rates, history.restart_steps) if rates else None,
         "rate_range": (min(every_rate), max(every_rate)) if rates else None,
+        "interval": _read_interval(run),
+        "has_intervals": history.seconds_per_step is not None,
     }
     return Section("loss", "Loss and learning rate", view)
+
+
+def _read_interval(run: Run) -> int:
+    """Steps from one logging interval to the next."""
+    given = conform(run.config.get("trainer"), {"log_every_n_steps": float})["log_every_n_steps"]
+    return int(given or _LOGGING_INTERVAL)
+
+
+def _no_loss_section(run: Run) -> Section:
+    """Why no metric is known: the model logged none, or the run ended before one was recorded."""
+    attempts = run.history.attempts
+    view = {
+        "steps": run.history.last_step,
+        "is_logged": any(a.outcome == "finished" or a.validations or a.epochs for a in attempts),
+        "interval": _read_interval(run),
+    }
+    return Section("loss", "Loss and learning rate", view, "no_loss")
 
 
 def _loss_names(metrics: Mapping[str, Metric]) -> list[str]:
@@ -132,8 +154,7 @@ def _format_last(metric: Metric) -> str:
 
 def to_curve(metric: Metric, label: str) -> Curve:
     """The metric as a curve: a line with its trend, or points where there are few values."""
-    has_many = metric.source == "step"
-    return Curve(label, metric.lines, trend=has_many, points=not has_many)
+    return Curve(label, metric.lines, trend=not metric.is_sparse, points=metric.is_sparse)
 
 
 def _metric_table(metrics: Mapping[str, Metric]) -> Table:
@@ -145,9 +166,14 @@ def _metric_table(metrics: Mapping[str, Metric]) -> Table:
         cells = [("\u2013", None) if point is None else (format_number(point[0]), point[1])
                  for point in (summary.last, summary.lowest, summary.highest)]  # fmt: skip
         rows.append((name, cells[0][0], *map(_format_point, cells[1:]),
-                     f"{format_count(summary.count)} at {_SOURCES[metrics[name].source]}"))  # fmt: skip
+                     f"{format_count(summary.count)} at {_describe_sources(metrics[name])}"))  # fmt: skip
     return Table("Last, lowest and highest value of each metric", ("metric", "last", "lowest", "highest", "values"),
                  rows, (1, 2, 3), (4,), terms=METRIC_TERMS)  # fmt: skip
+
+
+def _describe_sources(metric: Metric) -> str:
+    sources = {metric.source, *metric.more_sources}
+    return join_names([text for source, text in _SOURCES.items() if source in sources])
 
 
 def _format_point(point: tuple[str, int | None]) -> dict[str, str] | str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +20,8 @@ MOST_ATTEMPTS = 40
 _MOST_MARKS = 200
 # More markers on a line hide it.
 _MOST_MARKED = 60
+# The trend of fewer values would lie on them: it is a mean over three values in a hundred.
+LEAST_FOR_TREND = 61
 # Marker of matplotlib, colour, shape of the legend's entry, and label of each end.
 _ENDS = {
     "finished": ("o", GOOD, "circle", "finished"),
@@ -48,6 +50,19 @@ class Curve:
     points: bool = False
     series: int | None = None
     is_background: bool = False
+
+    @property
+    def has_trend(self) -> bool:
+        """Whether a trend is drawn beside the values."""
+        return self.trend and any(len(part.steps) >= LEAST_FOR_TREND for part, _ in self.split())
+
+    def split(self) -> Iterator[tuple[Line, bool]]:
+        """Each line in two parts, without empty ones, and whether a later attempt did its steps again."""
+        for attempt, line in enumerate(self.lines):
+            later = min((other.steps[0] for other in self.lines[attempt + 1 :] if len(other.steps)), default=math.inf)
+            for mask, is_repeated in ((line.steps < later, False), (line.steps >= later, True)):
+                if mask.any():
+                    yield Line(line.steps[mask], line.values[mask]), is_repeated
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +107,10 @@ def draw_curves(spec: CurveAxes, curves: Sequence[Curve], restarts: Sequence[flo
             style = {"color": SERIES[number % len(SERIES)], "linestyle": DASHES[dash]}
             if curve.is_background:
                 style = {"color": MUTED, "linestyle": DASHES[0], "zorder": 1.5}
-            for attempt, line in enumerate(curve.lines):
+            for part, is_repeated in curve.split():
                 # Steps that a later attempt did again are faint.
-                later = min((o.steps[0] for o in curve.lines[attempt + 1 :] if len(o.steps)), default=math.inf)
-                for mask, alpha in ((line.steps < later, 0.4 if curve.is_background else 1.0),
-                                    (line.steps >= later, 0.35)):  # fmt: skip
-                    if mask.any():
-                        part = Line(line.steps[mask], line.values[mask])
-                        _draw_line(axes, spec, curve, part, {**style, "alpha": alpha})
+                alpha = 0.35 if is_repeated else 0.4 if curve.is_background else 1.0
+                _draw_line(axes, spec, curve, part, {**style, "alpha": alpha})
             if curve.label:
                 shape = "points" if curve.points else "line"
                 keys.append(Key(curve.label, style["color"], shape, 0 if curve.is_background else dash))
@@ -117,7 +128,7 @@ def _draw_line(axes: Any, spec: CurveAxes, curve: Curve, line: Line, style: dict
     if is_marked or len(line.steps) == 1:
         axes.plot(shown.steps, shown.values, linewidth=1.6, marker="o", markersize=5, markerfacecolor=SURFACE,
                   markeredgecolor=style["color"], markeredgewidth=1.8, **style)  # fmt: skip
-    elif curve.trend and len(line.steps) > 30:
+    elif curve.trend and len(line.steps) >= LEAST_FOR_TREND:
         axes.plot(shown.steps, shown.values, color=style["color"], linewidth=0.8, alpha=0.45 * style["alpha"])
         trend = decimate((smooth_by_medians if spec.kind == "time" else smooth)(line), spec.points)
         axes.plot(trend.steps, trend.values, linewidth=2.0, **style)

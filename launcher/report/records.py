@@ -16,7 +16,7 @@ Outcome = Literal["finished", "failed", "interrupted", "running", "unknown"]
 
 
 class Step(NamedTuple):
-    """What rank 0 logged at one logging interval; a tuple, because a long run has 100,000 of them.
+    """What rank 0 logged at the first step or a logging interval; a tuple, because a long run has 100,000 of them.
 
     Attributes:
         step: optimizer steps done.

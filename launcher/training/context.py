@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,14 @@ class RunContext:
         from launcher.checkpoint.reader import Trust
 
         return Trust(self.run.path, everywhere=self.config.resume_trust)
+
+    @property
+    def arguments_to_continue(self) -> str | None:
+        """The arguments with which a script continues the run; None for a command."""
+        name = json.dumps(self.run.name)
+        if self.given is not None:
+            return f'train(..., name={name}, resume_from_checkpoint="auto")'
+        return f'name={name} and resume="auto" in the config' if self.stays_open else None
 
     @property
     def attempt_store(self) -> Any:

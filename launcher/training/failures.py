@@ -32,6 +32,7 @@ from strategies.choice import StrategyError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from launcher.training.stop.progress import StopProgress
     from launcher.training.stop.signals import SignalListener
 
 # What torch reports when a loader's worker has ended.
@@ -122,26 +123,27 @@ def record_ending(ctx: RunContext) -> Iterator[None]:
         raise
 
 
-def record_failure(ctx: RunContext, error: Exception) -> Exception:
+def record_failure(ctx: RunContext, error: Exception, progress: StopProgress) -> Exception:
     """Write an error to the run's events; see `explain_error`."""
+    done = progress.trained_step
     is_explained = isinstance(error, LauncherError | StrategyError)
     if not is_explained and is_out_of_memory(error):
-        failure = _record_out_of_memory(ctx, error)
+        failure = _record_out_of_memory(ctx, error, done)
     else:
         failure = explain_error(ctx, error)
-        _write_failed(ctx, failure if isinstance(failure, StorageError) else error)
+        _write_failed(ctx, failure if isinstance(failure, StorageError) else error, done)
     if isinstance(failure, LauncherError):
         failure.is_recorded = True
     return failure
 
 
-def _write_failed(ctx: RunContext, error: Exception) -> None:
-    """Write the event of an error, with what `status` needs to explain it."""
+def _write_failed(ctx: RunContext, error: Exception, done: int | None = None) -> None:
+    """Write the event of an error after `done` optimizer steps, with what `status` needs to explain it."""
     is_explained = isinstance(error, LauncherError | StrategyError)
     storage = error if isinstance(error, StorageError) else StorageError("", reason=_name_reason(error))
     text = str(error) if is_explained else _describe(ctx, error)
     newest, step = _find_checkpoint(ctx)
-    ctx.output.events.write("failed", host=ctx.topology.host, error=text, reason=storage.reason,
+    ctx.output.events.write("failed", step=done, host=ctx.topology.host, error=text, reason=storage.reason,
                             checkpoint=newest, checkpoint_step=step, folder=storage.folder,
                             needed_bytes=storage.needed_bytes, free_bytes=storage.free_bytes)  # fmt: skip
 
@@ -216,12 +218,12 @@ def _describe(ctx: RunContext, error: Exception) -> str:
     return scrub(f"{type(error).__name__}: {error}", find_secrets(ctx.config.to_dict()).values())
 
 
-def _record_out_of_memory(ctx: RunContext, error: Exception) -> Exception:
+def _record_out_of_memory(ctx: RunContext, error: Exception, done: int | None) -> Exception:
     plan, topology = ctx.plan, ctx.topology
     failure = out_of_memory(error, plan, rank=topology.rank, host=topology.host,
                             allocated_bytes=device_peak(plan.device_kind), on_oom=ctx.config.on_oom)  # fmt: skip
     newest, step = _find_checkpoint(ctx)
-    ctx.output.events.write("out_of_memory", host=topology.host, strategy=plan.strategy.name,
+    ctx.output.events.write("out_of_memory", step=done, host=topology.host, strategy=plan.strategy.name,
                             next=failure.next_strategy, expected_bytes=failure.expected_bytes,
                             allocated_bytes=failure.allocated_bytes, go_on=failure.restarts,
                             checkpoint=newest, checkpoint_step=step)  # fmt: skip

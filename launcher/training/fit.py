@@ -116,7 +116,8 @@ def announce(ctx: RunContext) -> None:
     plan, run, events, console = ctx.plan, ctx.run, ctx.output.events, ctx.output.console
     events.write("run_started", name=run.name, attempt=ctx.attempt, restart_count=ctx.topology.restart_count,
                  source=ctx.topology.source, config_digest=ctx.config.digest(), wandb_id=run.wandb_id,
-                 host=ctx.topology.host, versions={"launcher": __version__, **library_versions()})  # fmt: skip
+                 host=ctx.topology.host, continue_with=ctx.arguments_to_continue,
+                 versions={"launcher": __version__, **library_versions()})  # fmt: skip
     events.write("planned", plan=redact(plan.to_dict()))
     if plan.precision_before is not None:
         events.write("precision_changed", checkpoint=plan.precision_before, run=plan.precision)

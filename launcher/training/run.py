@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
+import functools
 import os
 import sys
 from collections.abc import Mapping
@@ -72,14 +72,15 @@ def train(ctx: RunContext) -> FitResult:
     with _signal_listener(ctx, stop) as listener, wandb_session(ctx, values) as wandb_logger:
         try:
             interrupted = interrupt_boundary(ctx, listener)
-            with error_boundary(ctx, record_failure), _quiet_lightning(ctx), announced, interrupted:
+            explain = functools.partial(record_failure, progress=listener.progress)
+            with error_boundary(ctx, explain), _quiet_lightning(ctx), announced, interrupted:
                 trainer, end = _fit(ctx, stop, listener, wandb_logger)
         except Interrupted as interruption:
             interruption.run = str(ctx.run.path)
             if ctx.stays_open:
                 interruption.users_handler = listener.users_handler
                 # The script then ends without a traceback.
-                stopped = dataclasses.replace(Stop.of(interruption), script=_arguments_to_continue(ctx))
+                stopped = dataclasses.replace(Stop.of(interruption), script=ctx.arguments_to_continue)
                 _print_on_rank_zero(describe_stop(stopped), ctx.topology)
             record_interruption(ctx, interruption)
             raise
@@ -144,20 +145,12 @@ def _signal_listener(ctx: RunContext, stop: StopAgreement) -> SignalListener:
         record_interruption(ctx, Interrupted(number, checkpoint=None, step=progress.step), is_second=True)
         remove_partial_checkpoints(ctx.run.checkpoints)
         if ctx.topology.rank == 0 and not ctx.status.has_agent:
-            arguments = _arguments_to_continue(ctx) if ctx.stays_open else None
-            write_line(describe_stop(Stop(number, progress.step, None, ctx.run.path, at_once=True, script=arguments)))
+            stopped = Stop(number, progress.step, None, ctx.run.path, at_once=True, script=ctx.arguments_to_continue)
+            write_line(describe_stop(stopped))
 
     has_scheduler = "SLURM_JOB_ID" in os.environ
     return SignalListener(stop, on_request, on_second, progress=progress, has_agent=ctx.status.has_agent,
                           has_scheduler=has_scheduler)  # fmt: skip
-
-
-def _arguments_to_continue(ctx: RunContext) -> str:
-    """The arguments with which a script continues the run."""
-    name = json.dumps(ctx.run.name)
-    if ctx.given is None:
-        return f'name={name} and resume="auto" in the config'
-    return f'train(..., name={name}, resume_from_checkpoint="auto")'
 
 
 def _user_objects(ctx: RunContext) -> UserObjects:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from launcher.jobs.status import read_run_status
 from tests.support import wandb_file
 from tests.support.processes import Finished, found_in, run_warm
 from tests.support.runs import events_of, free_port, only_run, read_trace, toy_env
@@ -213,8 +214,9 @@ def test_a_failed_rank_ends_the_script_with_its_error_and_no_process_remains(tmp
     assert [end["name"] for end in found_in(output)] == ["first", "first"]
     directory = tmp_path / "elsewhere" / "runs" / "second"
     assert "ValueError: the user's own mistake" in (directory / "logs" / f"rank-{rank}.log").read_text()
-    failed = {event["rank"]: event["error"] for event in events_of(directory, "failed")}
-    assert failed[rank] == "ValueError: the user's own mistake"
+    failed = {event["rank"]: (event["error"], event["step"]) for event in events_of(directory, "failed")}
+    assert failed[rank] == ("ValueError: the user's own mistake", 3)
+    assert read_run_status(directory).step == 3
 
 
 def test_a_rank_that_exits_before_training_is_reported(tmp_path: Path) -> None:

@@ -235,7 +235,7 @@ def test_a_run_that_failed_before_its_first_step_is_started_again_under_its_name
     run_warm(launcher("fit", *arguments, "--model", "broken.Broken"), tmp_path, env=env).check(1)
     run = tmp_path / "runs" / "it"
     (failed,) = events_of(run, "failed")
-    assert (failed["reason"], failed["checkpoint"]) == ("exception", None)
+    assert (failed["reason"], failed["checkpoint"], failed["step"]) == ("exception", None, None)
     run_warm(launcher("fit", *arguments), tmp_path, env=env).check()
     assert len(events_of(run, "run_started")) == 2, "the events of the failed attempt are kept"
     (finished,) = events_of(run, "finished")

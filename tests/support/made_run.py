@@ -54,7 +54,7 @@ class MadeRun:
         ]
         self.plan = make_plan(self.config, agree_on(facts)).to_dict()
 
-    def start(self, *, at_step: int = 0, start_up: float = 5.0, **more: Any) -> None:
+    def start(self, *, at_step: int = 0, start_up: float = 5.0, has_step: bool = True, **more: Any) -> None:
         """Write the events of another attempt, up to its first step."""
         self.write_event("run_started", 0.0, name=self.path.name, restart_count=self.attempts,
                          **{"versions": VERSIONS, "host": "node1", "source": "torchrun", **more})  # fmt: skip
@@ -62,7 +62,8 @@ class MadeRun:
         (self.path / "plan.json").write_text(json.dumps(self.plan))
         self.write_event("planned", 0.0, plan=self.plan)
         self.write_event("training_started", start_up, step=at_step)
-        self.write_event("first_step", 0.1, step=at_step + 1)
+        if has_step:
+            self.write_event("first_step", 0.1, step=at_step + 1)
 
     def write_event(self, kind: str, after: float = 0.0, rank: int = 0, **fields: Any) -> None:
         """Write one event, some seconds after the previous one."""

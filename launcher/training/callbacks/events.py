@@ -63,7 +63,9 @@ class EventWriter(pl.Callback):
         if self._since is None:
             # The first step includes the warm-up; speed is measured from its end.
             self._since = (time.perf_counter(), step)
-            self._events.write("first_step", step=step)
+            # With its metrics: the training may end before the first logging interval.
+            self._events.write("first_step", step=step, metrics=as_numbers(trainer.logged_metrics),
+                               learning_rate=learning_rates(trainer))  # fmt: skip
         elif step % logging_interval(trainer) == 0:
             now = time.perf_counter()
             before, before_step = self._since

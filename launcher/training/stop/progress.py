@@ -26,6 +26,11 @@ class StopProgress:
         """Optimizer steps done."""
         return 0 if self.trainer is None else self.trainer.global_step
 
+    @property
+    def trained_step(self) -> int | None:
+        """Optimizer steps done; None before the training."""
+        return None if self.trainer is None else self.trainer.global_step
+
     def describe_stop(self) -> str:
         """When the run stops after a signal."""
         verb = "saving" if self.saves else "stopping"

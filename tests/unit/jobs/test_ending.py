@@ -109,6 +109,38 @@ def test_every_ending_has_its_reason_and_its_advice(
     assert "\n" not in found.text
 
 
+CONTINUE = 'train(..., name="it", resume_from_checkpoint="auto")'
+
+
+@pytest.mark.parametrize(("events", "state", "reason", "text", "advice"), ENDINGS)
+def test_every_ending_of_a_run_of_python_has_the_terms_of_python(
+    events: list[dict[str, Any]], state: str, reason: str, text: str, advice: str
+) -> None:
+    reader = EndingReader()
+    for each in ({**STARTED, "continue_with": CONTINUE}, PLANNED, SAVED, *events):
+        reader.add(each)
+    found = reader.find_ending("it")
+    assert found is not None
+    assert (found.state, found.reason) == (state, reason)
+    assert found.text == text.replace("trainer.max_time", "max_time")
+    advice = advice.replace("trainer.max_time", "max_time").replace(NEXT, "--resume auto")
+    assert found.advice == advice.replace("--resume auto", f"run the script again with {CONTINUE}")
+    assert "--" not in found.advice.replace("logs it --rank", "")
+
+
+def test_the_newest_attempt_decides_what_continues_the_run() -> None:
+    by_python, by_command = {**STARTED, "continue_with": CONTINUE}, {**STARTED, "continue_with": None}
+    for first, second, advice in (
+        (by_python, by_command, NEXT),
+        (by_python, STARTED, NEXT),
+        (by_command, by_python, f"run the script again with {CONTINUE}"),
+    ):
+        reader = EndingReader()
+        for each in (first, PLANNED, SAVED, second, PLANNED):
+            reader.add(each)
+        assert reader.describe_unreported().advice == advice
+
+
 # Texts of users and libraries.
 _ERRORS = ("ValueError: no.", "ValueError: no; ", "KeyError", "ValueError", "RuntimeError: a.\nb.", "OSError: x...", "")
 

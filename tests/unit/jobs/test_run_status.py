@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -383,3 +384,39 @@ def test_a_job_without_output_has_ended_without_a_reason(tmp_path: Path) -> None
     assert (status.state, status.detail) == ("ended", "")
     with pytest.raises(NoSuchRunError, match="no rank has started yet"):
         list(read_log(run, 0))
+
+
+@pytest.mark.parametrize("arguments", [None, 'train(..., name="it", resume_from_checkpoint="auto")'])
+@pytest.mark.parametrize("ending", [FAILED, STOPPED, ("notice", {"message": "the last event"})])
+def test_no_command_continues_a_run_that_python_code_started(
+    tmp_path: Path, arguments: str | None, ending: tuple[str, dict[str, Any]]
+) -> None:
+    run = tmp_path / "it"
+    run.mkdir()
+    _events(run, ("run_started", {"continue_with": arguments}), ("planned", {"plan": {}}),
+            ("checkpoint", {"step": 5, "epoch": 0}), ending)  # fmt: skip
+    status = read_run_status(run)
+    assert (status.command == "") == (arguments is not None)
+    assert (arguments or "--resume auto") in status.advice
+
+
+@pytest.mark.parametrize(
+    ("plans", "added"),
+    [
+        ([{"world_size": 1, "num_nodes": 1}], ""),
+        ([{"world_size": 2, "num_nodes": 1}], " --nproc-per-node 2"),
+        ([{"world_size": 2, "num_nodes": 1}, {"world_size": 4, "num_nodes": 1}], " --nproc-per-node 4"),
+        ([{"world_size": 8, "num_nodes": 2}], ""),
+        ([{}], ""),
+        ([{"world_size": "2", "num_nodes": 1}], ""),
+        ([None], ""),
+    ],
+)
+@pytest.mark.parametrize("name", ["it", "a run"])
+def test_the_command_continues_on_as_many_ranks(tmp_path: Path, name: str, plans: list[Any], added: str) -> None:
+    run = tmp_path / name
+    run.mkdir()
+    _events(run, *[event for plan in plans for event in (STARTED, ("planned", {"plan": plan}))],
+            ("checkpoint", {"step": 5, "epoch": 0}), STOPPED)  # fmt: skip
+    config_file = shlex.quote(f"{run}/config.yaml")
+    assert read_run_status(run).command == f"launcher fit --config {config_file} --resume auto{added}"

@@ -30,6 +30,31 @@ def _find_left_labels(svg: str) -> list[tuple[float, str]]:
     return [(float(edge), text) for edge, text in found]
 
 
+@pytest.mark.parametrize("steps", [[1], [5, 6], [1, 2, 4], [7, 400]])
+def test_no_label_of_the_steps_is_repeated(steps: list[int]) -> None:
+    line = Line(np.array(steps, dtype=float), np.ones(len(steps)))
+    for svg in draw_curves(CurveAxes("loss", "Loss", "loss"), [Curve("", [line])]).svg.split("<svg ")[1:]:
+        labels = re.findall(r"text-anchor: middle[^>]*>([0-9,.]+)</text>", svg)
+        assert labels
+        assert len(set(labels)) == len(labels)
+
+
+@pytest.mark.parametrize("counts", [(5,), (31,), (60,), (61,), (200,), (61, 60), (100, 5), (60, 60)])
+def test_a_trend_is_named_only_if_it_differs_from_the_values(counts: tuple[int, ...]) -> None:
+    # Each attempt does the last ten steps of the one before again.
+    starts = np.cumsum([0, *(count - 10 for count in counts)])
+    lines = [
+        Line(np.arange(start, start + count, dtype=float), np.resize([1.0, 2.0], count))
+        for start, count in zip(starts, counts, strict=False)
+    ]
+    curve = Curve("loss", lines, trend=True)
+    with_trend, without = (
+        draw_curves(CurveAxes("loss", "Loss", "loss"), [each]).svg.count("<path")
+        for each in (curve, Curve("loss", lines))
+    )
+    assert curve.has_trend == (with_trend > without)
+
+
 @pytest.mark.parametrize("is_small", [True, False])
 @pytest.mark.parametrize(("low", "high"), RANGES)
 def test_labels_on_the_left_are_complete_and_beside_the_label_of_the_axis(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from launcher.core.events import read_events
+from launcher.jobs.status import RunProgress
 from launcher.report.history import read_history
 from launcher.report.source import read_run
 from tests.support.made_run import START, VERSIONS, MadeRun
@@ -47,6 +48,38 @@ def test_the_end_of_an_attempt_is_described(kind: str, fields: dict[str, Any], o
     assert (attempt.outcome, attempt.detail) == (outcome, detail)
     assert (attempt.started, attempt.first_step_time, attempt.seconds) == (START, START + 5, 9)
     assert attempt.versions == {"torch": "2.13"}
+
+
+# Every way in which an attempt ends, with the step that the event has.
+_ENDS: list[tuple[str, dict[str, Any]]] = [
+    ("failed", {"host": "n1", "error": "KeyError: 17"}),
+    ("out_of_memory", {"host": "n1", "strategy": "ddp"}),
+    ("rank_failed", {"host": "n1", "exit_code": -9, "restart": False}),
+    ("rank_failed", {"host": "n1", "hung": True, "restart": False}),
+    ("interrupted", {"signal": 2, "checkpoint": None, "second": True}),
+    ("finished", {"metrics": {}}),
+    ("checkpoint", {"epoch": 0}),
+    ("ranks", {"ranks": [0]}),
+]
+
+
+@pytest.mark.parametrize("later", [None, -1, 0, 3, 41])
+@pytest.mark.parametrize(("kind", "fields"), _ENDS)
+def test_the_step_is_the_highest_that_any_record_of_the_attempt_has(
+    kind: str, fields: dict[str, Any], later: int | None
+) -> None:
+    logged = event("step", START + 6, step=40, metrics={})
+    other = event("failed", START + 10, rank=1, host="n2", error="Connection closed by peer", step=later)
+    events = [*begun(), logged, event(kind, START + 9, rank=1, step=42, **fields), other]
+    assert (read_history(events).last_step, RunProgress(events).step) == (42, 42)
+    # A later attempt starts from its checkpoint; one that does not start to train has done no step.
+    again = event("run_started", START + 20, restart_count=1, source="torchrun", host="n1", versions={})
+    broken = event("failed", START + 21, host="n1", error="ImportError: no", step=None)
+    unreached = event("rank_failed", START + 22, host="n1", exit_code=1, step=-1)
+    assert read_history([*events, again, broken, unreached]).last_step == 42
+    assert RunProgress([*events, again, broken, unreached]).step == 42
+    resumed = [*events, again, event("training_started", START + 24, step=30)]
+    assert (read_history(resumed).last_step, RunProgress(resumed).step) == (30, 30)
 
 
 def test_the_first_failed_rank_is_the_cause_and_the_agent_s_report_replaces_a_rank_s() -> None:

@@ -82,6 +82,36 @@ def test_the_end_between_two_logging_intervals_is_the_last_value() -> None:
     assert _points(metrics["val_loss"]) == [(24, 5.0)]
 
 
+# Logging intervals of 50, 10, 7 and 1 steps of a training with 96 steps and a validation every 32; 0 for none.
+@pytest.mark.parametrize("interval", [0, 50, 10, 7, 1])
+@pytest.mark.parametrize("end", [5, 40, 96])
+def test_every_value_that_any_event_has_is_shown_and_counted(interval: int, end: int) -> None:
+    def loss(step: int) -> float:
+        return 4.0 - step / 32
+
+    entries: list[tuple[str, int, dict[str, float]]] = [("first_step", 1, {"loss": loss(1)})]
+    last: dict[str, float] = {}
+    for step in range(2, end + 1):
+        if interval and step % interval == 0:
+            entries.append(("step", step, {"loss": loss(step), **last}))
+        if step % 32 == 0:
+            last = {"val_loss": 5.0 - step / 32}
+            entries.append(("validation", step, {"loss": loss(step), **last}))
+            last["acc"] = step / 32
+            entries.append(("epoch", step, {"loss": loss(step), **last}))
+    metrics = _events(*entries)
+    known = sorted({step for _, step, _ in entries})
+    assert _points(metrics["loss"]) == [(step, loss(step)) for step in known]
+    summary = summarize_metric(metrics["loss"])
+    assert summary is not None
+    assert (summary.count, summary.last) == (len(known), (loss(known[-1]), known[-1]))
+    validated = [step for step in known if step % 32 == 0]
+    for name, value in (("val_loss", lambda step: 5.0 - step / 32), ("acc", lambda step: step / 32)):
+        points = _points(metrics[name]) if name in metrics else []
+        assert points == [(step, value(step)) for step in validated], "no point for a repeated value"
+    assert find_loss(metrics) == "loss"
+
+
 def test_a_short_run_has_the_metrics_of_its_validations_and_epochs() -> None:
     metrics = _events(
         ("validation", 8, {"loss": 3.0, "val_loss": 2.0}),

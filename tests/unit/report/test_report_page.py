@@ -220,7 +220,7 @@ def test_attempts_are_listed_with_their_ends_and_repeated_steps(run: MadeRun) ->
 
 @pytest.mark.parametrize("steps", [0, 1])
 def test_a_run_with_no_step_or_one_step_is_reported(run: MadeRun, steps: int) -> None:
-    run.start()
+    run.start(has_step=steps > 0)
     for step in range(1, steps + 1):
         run.step(step, loss=math.nan)
     run.write_event("finished", step=steps, metrics={})

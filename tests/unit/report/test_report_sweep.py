@@ -48,7 +48,7 @@ def test_the_members_are_sorted_and_the_best_is_marked(sweep: Path) -> None:
     assert "5 members: 3 done, 1 failed, 1 not queued; the best val_acc is 0.8, of s-1" in page
     order = [page.index(row) for row in ("1 best lr=0.1", "3 lr=0.3", "0 lr=0.0", "2 lr=0.2", "4 lr=0.4")]
     assert order == sorted(order)
-    assert "0.8 NaN 20" in page, "the last value is shown as it is"
+    assert "0.8 NaN 30" in page, "the last value is shown as it is"
     assert "failed rank 0 on n1: ValueError: no" in page
     assert "not queued" in page
     assert "best, last : values of val_acc; the highest is the best" in page
