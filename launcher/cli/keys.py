@@ -86,7 +86,9 @@ def check_positionals(name: str, arguments: Sequence[str], overrides: Sequence[s
             raise CommandLineError(f"{given} is given without an option; a model needs --model:\n  {command}")
         if is_script(given) and (name != "submit" or "--script" in keys.options):
             what = "a module" if given == "-m" else f"the script {given}"
-            command = format_command(*(_submit_script(given, arguments) if name == "submit" else ("run", *arguments)))
+            # A script has no config of the launcher's.
+            rest = _submit_script(given, arguments) if name == "submit" else ["run", *_without_config(arguments)]
+            command = format_command(*rest)
             raise CommandLineError(f"{what} is not started like this; write:\n  {command}")
         if name in EVALUATIONS:
             command = format_command(name, *_with_option("--name", [given], arguments))
@@ -100,6 +102,13 @@ def _with_option(option: str, values: Sequence[str], arguments: Sequence[str]) -
         has_option = previous in (option, "-c")
         corrected += [option, given] if given in values and not has_option else [given]
     return corrected
+
+
+def _without_config(arguments: Sequence[str]) -> list[str]:
+    """The arguments without a config, which a script does not have."""
+    options = ("--config", "-c")
+    pairs = itertools.pairwise(["", *arguments])
+    return [given for previous, given in pairs if previous not in options and given.partition("=")[0] not in options]
 
 
 def _submit_script(script: str, arguments: Sequence[str]) -> list[str]:

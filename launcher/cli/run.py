@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from launcher.cli.parsers import new_parser
+from launcher.cli.script_target import check_script, find_misplaced_options, has_module
 from launcher.cli.torchrun_flags import add_torchrun_flags, read_flags, read_hidden_ranks
 from launcher.config.launch_options import read_launch_options
 from launcher.config.synonyms import find_advice
@@ -41,7 +42,6 @@ exit codes:
   0 done   2 usage   128+N stopped by signal N   otherwise that of the rank that
   failed first
 """
-_CONFIGS = (".yaml", ".yml", ".json")
 _NAME = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
@@ -77,6 +77,8 @@ def run(arguments: Sequence[str]) -> int:
     preload = read_preload(options.preload)
     check_preload(preload or ())
     kind = check_script(options.script, is_module=options.module, is_program=options.no_python)
+    for given in find_misplaced_options(options.arguments):
+        sys.stderr.write(f"notice: {given} is an argument of the script; options of `launcher run` go before it\n")
     from launcher.agent.script_main import ScriptTask, find_unset_variables
     from launcher.agent.script_start import ScriptStart, start_script
     from launcher.process.socket_folder import socket_folder
@@ -186,7 +188,7 @@ def check_preload(modules: Sequence[str]) -> None:
     Raises:
         LaunchError: lists them.
     """
-    missing = [name for name in modules if not _has_module(name.partition(":")[0].partition(".")[0])]
+    missing = [name for name in modules if not has_module(name.partition(":")[0].partition(".")[0])]
     if missing:
         message = f"given {', '.join(missing)}, which is not installed; give names of modules, or none"
         raise LaunchError([Problem("--preload", message)])
@@ -205,93 +207,6 @@ def remove_options(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
         if not skips and argument.partition("=")[0] not in spellings:
             kept.append(argument)
     return kept
-
-
-def check_script(
-    script: str | None, *, is_module: bool = False, is_program: bool = False
-) -> Literal["file", "module", "program"]:
-    """What `script` is.
-
-    Raises:
-        LaunchError: it is missing, does not exist, or is a config of `launcher fit`.
-    """
-    if script is None:
-        raise LaunchError([Problem("SCRIPT", "not given; give a Python file, or -m and a module")])
-    if is_module and is_program:
-        raise LaunchError([Problem("--no-python", "given with -m; leave out one of them")])
-    if is_program:
-        return "program"
-    if is_module:
-        _check_module(script)
-        return "module"
-    if script.startswith("-"):
-        raise LaunchError([Problem(script, "not an option of `launcher run`; see launcher run --help")])
-    if not Path(script).exists():
-        message = f"given {script!r}, which does not exist in {Path.cwd()}; give the path of a Python file"
-        raise LaunchError([Problem("SCRIPT", message)])
-    if Path(script).is_dir() and not (Path(script) / "__main__.py").exists():
-        message = f"given {script!r}, a folder without a __main__.py; give the path of a Python file"
-        raise LaunchError([Problem("SCRIPT", message)])
-    if script.endswith(_CONFIGS):
-        message = f"given {script!r}, which is no Python file; a config is for `launcher fit --config {script}`"
-        raise LaunchError([Problem("SCRIPT", message)])
-    return "file"
-
-
-def _check_module(name: str) -> None:
-    first = name.partition(".")[0]
-    if not _has_module(first):
-        hint = f"; without -m, {name} is a file" if name.endswith(".py") and Path(name).exists() else ""
-        message = f"given {name!r}, but there is no module {first!r} in {Path.cwd()} or installed{hint}"
-        raise LaunchError([Problem("-m", f"{message}; check the name")])
-    missing = find_missing_module(name)
-    if missing == f"{name}.__main__":
-        message = f"given {name!r}, a package without a module __main__; give one of its modules, as in {name}.train"
-        raise LaunchError([Problem("-m", message)])
-    if missing is not None:
-        raise LaunchError([Problem("-m", f"given {name!r}, but there is no module {missing!r}; check the name")])
-
-
-def _has_module(package: str) -> bool:
-    """Whether a top-level module exists. A package is not imported for this: it may be the user's code."""
-    import importlib.util
-
-    return bool(package) and (package in sys.modules or importlib.util.find_spec(package) is not None)
-
-
-def find_missing_module(name: str) -> str | None:
-    """The part of a module's name that does not exist, or the `__main__` of a package; None if it may exist.
-
-    No package is imported for this. One that may find its modules in another way is not checked.
-    """
-    import importlib.util
-    from importlib.machinery import PathFinder
-
-    first, *parts = name.split(".")
-    spec = None if first in sys.modules else importlib.util.find_spec(first)
-    if spec is None:
-        return None
-    for part in (*parts, "__main__"):
-        folders = spec.submodule_search_locations
-        if folders is None:
-            return None if part == "__main__" else f"{spec.name}.{part}"
-        if spec.origin is not None and re.search("__path__|sys.modules", _read_source(spec.origin)):
-            return None
-        found = f"{spec.name}.{part}"
-        try:
-            spec = PathFinder.find_spec(found, list(folders))
-        except KeyError:
-            return None  # a folder without __init__.py in another one
-        if spec is None:
-            return found
-    return None
-
-
-def _read_source(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
 
 
 def make_run_name(script: str, now: time.struct_time) -> str:

@@ -184,7 +184,7 @@ ADVICE: Mapping[str, Mapping[str, str]] = {
         "exclusive": "not supported; remove it, or request all cores with --cpus-per-task N",
     }),
     "run": _by_name({
-        "num_processes num_gpus np n": "write --nproc-per-node N, the number on each node",
+        "num_processes num_gpus ngpus gpus nproc devices np n": "write --nproc-per-node N, the number on each node",
         "num_machines num_nodes": "write --nnodes N",
         "machine_rank": "write --node-rank N",
         "main_process_ip": "write --master-addr HOST",

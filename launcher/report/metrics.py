@@ -59,8 +59,8 @@ def collect_metrics(history: History) -> dict[str, Metric]:
     metrics: dict[str, Metric] = {}
     for name in dict.fromkeys(name for each in found for name in each):
         lines = tuple(each[name].line if name in each else _NO_LINE for each in found)
-        sources = list(dict.fromkeys(source for each in found if name in each for source in each[name].sources))
-        metrics[name] = Metric(name, sources[0], lines, tuple(sources[1:]))
+        sources: tuple[Source, ...] = tuple(source for each in found if name in each for source in each[name].sources)
+        metrics[name] = Metric(name, sources[0], lines, sources[1:])
     # Lightning's loggers get a metric by step and by epoch, and callbacks get both under its own name too.
     for name in [name for name in metrics if {f"{name}_step", f"{name}_epoch"} <= metrics.keys()]:
         del metrics[name]

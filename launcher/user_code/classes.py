@@ -27,7 +27,7 @@ from launcher.user_code.arguments import (
 )
 from launcher.user_code.import_watch import find_class_paths, watch_imports
 from launcher.user_code.imports import import_class
-from launcher.user_code.optimizers import add_configure_optimizers, optimizer_problems
+from launcher.user_code.optimizers import add_configure_optimizers, check_optimizers
 
 # The kinds of plugins that the user may give; the launcher creates the cluster environment.
 PLUGINS = (Precision, CheckpointIO, LayerSync)
@@ -75,7 +75,7 @@ def import_classes(config: RunConfig) -> UserClasses:
 
 
 def check_classes(config: RunConfig) -> tuple[dict[str, type[Any]], list[Problem]]:
-    """The classes of the model and the data that can be imported, and every problem of the config's classes."""
+    """The classes of model, data and optimizers that can be imported, and every problem of the config's classes."""
     values = config.to_dict()
     with watch_imports(find_class_paths(values)):
         found, problems = _check_classes(config)
@@ -101,15 +101,16 @@ def _check_classes(config: RunConfig) -> tuple[dict[str, type[Any]], list[Proble
         problems += _class_problems(config.trainer.profiler, Profiler, "trainer.profiler")
     if config.ddp:
         problems += argument_problems(DDPStrategy, "ddp", {"dict_kwargs": config.ddp})
-    problems += optimizer_problems(config)
-    return found, problems
+    optimizers, more = check_optimizers(config)
+    return {**found, **optimizers}, problems + more
 
 
 def inspect_classes(config: RunConfig) -> ClassFindings:
-    """The problems of the classes that a config names, and the arguments of its model and data."""
+    """The problems of the classes that a config names, and the arguments of its model, data and optimizers."""
     found, problems = check_classes(config)
     flags = {f"{key}.init_args.{name}": accepts_true(cls, name)
-             for key, cls in found.items() for name in argument_names(cls)}  # fmt: skip
+             for key, cls in found.items() for name in argument_names(cls)
+             if f"{key}.{name}" not in ("optimizer.params", "lr_scheduler.optimizer")}  # fmt: skip
     return ClassFindings(tuple(problems), flags)
 
 

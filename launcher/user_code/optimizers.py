@@ -21,9 +21,10 @@ _BLOCKS: tuple[tuple[str, tuple[type[Any], ...], str], ...] = (
 )
 
 
-def optimizer_problems(config: RunConfig) -> list[Problem]:
-    """The problems with the config's optimizer and scheduler."""
+def check_optimizers(config: RunConfig) -> tuple[dict[str, type[Any]], list[Problem]]:
+    """The classes of the config's optimizer and scheduler that can be imported, and the problems with them."""
     problems: list[Problem] = []
+    found: dict[str, type[Any]] = {}
     if config.lr_scheduler and not config.optimizer:
         problems.append(Problem("lr_scheduler", "given without an optimizer; add one, as in `optimizer: Adam`"))
     for field, bases, first in _BLOCKS:
@@ -31,11 +32,11 @@ def optimizer_problems(config: RunConfig) -> list[Problem]:
         if not spec:
             continue
         try:
-            cls = import_class(spec["class_path"], bases, f"{field}.class_path")
-            problems += argument_problems(cls, field, spec, {first})
+            found[field] = import_class(spec["class_path"], bases, f"{field}.class_path")
+            problems += argument_problems(found[field], field, spec, {first})
         except ConfigError as error:
             problems += error.problems
-    return problems
+    return found, problems
 
 
 def add_configure_optimizers(model: pl.LightningModule, config: RunConfig) -> None:

@@ -70,6 +70,8 @@ def test_a_resumed_fp16_run_of_two_ranks_is_reported_in_a_browser(tmp_path: Path
     assert skipped > 0, "the toy overflows"
     report = _report(tmp_path, "it")
     stopped_at = events_of(directory, "interrupted")[0]["step"]
+    first = events_of(directory, "first_step")
+    assert [len(event["metrics"]) == len(event["learning_rate"]) == 1 for event in first] == [True, True]
 
     with browser(tmp_path / "profile") as page:
         page.open(report)
@@ -78,7 +80,7 @@ def test_a_resumed_fp16_run_of_two_ranks_is_reported_in_a_browser(tmp_path: Path
             "it finished", "optimizer steps\n24", "precision\n16-mixed", "strategy\nddp\n2 ranks",
             f"skipped steps\n{skipped}\n", f"stopped by Ctrl-C after step {stopped_at}; saved a checkpoint",
             f"{stopped_at} to 24", "ranks 0\u20131", "all ranks always had the same loss scale",
-            "a later attempt starts", "The learning rate was between", "rank 1", "data.class_path",
+            "a later attempt starts", "The learning rate for the next step was between", "rank 1", "data.class_path",
             "tests.support.toy.ToyData", "lightning\t2.",
         ):  # fmt: skip
             assert wanted in text, f"{wanted!r} is not in\n{text}"

@@ -226,6 +226,21 @@ def test_a_script_after_options_is_answered_with_the_command(
     assert message.splitlines()[-1] == f"  launcher run {shlex.join(given)}"
 
 
+@pytest.mark.usefixtures("scripts")
+def test_a_script_with_a_config_is_answered_without_it(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["plan", "--config", "run.yaml", "--config=run.yaml", "-c", "x.yaml", "train.py", "--lr", "3"]
+    assert error(capsys, *given).splitlines()[-1] == "  launcher run train.py --lr 3"
+
+
+def test_an_argument_of_the_configs_optimizer_is_suggested(capsys: pytest.CaptureFixture[str]) -> None:
+    optimizers = ["--optimizer", "AdamW", "--lr_scheduler", "StepLR"]
+    given = ["--model", "tests.support.toy.Toy", *optimizers]
+    both = "did you mean --model.init_args.lr 3 or --optimizer.init_args.lr 3?"
+    assert both in error(capsys, *given, "--lr", "3")
+    assert "--lr_scheduler.init_args.step_size 3" in error(capsys, *given, "--step_sizes", "3")
+    assert "init_args.params" not in error(capsys, *given, "--params", "3")
+
+
 def test_a_script_is_submitted_with_its_option() -> None:
     arguments = ["--nodes", "2", "train.py", "--lr", "3"]
     with pytest.raises(CommandLineError) as caught:

@@ -14,7 +14,6 @@ from launcher.agent.script_start import count_script_ranks, make_script_variable
 from launcher.cli.run import (
     build_parser,
     check_preload,
-    check_script,
     find_search_path,
     make_run_name,
     prepare_script_submission,
@@ -22,6 +21,7 @@ from launcher.cli.run import (
     remove_options,
     run,
 )
+from launcher.cli.script_target import check_script, find_misplaced_options
 from launcher.cli.torchrun_flags import read_flags, read_hidden_ranks
 from launcher.config.launch_options import LaunchOptions, read_launch_options
 from launcher.core.errors import CommandLineError, LaunchError, TopologyError, UsageError
@@ -240,7 +240,8 @@ def test_a_script_is_checked_before_anything_starts(tmp_path: Path, monkeypatch:
     assert check_script("nvidia-smi", is_program=True) == "program"
     for script, options, message in (
         (None, {}, "SCRIPT: not given; give a Python file, or -m and a module"),
-        ("missing.py", {}, f"given 'missing.py', which does not exist in {tmp_path}"),
+        ("missing.py", {}, f"given 'missing.py', which does not exist in {tmp_path}; give the path"),
+        ("trian.py", {}, "; did you mean train.py?"),
         ("run.yaml", {}, "a config is for `launcher fit --config run.yaml`"),
         ("--lr", {}, "not an option of `launcher run`"),
         ("missing.mod", {"is_module": True}, f"there is no module 'missing' in {tmp_path} or installed"),
@@ -284,3 +285,8 @@ def test_a_script_is_submitted_with_the_options_that_the_job_does_not_set(
     with pytest.raises(LaunchError, match="--nproc-per-node: given gpu; expected a number here, or --gpus-per-node"):
         prepare_script_submission(["--nproc-per-node", "gpu"], ["train.py"])
     assert remove_options(["--name", "a", "--x", "--runs_dir=b"], ["name", "runs-dir"]) == ["--x"]
+
+
+def test_options_of_the_launcher_after_the_script_are_reported() -> None:
+    given = ["--lr", "1", "--nproc-per-node", "2", "--nproc_per_node=2", "--nnodes", "--name", "x"]
+    assert find_misplaced_options(given) == ["--nproc-per-node", "--nproc_per_node=2", "--nnodes"]

@@ -90,6 +90,6 @@ def test_values_that_differ_have_their_range(tmp_path: Path) -> None:
         run.step(step, seconds=seconds, rate=step * 1e-5)
         run.ranks(step, own=(0.04, 0.05))
     page = _read_page(run)
-    assert "The learning rate was between 0.0003 and 0.001." in page
+    assert "The learning rate for the next step was between 0.0003 and 0.001." in page
     assert "An optimizer step took 200 ms (median), and 300 ms in the slowest interval." in page
     assert "1.25 times the median of the other ranks" in page

@@ -33,12 +33,42 @@ class EpochMetrics(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1e-3)
 
 
+class FailingMetrics(EpochMetrics):
+    def __init__(self, fails_at: int) -> None:
+        super().__init__()
+        self.fails_at = fails_at
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if self.global_step == self.fails_at:
+            raise KeyError("label 17")
+        return super().training_step(batch, batch_idx)
+
+
+def _make_trainer(file: Path, **options: Any) -> pl.Trainer:
+    return pl.Trainer(accelerator="cpu", callbacks=[EventWriter(EventLog(file, 0))], logger=False,
+                      enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+                      log_every_n_steps=50, **options)  # fmt: skip
+
+
+@pytest.mark.parametrize("fails_at", [0, 1, 3])
+def test_a_training_that_fails_in_its_first_epoch_has_the_metrics_of_its_first_step(
+    tmp_path: Path, fails_at: int
+) -> None:
+    file = tmp_path / "events.jsonl"
+    data = torch.utils.data.DataLoader(torch.ones(8, 1), batch_size=2)  # type: ignore[arg-type]
+    with pytest.raises(KeyError):
+        _make_trainer(file, max_epochs=1, limit_val_batches=0).fit(FailingMetrics(fails_at), data, data)
+    history = read_history(read_events(file))
+    metrics = collect_metrics(history)
+    assert list(metrics) == (["train_loss_step"] if fails_at else [])
+    assert [line.steps.tolist() for metric in metrics.values() for line in metric.lines] == [[1]] * len(metrics)
+    assert [step.learning_rates for step in history.attempts[0].steps] == [(1e-3,)] * len(metrics)
+
+
 @pytest.mark.parametrize("has_validation", [True, False])
 def test_each_epoch_has_its_metrics_with_few_steps_and_without_validation(tmp_path: Path, has_validation: bool) -> None:
     file = tmp_path / "events.jsonl"
-    trainer = pl.Trainer(max_epochs=3, accelerator="cpu", callbacks=[EventWriter(EventLog(file, 0))], logger=False,
-                         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-                         log_every_n_steps=50, limit_val_batches=1.0 if has_validation else 0)  # fmt: skip
+    trainer = _make_trainer(file, max_epochs=3, limit_val_batches=1.0 if has_validation else 0)
     data = torch.utils.data.DataLoader(torch.ones(8, 1), batch_size=2)  # type: ignore[arg-type]
     trainer.fit(EpochMetrics(), data, data)
     events = [event for event in read_events(file) if event["kind"] == "epoch"]
