@@ -57,6 +57,8 @@ def test_two_nodes_keep_their_numbers_and_train_together(tmp_path: Path) -> None
     assert (zero.code, one.code) == (0, 0), zero.output + one.output
     assert "2 x " in zero.output
     assert "on 2 nodes" in zero.output
+    assert "continue    on each of the 2 nodes:\n" in zero.output
+    assert re.search(r" --resume auto --nnodes 2 --rdzv-endpoint \S+:29400 --nproc-per-node 1 ", zero.output)
     assert "Plan" not in one.output
     assert len(read_trace(tmp_path / "trace", 0)) == len(read_trace(tmp_path / "trace", 1)) == 16
 

@@ -62,7 +62,8 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
     assert stopped.count(f"stopped by {describe_stop_signal(number)} after step {stopped_at}; saved") == 1
     for log in (parts / "runs" / "it" / "logs").iterdir():
         assert "Traceback" not in log.read_text()
-    _train(parts, tmp_path / "trace", ranks, *own, "--resume", "auto")
+    resumed = _train(parts, tmp_path / "trace", ranks, *own, "--resume", "auto")
+    assert ("--resume auto --nproc-per-node 2 " in resumed) == (ranks == 2)
 
     for rank in range(ranks):
         assert read_trace(tmp_path / "trace", rank) == read_trace(uninterrupted(ranks, workers), rank)
