@@ -30,7 +30,7 @@ def locate_run(runs_dir: Path, given: str) -> tuple[Path, str]:
         return runs_dir, given
     for path in (Path(given), runs_dir / given) if given.strip() and "\0" not in given else ():
         # Not resolved: a link to a run has a name of its own.
-        absolute = Path(os.path.abspath(path))  # noqa: PTH100
+        absolute = Path(os.path.abspath(path))  # noqa: PTH100 -- without resolving links
         found = next((each for each in (absolute, *absolute.parents) if _is_run_or_sweep(each, by_name=False)), None)
         if found is not None and _has_file(absolute, "."):
             return found.parent, found.name

@@ -88,6 +88,6 @@ def test_a_sweep_is_found_by_its_path(folder: Path, given: str) -> None:
     write_members(sweep, [{"index": 0, "name": "grid-0", "overrides": {}}])
     given = given.replace("FOLDER", str(folder))
     found = locate_run(Path("runs"), given)
-    assert Path(os.path.abspath(found[0] / found[1])) == sweep  # noqa: PTH100
+    assert Path(os.path.abspath(found[0] / found[1])) == sweep  # noqa: PTH100 -- without resolving links
     if not given.endswith(".json"):
         assert find_sweep_folder(given, Path("runs")) == sweep

@@ -29,7 +29,7 @@ def _raise(kind: type[Exception], folder: Path, *, has_trained: bool) -> Excepti
     context: Any = SimpleNamespace(run=SimpleNamespace(checkpoints=folder), topology=SimpleNamespace(rank=1))
     problems: Any = [Problem("trainer.x", "given 1; expected 2")]
     error = kind(problems if hasattr(kind, "what") else "the reason")
-    with pytest.raises(Exception) as raised, late_usage_boundary(context, lambda: has_trained):  # noqa: PT011
+    with pytest.raises(Exception) as raised, late_usage_boundary(context, lambda: has_trained):  # noqa: PT011 -- any of them
         raise error
     return raised.value
 
