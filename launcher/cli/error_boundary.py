@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -105,9 +106,23 @@ def _report_to_agent(error: LauncherError) -> None:
     """Report the error to the launcher's agent, or to torchrun's, which otherwise know only the exit code."""
     status = RankStatusWriter.from_env(os.environ)
     status.record_error(error)
-    if not status.has_agent and os.environ.get("TORCHELASTIC_ERROR_FILE"):
-        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+    name = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not status.has_agent and name:
+        _report_to_torchrun(error, Path(name))
 
+
+def _report_to_torchrun(error: LauncherError, file: Path) -> None:
+    """Write the error as torch does, but atomically: torchrun ends if it reads a part of it."""
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    os.environ["TORCHELASTIC_ERROR_FILE"] = str(temporary)
+    try:
         handler = get_error_handler()
         handler.initialize()
         handler.record_exception(error)
+        # It may not exist: torch ignores that it cannot be written.
+        with contextlib.suppress(FileNotFoundError):
+            temporary.replace(file)
+    finally:
+        os.environ["TORCHELASTIC_ERROR_FILE"] = str(file)

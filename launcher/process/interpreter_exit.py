@@ -11,20 +11,28 @@ import os
 import sys
 import threading
 import traceback
+import weakref
 from collections.abc import Callable, Collection
 from typing import Any, NoReturn
 from zipfile import ZipFile
 
+OpenFiles = Collection["weakref.ref[Any]"]
 
-def list_open_files() -> list[Any]:
-    """The file objects of this process that may hold unwritten data, those that write to others first."""
+
+def list_open_files() -> list[weakref.ref[Any]]:
+    """The file objects of this process, to leave them alone later; they stay free to be closed."""
+    return list(map(weakref.ref, _find_open_files()))
+
+
+def _find_open_files() -> list[Any]:
+    """The file objects that may hold unwritten data, those that write to others first."""
     # By type: `isinstance` asks the object, and one of torch's then warns.
     is_file = functools.cache(lambda kind: issubclass(kind, io.IOBase | ZipFile))
     found = [each for each in gc.get_objects() if is_file(type(each)) and not _is_closed(each)]
     return sorted(found, key=_level)
 
 
-def exit_process(code: int, *, main: Any = None, before: Collection[Any] = ()) -> NoReturn:
+def exit_process(code: int, *, main: Any = None, before: OpenFiles = ()) -> NoReturn:
     """Wait for threads, run exit functions, delete the script's objects, close its files, and end with `code`.
 
     Args:
@@ -50,7 +58,7 @@ def exit_process(code: int, *, main: Any = None, before: Collection[Any] = ()) -
     os._exit(code)
 
 
-def flush_files(before: Collection[Any] = ()) -> None:
+def flush_files(before: OpenFiles = ()) -> None:
     """Write what is buffered: of text in a reference cycle, Python may close the file first, or nothing at all."""
     for each in _list_own_files(before):
         with contextlib.suppress(Exception):  # see `close_files`
@@ -58,7 +66,7 @@ def flush_files(before: Collection[Any] = ()) -> None:
                 each.flush()
 
 
-def close_files(before: Collection[Any]) -> None:
+def close_files(before: OpenFiles) -> None:
     """Close the files that were opened since `before`: at its end Python closes what the program has not closed."""
     for each in _list_own_files(before):
         # A full disk, or a file of a broken connection: Python would ignore it too.
@@ -66,11 +74,11 @@ def close_files(before: Collection[Any]) -> None:
             each.close()
 
 
-def _list_own_files(before: Collection[Any]) -> list[Any]:
+def _list_own_files(before: OpenFiles) -> list[Any]:
     streams = (sys.stdin, sys.stdout, sys.stderr, sys.__stdin__, sys.__stdout__, sys.__stderr__)
     kept = {id(each) for stream in streams for each in (stream, getattr(stream, "buffer", None))}
-    kept.update(map(id, before))
-    return [each for each in list_open_files() if id(each) not in kept]
+    kept.update(id(reference()) for reference in before)
+    return [each for each in _find_open_files() if id(each) not in kept]
 
 
 def _is_closed(file: Any) -> bool:

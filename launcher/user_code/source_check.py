@@ -6,6 +6,7 @@ What cannot be decided counts as present; `launcher.user_code.classes` imports t
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator, Mapping
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -57,8 +58,8 @@ def _find_source(module: str) -> Path | None:
         except KeyError:
             return Path(parts[0])  # a folder without __init__.py, in a package that is not imported
         if found is None:
-            # A package may create its modules when it is imported, as `os.path` is.
-            return None if number == 0 else Path(parts[0])
+            # A package may create its modules when it is imported, as `os.path` is; Python contains some modules.
+            return None if number == 0 and module not in sys.builtin_module_names else Path(parts[0])
         if folders is None and number < len(parts) - 1:
             return Path(parts[0])
     return Path(found.origin) if found is not None and found.origin and found.has_location else Path(parts[0])

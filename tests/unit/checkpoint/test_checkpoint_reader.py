@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import copy
+import enum
 import functools
 import os
 import pickle
@@ -43,7 +44,9 @@ def placed(place: tuple[Any, ...], value: Any) -> dict[str, Any]:
 def placed_everywhere(places: tuple[tuple[Any, ...], ...], value: Any) -> dict[str, Any]:
     """A checkpoint with copies of a value at several paths of different first keys: one file in place of many."""
     assert len({place[0] for place in places}) == len(places)
-    return {key: part for place in places for key, part in placed(place, copy.deepcopy(value)).items()}
+    # Some Pythons cannot copy a flag without a name, which is a constant anyway.
+    copied = (value if isinstance(value, enum.Enum) else copy.deepcopy(value) for _ in places)
+    return {key: part for place, each in zip(places, copied, strict=True) for key, part in placed(place, each).items()}
 
 
 def at(content: Any, place: tuple[Any, ...]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from launcher import __version__
+from launcher.cli import main as cli
 from tests.support.processes import Finished, launcher, run, run_warm
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -155,3 +157,15 @@ def test_a_class_of_the_wrong_type_is_a_usage_error(tmp_path: Path) -> None:
     ended = plan(*given).check(2)
     assert "model.class_path: tests.support.toy.NoModule is not a LightningModule" in ended.output
     assert "Traceback" not in ended.output
+
+
+def test_torchrun_never_reads_a_part_of_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends with a traceback if a rank is ended while it writes the file."""
+    file = tmp_path / "error.json"
+    file.touch()
+    before = file.stat().st_ino
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+    assert cli.run(["fit", "--model", "nowhere.Model", "--devices", "1"]) == 2
+    assert "nowhere.Model does not import" in json.loads(file.read_text())["message"]["message"]
+    assert file.stat().st_ino != before, "replaced, not written in place"
+    assert (os.environ["TORCHELASTIC_ERROR_FILE"], list(tmp_path.iterdir())) == (str(file), [file])
