@@ -214,9 +214,11 @@ def test_a_full_disk_names_the_space_and_the_checkpoint_and_causes_no_restart(
         failed = [event for event in events_of(run, "failed") if event["reason"] == "disk_full"]
         (ended,) = events_of(run, "rank_failed")
         status = read_run_status(run)
-    found = re.search(r"error: no space left on (\S+): (\S+ \SiB) needed, (\S+ (?:\Si)?B) free; the last valid "
+    # Between the ranks' attempts to write, there may be room for one of them: then what is free is not stated.
+    found = re.search(r"error: no space left on (\S+): (\S+ \SiB) needed(, \S+ (?:\Si)?B free)?; the last valid "
                       r"checkpoint is (\S+) \(step (\d+)\)", output)  # fmt: skip
     assert found, output
+    assert found[3] or strategy, output
     assert found[1] == str(run / "checkpoints")
     assert Path(found[4]).name in saved
     assert all(not name.startswith(".") for name in saved), "no partial checkpoint"
