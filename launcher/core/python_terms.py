@@ -18,35 +18,34 @@ from launcher.core.errors import (
     UsageError,
 )
 
-_TERMS = tuple(
-    (re.compile(pattern), text)
-    for pattern, text in (
-        (r"`launcher fit --help` lists all keys", "`help(TrainingCoordinator)` lists the arguments"),
-        (r"give an argument of a class below the class, as in --\S+ \S+", "give it to the class of the model or data"),
-        (r"give --data my_pkg\.MyData\b", "give datamodule"),
-        (r"give --devices (\S+)", r"give TrainingCoordinator(devices=\1)"),
-        (r"write --(\S+)", r"only commands have it, as \1"),
-        (r"--resume-trust\b", "TrainingCoordinator(resume_trust=True)"),
-        (r"--resume auto\b", 'train(resume_from_checkpoint="auto")'),
-        (r"--resume none\b", "train(resume_from_checkpoint=None)"),
-        (r"--resume PATH\b", "train(resume_from_checkpoint=PATH)"),
-        (r"another --name\b", "another name with train(name=...)"),
-        (r"--name(?: NAME| NEW)?(?![\w-])", "train(name=...)"),
-        (r"--runs-dir(?: DIR)?(?![\w-])", "TrainingCoordinator(output_dir=...)"),
-        (r"--trainer\.(\w+)(?: \w+)?", r"train(\1=...)"),
-        (r"(?<![\w.])trainer\.(\w+)", r"\1"),
-        (r"(?<![\w./])runs_dir\b", "output_dir"),
-    )
+
+def _compile(*pairs: tuple[str, str]) -> tuple[tuple[re.Pattern[str], str], ...]:
+    return tuple((re.compile(pattern), text) for pattern, text in pairs)
+
+
+_TERMS = _compile(
+    (r"`launcher fit --help` lists all keys", "`help(TrainingCoordinator)` lists the arguments"),
+    (r"give an argument of a class below the class, as in --\S+ \S+", "give it to the class of the model or data"),
+    (r"give --data my_pkg\.MyData\b", "give datamodule"),
+    (r"give --devices (\S+)", r"give TrainingCoordinator(devices=\1)"),
+    (r"write --(\S+)", r"only commands have it, as \1"),
+    (r"--resume-trust\b", "TrainingCoordinator(resume_trust=True)"),
+    (r"--resume auto\b", 'train(resume_from_checkpoint="auto")'),
+    (r"--resume none\b", "train(resume_from_checkpoint=None)"),
+    (r"--resume PATH\b", "train(resume_from_checkpoint=PATH)"),
+    (r"another --name\b", "another name with train(name=...)"),
+    (r"--name(?: NAME| NEW)?(?![\w-])", "train(name=...)"),
+    (r"--runs-dir(?: DIR)?(?![\w-])", "TrainingCoordinator(output_dir=...)"),
+    (r"--trainer\.(\w+)(?: \w+)?", r"train(\1=...)"),
+    (r"(?<![\w.])trainer\.(\w+)", r"\1"),
+    (r"(?<![\w./])runs_dir\b", "output_dir"),
 )
 # Names of types in what is expected.
-_TYPES = tuple(
-    (re.compile(pattern), text)
-    for pattern, text in (
-        (r"\btrue or false\b", "True or False"),
-        (r"\bnull\b", "None"),
-        (r"\ba mapping\b", "a dict"),
-        (r"\btext\b", "a str"),
-    )
+_TYPES = _compile(
+    (r"\btrue or false\b", "True or False"),
+    (r"\bnull\b", "None"),
+    (r"\ba mapping\b", "a dict"),
+    (r"\btext\b", "a str"),
 )
 # Keys of the config with another name in Python.
 ARGUMENT_NAMES = {"runs_dir": "output_dir", "resume": "resume_from_checkpoint", "accelerator": "use_gpu"}
