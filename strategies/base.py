@@ -23,6 +23,7 @@ from strategies.model_states import (
     replicated_states,
 )
 from strategies.precision_names import Precision
+from strategies.sharding import DEFAULT_SHARDING, ShardOptions
 from strategies.step_trace import ModelProfile, Moment, StepTrace
 
 if TYPE_CHECKING:
@@ -151,6 +152,7 @@ class BuildOptions:
         deepspeed: complete DeepSpeed config, for a strategy that needs DeepSpeed.
         pretend_fp16: for tests: DeepSpeed accepts fp16 on a CPU.
         ddp: the user's arguments of Lightning's DDPStrategy.
+        sharding: how FSDP2 shards.
         checkpoint: hooks for a strategy that reads and writes its checkpoints itself; None outside of a run.
     """
 
@@ -161,6 +163,7 @@ class BuildOptions:
     pretend_fp16: bool = False
     ddp: Mapping[str, Any] | None = None
     on_unused: Callable[[tuple[str, ...]], None] | None = None
+    sharding: ShardOptions = DEFAULT_SHARDING
     checkpoint: CheckpointHooks | None = None
 
 

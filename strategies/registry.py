@@ -15,6 +15,7 @@ from typing import Any
 from strategies.base import StrategyEntry, StrategyError
 from strategies.ddp import Distributed, DistributedUnused
 from strategies.deepspeed_config import ZeroVariant
+from strategies.fsdp import FSDP2, FSDP2_GRAD_OP, FSDP2_OFFLOAD, HSDP
 from strategies.single_device import SingleDevice
 from strategies.zero import ZERO_1, ZERO_2, ZERO_2_OFFLOAD, ZERO_3, ZERO_3_NVME, ZERO_3_OFFLOAD, Zero
 
@@ -37,8 +38,8 @@ def register(entry: StrategyEntry) -> None:
     _entries[entry.name] = entry
 
 
-for _entry in (SINGLE_DEVICE, DDP, DistributedUnused(), ZERO_1, ZERO_2, ZERO_3,
-               ZERO_2_OFFLOAD, ZERO_3_OFFLOAD, ZERO_3_NVME):  # fmt: skip
+for _entry in (SINGLE_DEVICE, DDP, DistributedUnused(), FSDP2, FSDP2_GRAD_OP, HSDP,
+               ZERO_1, ZERO_2, ZERO_3, FSDP2_OFFLOAD, ZERO_2_OFFLOAD, ZERO_3_OFFLOAD, ZERO_3_NVME):  # fmt: skip
     register(_entry)
 
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from launcher.checkpoint.deepspeed import ZeroLayout, read_consolidated, read_zero_outline, zero_layout
 from launcher.checkpoint.reader import Trust, as_mapping, read_file
+from launcher.checkpoint.sharded import is_sharded_folder, read_sharded, read_sharded_outline
 from strategies.registry import find_strategy, list_strategies
 
 Settings = Mapping[str, Any]
@@ -111,7 +112,40 @@ class DeepSpeedFolder(CheckpointFormat):
         return [file for files in found for file in files]
 
 
-_FORMATS: dict[str, CheckpointFormat] = {"file": OneFile(), "deepspeed": DeepSpeedFolder()}
+class ShardedFolder(CheckpointFormat):
+    """The folder of torch's distributed checkpoints, which loads with any number of ranks."""
+
+    def recognizes(self, path: Path) -> bool:
+        """See `CheckpointFormat`."""
+        return is_sharded_folder(path)
+
+    def read_outline(self, path: Path, trust: Trust | None = None, *, outline: bool = False) -> Mapping[str, Any]:
+        """See `CheckpointFormat`."""
+        return read_sharded_outline(path, trust, outline=outline)
+
+    def read_consolidated(self, path: Path, trust: Trust | None = None) -> Mapping[str, Any]:
+        """See `CheckpointFormat`."""
+        return read_sharded(path, trust)
+
+    def is_loadable(self, path: Path, planned: CheckpointFormat, deepspeed: Settings | None, ranks: int) -> bool:
+        """See `CheckpointFormat`."""
+        return planned is self
+
+    def describe(self, path: Path) -> str:
+        """See `CheckpointFormat`."""
+        return "FSDP2"
+
+    def sample_files(self, path: Path) -> list[Path]:
+        """See `CheckpointFormat`."""
+        return [path / "meta.pt"]
+
+
+# DeepSpeed's is last: it takes every folder.
+_FORMATS: dict[str, CheckpointFormat] = {
+    "file": OneFile(),
+    "sharded": ShardedFolder(),
+    "deepspeed": DeepSpeedFolder(),
+}
 
 
 def format_of(path: Path) -> CheckpointFormat:

@@ -120,6 +120,26 @@ class WatchOptions:
 
 
 @dataclass(frozen=True)
+class FsdpOptions:
+    """How FSDP2 shards; read by `fsdp2`, `fsdp2_grad_op`, `hsdp` and `fsdp2_offload`.
+
+    Attributes:
+        wrap: names of the module classes that are gathered one after another; by default the model's repeated blocks.
+        shard_ranks: ranks that share the states under `hsdp`; by default those of a node.
+        reduce_dtype: type in which gradients are summed over the ranks; `param` is that of the computation.
+        reduce_every_batch: sum gradients after each micro batch, which keeps only shards of them; false sums them once
+            per step, which sends less and keeps whole gradients.
+        compile: whether each block is compiled by torch.compile.
+    """
+
+    wrap: list[str] = field(default_factory=list)
+    shard_ranks: int | None = _at_least(1, None)
+    reduce_dtype: Literal["fp32", "param"] = "fp32"
+    reduce_every_batch: bool = True
+    compile: bool = False
+
+
+@dataclass(frozen=True)
 class SlurmOptions:
     """What `launcher submit` requests from SLURM unless its flags set it; named as sbatch's options."""
 
@@ -153,8 +173,9 @@ class RunConfig:
         accelerator: kind of device; `auto` takes a GPU if there is one.
         devices: ranks on each node; `auto` takes all GPUs, or one process on a CPU.
         num_nodes: number of nodes; `auto` takes the number of torchrun or SLURM.
-        strategy: `auto`, `single_device`, `ddp`, `ddp_find_unused_parameters_true`, `deepspeed_stage_1`, `_2`, `_3`,
-            `_2_offload`, `_3_offload`, `_3_offload_nvme`, or one of an installed package.
+        strategy: `auto`, `single_device`, `ddp`, `ddp_find_unused_parameters_true`, `fsdp2`, `fsdp2_grad_op`, `hsdp`,
+            `fsdp2_offload`, `deepspeed_stage_1`, `_2`, `_3`, `_2_offload`, `_3_offload`, `_3_offload_nvme`, or one of
+            an installed package.
         deepspeed_config: DeepSpeed settings, or the path of a JSON file; missing and 'auto' values are planned.
         precision: `auto`, or any spelling of a precision, which every rank must support.
         precision_fallback: if a rank does not support it, use the best precision that all ranks share.
@@ -164,6 +185,9 @@ class RunConfig:
         memory_share: share of each device's memory that a plan may use.
         on_oom: what to do when a run is out of memory: `stop`, or restart with the `next` strategy that needs less.
         ddp: further arguments of Lightning's DDPStrategy, such as `bucket_cap_mb` or `ddp_comm_hook`.
+        fsdp: how FSDP2 shards.
+        activation_checkpointing: whether blocks are computed again in the backward pass, which saves their activations;
+            `auto` does it only where nothing else fits.
         static_graph: whether DDP may use the first step's graph for all steps; `auto` reads the model's `static_graph`.
         resume: `none`, `auto` (this run's last checkpoint, if it has one) or the path of a checkpoint.
         resume_trust: whether that checkpoint may run code when it is loaded, as objects of unknown classes do; a run's
@@ -197,6 +221,8 @@ class RunConfig:
     memory_share: float = 0.92
     on_oom: Literal["stop", "next"] = "stop"
     ddp: dict[str, Any] | None = None
+    fsdp: FsdpOptions = field(default_factory=FsdpOptions)
+    activation_checkpointing: bool | Literal["auto"] = "auto"
     static_graph: bool | Literal["auto"] = "auto"
     resume: str = "none"
     resume_trust: bool = False
