@@ -94,6 +94,7 @@ class TrainingStep:
         trace: activations of one micro batch, traced in the types that the strategy computes in.
         settings: DeepSpeed's buckets; other strategies ignore them.
         whole_process: count the memory of a whole CPU process, not only of a GPU's allocator.
+        sharding: how FSDP2 shards; `shard_ranks` None means all ranks.
     """
 
     model: ModelShape
@@ -103,6 +104,7 @@ class TrainingStep:
     accumulate: int = 1
     settings: ZeroSettings = DEFAULT_SETTINGS
     whole_process: bool = False
+    sharding: ShardOptions = DEFAULT_SHARDING
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +221,10 @@ class StrategyEntry(ABC):
         """Why these ranks cannot run it, regardless of memory; None if they can."""
         del profile, machine, precision
         return None
+
+    def traces(self, profile: ModelProfile) -> tuple[StepTrace, StepTrace]:
+        """The profile's traces in the types that it computes in."""
+        return profile.sharded if self.casts_module else profile.plain
 
     def state_types(self, precision: Precision) -> StateTypes:
         """Widths of parameters and states. Mixed precision is autocast over fp32 parameters."""

@@ -148,7 +148,7 @@ class _Run:
 def _assess(candidate: StrategyEntry, run: _Run, obstacle: str | None) -> Assessment:
     model, machine = run.profile.model, run.machine
     ranks = machine.world_size if candidate.needs_process_group else 1
-    traces = run.profile.sharded if candidate.casts_module else run.profile.plain
+    traces = candidate.traces(run.profile)
     found: tuple[BatchSplit, StepTrace, MemoryEstimate] | None = None
     fits = False
     for split in run.splits:
