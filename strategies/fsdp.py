@@ -75,23 +75,14 @@ class FullyShard(StrategyEntry):
 
     def build(self, choice: StrategyChoice, options: BuildOptions) -> Strategy:
         """See `StrategyEntry`."""
-        from strategies.environment import FixedClusterEnvironment, devices_of
         from strategies.fsdp_strategy import FullyShardedStrategy
 
-        return FullyShardedStrategy(
-            self.variant,
-            options.sharding,
-            parallel_devices=devices_of(options),
-            cluster_environment=FixedClusterEnvironment(options.location),
-            process_group_backend=choice.backend,
-            timeout=options.timeout,
-            hooks=options.checkpoint,
-        )
+        return FullyShardedStrategy(self.variant, choice, options)
 
 
-FSDP2 = FullyShard("fsdp2", 12, ShardVariant(), "FSDP2: parameters, gradients and optimizer states are sharded")
+FSDP2 = FullyShard("fsdp2", 12, ShardVariant(), "FSDP2: parameters, gradients and states are sharded")
 FSDP2_GRAD_OP = FullyShard(
-    "fsdp2_grad_op", 13, ShardVariant(reshard=False), "FSDP2 that keeps gathered parameters until the backward pass"
+    "fsdp2_grad_op", 13, ShardVariant(reshard=False), "FSDP2 that keeps gathered parameters for the backward pass"
 )
 HSDP = FullyShard("hsdp", 14, ShardVariant(hybrid=True), "FSDP2 within each node, with replicas across nodes")
 FSDP2_OFFLOAD = FullyShard("fsdp2_offload", 25, ShardVariant(offload=True), "FSDP2 with all states in host memory")
