@@ -38,6 +38,7 @@ class Comparison:
         limit_bytes: bytes that a rank may use.
         method: how activations were found.
         next_obstacle: why the config does not allow the next candidate, and what to change; None if it does.
+        next_checkpointed: the next candidate needs less only with activation checkpointing, which is off.
     """
 
     assessments: tuple[Assessment, ...]
@@ -50,6 +51,7 @@ class Comparison:
     notes: tuple[str, ...]
     machine: MachineModel
     next_obstacle: str | None = None
+    next_checkpointed: bool = False
 
     def of(self, name: str) -> Assessment | None:
         """The assessment of that name."""
