@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from strategies.base import (
@@ -14,11 +15,13 @@ from strategies.base import (
     StrategyError,
     TrainingStep,
 )
+from strategies.fsdp_moments import ShardedStep
 from strategies.fsdp_traffic import ShardTraffic, find_layout_problem, python_seconds
 from strategies.machine import CollectiveTraffic, MachineModel
+from strategies.model_states import ModelStates, StateTypes, fully_sharded_states
 from strategies.precision_names import Precision
 from strategies.sharding import ShardOptions, ShardVariant
-from strategies.step_trace import ModelProfile
+from strategies.step_trace import ModelProfile, Moment, StepTrace
 
 if TYPE_CHECKING:
     from lightning.pytorch.strategies import Strategy
@@ -56,6 +59,28 @@ class FullyShard(StrategyEntry):
         if self.offload is None and machine.world_size == 1:
             return "one rank has no other rank to share states with"
         return None
+
+    def traces(self, profile: ModelProfile) -> tuple[StepTrace, StepTrace]:
+        """See `StrategyEntry`. In mixed precision autocast runs over parameters that are gathered in its type."""
+        return profile.gathered or profile.plain
+
+    def state_types(self, precision: Precision) -> StateTypes:
+        """See `StrategyEntry`."""
+        types = super().state_types(precision)
+        is_mixed = precision in (Precision.FP16_MIXED, Precision.BF16_MIXED)
+        return replace(types, compute_bytes=2) if is_mixed else types
+
+    def model_states(self, step: TrainingStep, measured_optimizer: int | None = None) -> ModelStates:
+        """See `StrategyEntry`; measured states are of a whole optimizer, and do not apply."""
+        return fully_sharded_states(step.model, self._shard_ranks(step), step.types, offloads=self.variant.offload)
+
+    def moments(self, step: TrainingStep, states: ModelStates) -> Sequence[Moment]:
+        """See `StrategyEntry`."""
+        return list(ShardedStep(self.variant, step, states, self._shard_ranks(step)).moments())
+
+    def _shard_ranks(self, step: TrainingStep) -> int:
+        """Ranks that share the states."""
+        return (step.sharding.shard_ranks if self.variant.hybrid else None) or step.world_size
 
     def collectives(self, step: TrainingStep, machine: MachineModel, compute: float) -> Sequence[CollectiveTraffic]:
         """See `StrategyEntry`."""

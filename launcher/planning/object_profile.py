@@ -35,7 +35,7 @@ from launcher.planning.profile import (
 from launcher.process.activity import doing
 from launcher.user_code.objects import Loaders, UserObjects
 from strategies.fake_mode import FakeMode, fake_copy
-from strategies.model_states import ModelShape, ParameterShape
+from strategies.model_shape import describe_parameters
 from strategies.precision import Precision
 from strategies.step_trace import ModelProfile, Unprofiled
 from strategies.trace import PlannedTrainer, attach
@@ -74,8 +74,7 @@ def profile_objects(
     if isinstance(found, ModelProfile):
         again = found.checkpointed
         return found if again is None else replace(found, checkpointed=lambda: _preserving(given.model, again))
-    shapes = tuple(ParameterShape(p.numel(), p.requires_grad) for p in given.model.parameters())
-    model = ModelShape(shapes, (tuple(range(len(shapes))),))
+    model = describe_parameters(given.model)
     by_hand = None if given.model.automatic_optimization else MANUAL_OPTIMIZATION
     failure = f"the module was not copied for a trace ({found.why}): Adam's states are assumed"
     return compute_bound(given.model.parameters(), model, None, 1, failure, by_hand)

@@ -19,8 +19,8 @@ from launcher.core.errors import describe_error
 from launcher.process.activity import doing
 from launcher.user_code.classes import UserClasses, make_data, make_model
 from strategies.fake_mode import FakeMode
-from strategies.model_shape import OptimizerError, describe_model, find_optimizer
-from strategies.model_states import ModelShape, ParameterShape
+from strategies.model_shape import OptimizerError, describe_model, describe_parameters, find_optimizer
+from strategies.model_states import ModelShape
 from strategies.precision import Precision
 from strategies.step_trace import ModelProfile, StepTrace, Unprofiled
 from strategies.trace import PlannedTrainer, TraceOptions, TraceTypes, attach, trace_step
@@ -147,6 +147,7 @@ def _trace(
     half = _HALF.get(precision) or (torch.float64 if precision is Precision.FP64_TRUE else None)
     plain = TraceTypes(half, _AUTOCAST.get(precision))
     sharded = TraceTypes(half or _AUTOCAST.get(precision))
+    gathered = replace(plain, parameters=_AUTOCAST.get(precision))
     other = size // 2 if size > 1 else 2
 
     def traced(types: TraceTypes, samples: int, *, with_optimizer: bool = False) -> tuple[StepTrace, ModelShape]:
@@ -165,6 +166,9 @@ def _trace(
     halved = traces
     if sharded != plain:
         halved = completed(traced(sharded, small)[0]), completed(traced(sharded, large)[0])
+    cast = None
+    if gathered != plain:
+        cast = completed(traced(gathered, small)[0]), completed(traced(gathered, large)[0])
     notes = [] if options.is_fake else [f"{failure}; one real step was measured instead"]
     if options.foreach and options.device == "cpu":
         notes.append("activations were traced as a CPU computes them: kernels of a GPU may keep other temporaries")
@@ -175,7 +179,7 @@ def _trace(
     else:
         again = partial(_trace_checkpointed, make, batch, precision, trainer, options)
     method = "traced" if options.is_fake else "probed"
-    return ModelProfile(model, traces, halved, method, tuple(notes), checkpointed=again)
+    return ModelProfile(model, traces, halved, method, tuple(notes), gathered=cast, checkpointed=again)
 
 
 def _trace_checkpointed(
@@ -212,8 +216,7 @@ def bound_profile(
         if isinstance(error, OptimizerError):
             obstacle = f"ZeRO takes one optimizer: {error}"
         failure += f"; no optimizer could be made ({describe_error(error)}): Adam's states are assumed"
-        shapes = tuple(ParameterShape(p.numel(), p.requires_grad) for p in module.parameters())
-        model = ModelShape(shapes, (tuple(range(len(shapes))),))
+        model = describe_parameters(module)
     return compute_bound(module.parameters(), model, batch, size, failure, obstacle)
 
 
