@@ -39,7 +39,7 @@ from strategies.deepspeed_restore import (
     restore_weights,
     weights_only_loads,
 )
-from strategies.empty_groups import EMPTY_GROUPS, SplitOptimizer
+from strategies.empty_groups import EMPTY_GROUPS, GROUP_NAMES, SplitOptimizer
 from strategies.folder_save import saved_folder
 
 # Lightning sets these for DeepSpeed; a later run in this process must not see them.
@@ -78,6 +78,7 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
         )
         self._variables_before: dict[str, str | None] = {}
         self._names: list[str] = []
+        self._group_names: list[list[str]] = []
         self._groups: SplitOptimizer | None = None
         self._order_hook: RemovableHandle | None = None
         self._hooks = hooks
@@ -103,6 +104,9 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
             ) from error
         check_optimizers(optimizers, len(schedulers), name)
         self._names = parameter_names(self._module, optimizers[0].param_groups)
+        groups = [group for group in optimizers[0].param_groups if group["params"]]
+        if any(not parameter.requires_grad for group in groups for parameter in group["params"]):
+            self._group_names = [parameter_names(self._module, [group]) for group in groups]
         self._groups = SplitOptimizer(optimizers[0])
         return self._groups.optimizer, schedulers[0] if schedulers else None
 
@@ -117,6 +121,8 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
         """Every rank saves its shards in one folder."""
         if self._groups is not None and (settings := self._groups.settings()):
             checkpoint[EMPTY_GROUPS] = settings
+        if self._group_names:
+            checkpoint[GROUP_NAMES] = self._group_names
         remove_hooks([checkpoint, self._module])
         with saved_folder(self, filepath, checkpoint, self._hooks) as fresh:
             super().save_checkpoint(checkpoint, fresh, storage_options)

@@ -19,16 +19,21 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from launcher.checkpoint.atomic_io import AtomicCheckpointIO
+from launcher.checkpoint.formats import format_of, format_written_by
 from launcher.checkpoint.manifest import write_manifest
 from launcher.checkpoint.reader import Trust, guarded_loads
 from launcher.checkpoint.storage import explained_saves
 from launcher.training.data.order import DataOrder, DataSplit
 from launcher.training.loops.fit_loop import use_resumable_loops
+from launcher.training.resume.convert import save_private
 from strategies.base import BuildOptions, CheckpointHooks, RankLocation
 from strategies.batch import BatchSplit
 from strategies.build import build_strategy, precision_plugin
 from strategies.choice import choose_strategy
+from strategies.deepspeed_config import BatchAndClip, zero_config
+from strategies.deepspeed_precision import precision_blocks
 from strategies.precision import Precision
+from strategies.registry import list_zero_variants
 from strategies.sharding import ShardOptions
 
 STEPS, SAVED = 6, 3
@@ -180,11 +185,20 @@ def hooks(folder: Path) -> CheckpointHooks:
     return CheckpointHooks(write_manifest, explained_saves, reading, refused)
 
 
-def make_strategy(name: str, folder: Path, **sharding: Any) -> Any:
+def deepspeed_config(name: str, precision: str, accumulate: int) -> dict[str, Any] | None:
+    variant, ranks = list_zero_variants().get(name), dist.get_world_size()
+    if variant is None:
+        return None
+    batch = BatchAndClip(ranks, 4 // ranks, accumulate, 0.0)
+    return {**zero_config(variant, "cpu", batch), **precision_blocks(Precision(precision), {})}
+
+
+def make_strategy(name: str, folder: Path, deepspeed: Any = None, **sharding: Any) -> Any:
     ranks, rank = dist.get_world_size(), dist.get_rank()
     choice = choose_strategy(name, world_size=ranks, device_kind="cpu", accumulate=1, model_has_static_graph=False)
     options = BuildOptions("cpu", RankLocation(rank, ranks, rank, ranks, 0, "127.0.0.1", 0), 60,
-                           sharding=ShardOptions(**sharding), checkpoint=hooks(folder))  # fmt: skip
+                           sharding=ShardOptions(**sharding), checkpoint=hooks(folder), deepspeed=deepspeed,
+                           pretend_fp16=True)  # fmt: skip
     return build_strategy(choice, options)
 
 
@@ -203,6 +217,7 @@ def fit(
     """Train to a step, and save in the middle and at the end; see `saved`."""
     pl.seed_everything(7, workers=True, verbose=False)
     plugin = precision_plugin(Precision(precision), "cpu", strategy=strategy)
+    deepspeed = deepspeed_config(strategy, precision, accumulate)
     # Lightning counts the steps of all optimizers.
     count = 2 if model.kind == "two" else 1
     keeper = ModelCheckpoint(folder, "saved-{step}", save_top_k=-1, every_n_train_steps=SAVED * count)
@@ -210,16 +225,29 @@ def fit(
     trainer = pl.Trainer(
         accelerator="cpu", devices=ranks, logger=False, enable_progress_bar=False, enable_model_summary=False,
         callbacks=[*callbacks, keeper], default_root_dir=folder, max_steps=steps * count, max_epochs=-1,
-        strategy=make_strategy(strategy, folder, **sharding), accumulate_grad_batches=accumulate,
+        strategy=make_strategy(strategy, folder, deepspeed, **sharding), accumulate_grad_batches=accumulate,
         plugins=[AtomicCheckpointIO(Trust(folder), maps_files=True), *([] if plugin is None else [plugin])],
         **({} if plugin is not None else {"precision": precision}),
     )  # fmt: skip
     split = DataSplit(BatchSplit(ranks, None, accumulate), dist.get_rank(), seed=7)
     use_resumable_loops(trainer, DataOrder(split, print))
+    start = None if resume is None else loadable(resume, strategy, deepspeed, folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer.fit(model, data(4 // ranks), ckpt_path=None if resume is None else str(resume), weights_only=True)
+        trainer.fit(model, data(4 // ranks), ckpt_path=start, weights_only=True)
     return trainer
+
+
+def loadable(path: Path, strategy: str, deepspeed: Any, folder: Path) -> str:
+    """The checkpoint, or one file with its content, as the launcher resumes."""
+    found = format_of(path)
+    if found.is_loadable(path, format_written_by(strategy), deepspeed, dist.get_world_size()):
+        return str(path)
+    target = folder.with_name(f"{folder.name}.one")
+    if dist.get_rank() == 0:
+        save_private(found.read_consolidated(path), target)
+    dist.barrier()
+    return str(target)
 
 
 def saved(folder: Path) -> Path:

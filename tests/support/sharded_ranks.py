@@ -26,11 +26,34 @@ def resumed(folder: Path, kind: str, strategy: str = "fsdp2", **options: Any) ->
     }
 
 
+FSDP = ("fsdp2", "fsdp2_grad_op", "hsdp", "fsdp2_offload")
+ZERO = ("deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_3")
+ALL = ("ddp", *FSDP, *ZERO)
+# ZeRO and DDP have tests of their own for the pairs without FSDP2.
+PAIRS = [(a, b) for a in ALL for b in ALL if a in FSDP or b in FSDP]
+
+
+def matrix(folder: Path) -> dict[str, Any]:
+    """Losses of a training under one strategy, and of one under another that resumes from it."""
+    found: dict[str, Any] = {}
+    for one in ALL:
+        model = Model("groups")
+        fit(model, one, folder / one)
+        found[one] = list(model.losses.items())
+    for one, other in PAIRS:
+        print("pair", one, other, flush=True)
+        model = Model("groups")
+        fit(model, other, folder / f"{one}-{other}", saved(folder / one))
+        found[f"{one}-{other}"] = list(model.losses.items())
+    return found
+
+
 def main(folder: Path) -> None:
     with results_of_rank(folder) as seen:
         for kind in OPTIMIZERS:
             print("case", kind, flush=True)
             seen[f"fsdp2 {kind}"] = resumed(folder / kind, kind)
+        seen["matrix"] = matrix(folder / "matrix")
 
 
 if __name__ == "__main__":
