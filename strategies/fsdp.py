@@ -20,6 +20,7 @@ from strategies.sharding import ShardVariant
 from strategies.step_trace import ModelProfile
 
 if TYPE_CHECKING:
+    from lightning.pytorch.plugins.precision import Precision as PrecisionPlugin
     from lightning.pytorch.strategies import Strategy
 
 
@@ -60,6 +61,14 @@ class FullyShard(StrategyEntry):
     def collectives(self, step: TrainingStep, machine: MachineModel, compute: float) -> Sequence[CollectiveTraffic]:
         """See `StrategyEntry`."""
         return []
+
+    def precision_plugin(self, precision: Precision, device_kind: str, floor: float) -> PrecisionPlugin | None:
+        """Lightning's parallel strategy refuses 64-true by name, but works with the plugin."""
+        if precision is Precision.FP64_TRUE:
+            from lightning.pytorch.plugins.precision import DoublePrecision
+
+            return DoublePrecision()
+        return super().precision_plugin(precision, device_kind, floor)
 
     def build(self, choice: StrategyChoice, options: BuildOptions) -> Strategy:
         """See `StrategyEntry`."""

@@ -34,7 +34,7 @@ def find_blocks(model: nn.Module, wrap: Sequence[str] = ()) -> list[nn.Module]:
         In the model's order, but a module that contains another block after it, as `fully_shard` needs.
     """
     if wrap:
-        chosen = [m for m in model.modules() if m is not model and _matches(m, wrap) and any(m.parameters())]
+        chosen = [m for m in model.modules() if m is not model and _matches(m, wrap) and _has_parameters(m)]
         return _inner_first(chosen)
     composite = _repeated(model, has_children=True)
     return composite or _repeated(model, has_children=False)
@@ -51,10 +51,11 @@ def check_wrap(model: nn.Module, names: Sequence[str]) -> None:
     for name in names:
         found = [module for module in inside if _matches(module, [name])]
         if not found:
-            known = sorted({type(m).__name__ for m in inside if any(m.parameters()) and is_called(m)})
+            known = sorted({type(m).__name__ for m in inside if _has_parameters(m) and is_called(m)})
             near = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {near[0]}?" if near else f"its classes are {join_some(known)}"
-            raise StrategyError(f"fsdp.wrap has {name!r}, but {type(model).__name__} has no module of that class; {hint}")
+            where = f"{type(model).__name__} has no module of that class"
+            raise StrategyError(f"fsdp.wrap has {name!r}, but {where}; {hint}")
         if not all(is_called(module) for module in found):
             raise StrategyError(
                 f"fsdp.wrap has {name!r}, whose modules are never called, so that nothing would gather their "
@@ -76,6 +77,10 @@ def is_called(module: nn.Module) -> bool:
 
 def _matches(module: nn.Module, names: Sequence[str]) -> bool:
     return any(kind.__name__ in names for kind in type(module).__mro__ if kind not in (nn.Module, object))
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
 
 
 def _inner_first(modules: Sequence[nn.Module]) -> list[nn.Module]:

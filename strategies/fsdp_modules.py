@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from strategies.base import StrategyError
@@ -23,7 +24,7 @@ _GATHERED = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
-class Sharding:
+class ModuleSharding:
     """How `shard_module` shards.
 
     Attributes:
@@ -37,7 +38,7 @@ class Sharding:
     options: dict[str, Any]
 
 
-def shard_module(module: nn.Module, blocks: Sequence[nn.Module], sharding: Sharding) -> list[nn.Parameter]:
+def shard_module(module: nn.Module, blocks: Sequence[nn.Module], sharding: ModuleSharding) -> list[nn.Parameter]:
     """Shard each block, then the rest with the module itself as root.
 
     Returns:
@@ -46,7 +47,7 @@ def shard_module(module: nn.Module, blocks: Sequence[nn.Module], sharding: Shard
         of a network; a change of gathered parameters would be lost.
     """
     check_initialized(module)
-    kept, replicated = _unsupported(module)
+    kept, replicated = _unsupported(module, is_mixed=sharding.options["mp_policy"].param_dtype is not None)
     inside = {p for block in blocks for p in block.parameters()}
     frozen = [p for p in module.parameters() if not (p.requires_grad or p in inside or p in kept or _is_sharded(p))]
     kept, replicated = kept | set(frozen), [*replicated, *frozen]
@@ -83,22 +84,27 @@ def check_initialized(module: nn.Module) -> None:
         )
 
 
-def _unsupported(module: nn.Module) -> tuple[set[nn.Parameter], list[nn.Parameter]]:
+def _unsupported(module: nn.Module, *, is_mixed: bool) -> tuple[set[nn.Parameter], list[nn.Parameter]]:
     """The parameters that are not sharded, and the trainable ones among them.
 
-    `fully_shard` cannot shard scalars, and all trained parameters of a group must have one type.
+    `fully_shard` cannot shard scalars, and all trained parameters of a group must have one type. In mixed precision the
+    weights of a batch norm must have the type of its statistics.
     """
+    norms = [m for m in module.modules() if is_mixed and isinstance(m, _BatchNorm)]
+    in_norms = {p for norm in norms for p in norm.parameters()}
     sizes: Counter[torch.dtype] = Counter()
     for p in module.parameters():
         if p.requires_grad and p.is_floating_point():
             sizes[p.dtype] += p.numel()
     usual = sizes.most_common(1)[0][0] if sizes else None
-    kept = {
-        p
-        for p in module.parameters()
-        if not _is_sharded(p)
-        and (p.dim() == 0 or (p.dtype != usual if p.requires_grad else p.dtype not in (usual, *_GATHERED)))
-    }
+
+    def is_unsupported(p: nn.Parameter) -> bool:
+        if _is_sharded(p):
+            return False
+        is_other_type = p.dtype != usual if p.requires_grad else p.dtype not in (usual, *_GATHERED)
+        return p.dim() == 0 or p in in_norms or is_other_type
+
+    kept = {p for p in module.parameters() if is_unsupported(p)}
     return kept, [p for p in module.parameters() if p in kept and p.requires_grad]
 
 

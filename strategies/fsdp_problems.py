@@ -1,4 +1,4 @@
-"""Models and callbacks that FSDP2 cannot train, as errors that say what to do."""
+"""Models and callbacks that FSDP2 cannot train, as errors with advice."""
 
 from __future__ import annotations
 

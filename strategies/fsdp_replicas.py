@@ -98,12 +98,13 @@ def _gradient_values(parameter: nn.Parameter) -> Tensor:
     """The gradient as a flat real tensor; a complex one as pairs of numbers."""
     gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.detach()
     real = (torch.view_as_real(gradient) if gradient.is_complex() else gradient).flatten()
-    return real if real.element_size() >= 4 else real.float()  # noqa: PLR2004 -- bytes of fp32
+    return real if real.element_size() >= 4 else real.float()
 
 
 def _add_gradient(held: nn.Parameter, value: Tensor) -> None:
     assert isinstance(held, DTensor)  # noqa: S101 -- made by `_replicate`
     local = _local(held)
-    gradient = torch.view_as_complex(value.reshape(*local.shape, 2)) if local.is_complex() else value.reshape(local.shape)
+    shape = local.shape
+    gradient = torch.view_as_complex(value.reshape(*shape, 2)) if local.is_complex() else value.reshape(shape)
     whole = DTensor.from_local(gradient.to(local.dtype), held.device_mesh, held.placements, run_check=False)
     held.grad = whole if held.grad is None else held.grad + whole

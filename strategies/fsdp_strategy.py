@@ -20,9 +20,10 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from typing_extensions import override
 
 from strategies.base import BuildOptions, StrategyChoice
+from strategies.dtensor_patches import patch_dtensors
 from strategies.environment import FixedClusterEnvironment, devices_of
 from strategies.fsdp_blocks import check_wrap, find_blocks
-from strategies.fsdp_modules import Sharding, shard_module, sharded_modules
+from strategies.fsdp_modules import ModuleSharding, shard_module, sharded_modules
 from strategies.fsdp_problems import check_callbacks, check_changed_parameters, check_new_parameters, explain_unsharded
 from strategies.fsdp_replicas import ReplicatedParameters
 from strategies.fsdp_steps import ShardedSteps
@@ -57,6 +58,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
     @override
     def setup_environment(self) -> None:
         self._setup_distributed()
+        patch_dtensors()
         if self.root_device.type == "cuda":
             torch.cuda.set_device(self.root_device)
         kind, world = self.root_device.type, self.world_size
@@ -98,7 +100,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
             blocks = [] if sharded_modules(model) else self._find_blocks(model)
             if not sharded_modules(model):
                 self.precision_plugin.convert_module(model)
-            sharding = Sharding(self.root_device, self._variant.reshard, self._fully_shard_options())
+            sharding = ModuleSharding(self.root_device, self._variant.reshard, self._fully_shard_options())
             replicated = shard_module(model, blocks, sharding)
         assert self._shard_mesh is not None  # noqa: S101 -- made in `setup_environment`
         self._replicas = ReplicatedParameters(model, replicated, self._shard_mesh)

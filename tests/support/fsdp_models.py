@@ -75,7 +75,8 @@ class Base(pl.LightningModule):
 
 def data(size: int = 64, batch: int = 4) -> DataLoader[Any]:
     g = torch.Generator().manual_seed(1)
-    return DataLoader(TensorDataset(torch.randn(size, 6, generator=g), torch.randint(0, 4, (size,), generator=g)), batch)
+    samples = TensorDataset(torch.randn(size, 6, generator=g), torch.randint(0, 4, (size,), generator=g))
+    return DataLoader(samples, batch)
 
 
 class Tied(Base):

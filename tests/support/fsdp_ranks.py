@@ -28,9 +28,7 @@ from tests.support.program_ranks import results_of_rank
 def build(strategy: str, precision: str = "32-true", options: dict[str, Any] | None = None) -> dict[str, Any]:
     """The Trainer's arguments for a strategy."""
     rank, size = dist.get_rank(), dist.get_world_size()
-    choice = choose_strategy(
-        strategy, world_size=size, device_kind="cpu", accumulate=1, model_has_static_graph=False
-    )
+    choice = choose_strategy(strategy, world_size=size, device_kind="cpu", accumulate=1, model_has_static_graph=False)
     location = RankLocation(rank, size, rank, size, 0, "127.0.0.1", 0)
     sharding = ShardOptions(**(options or {}))
     found: list[Any] = []
@@ -57,7 +55,7 @@ def fit(model: str, strategy: str, trainer: dict[str, Any], precision: str, opti
             **settings,
         )
         fitted.fit(module, data(), data(16))
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 -- the test expects it
         return {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
     return {"losses": module.losses, "steps": fitted.global_step, "name": type(module).__name__}
 
