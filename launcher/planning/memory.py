@@ -13,6 +13,7 @@ from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
 from launcher.planning.deepspeed_limits import assumed_folders, candidate_obstacles, nvme_room
 from launcher.planning.fallback import skip_candidates, why_not_planned, with_next
+from launcher.planning.fsdp_limits import fsdp_obstacles
 from launcher.planning.plan import CUSTOM, Plan, make_plan
 from launcher.runs.oom_record import MemoryRecord, OomRecord
 from strategies.batch import BatchSplit
@@ -73,7 +74,8 @@ def plan_with_memory(
         ComparisonOptions(
             config.memory_share,
             zero_settings(plan.device_kind, plan.deepspeed),
-            candidate_obstacles(agreement, None if plan.precision == CUSTOM else planned_precision(plan), user),
+            candidate_obstacles(agreement, None if plan.precision == CUSTOM else planned_precision(plan), user)
+            | fsdp_obstacles(agreement),
         ),
     )
     found = _with_assumptions(found, agreement, user)
