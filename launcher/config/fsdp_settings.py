@@ -23,32 +23,32 @@ def find_fsdp_contradictions(values: Mapping[str, Any], strategy: StrategyEntry 
     given = {key: value for key, value in group.items() if key in _DEFAULTS and value != _DEFAULTS[key]} if (
         isinstance(group, Mapping)) else {}  # fmt: skip
     if strategy is not None and not isinstance(strategy, FullyShard):
-        for key in given:
-            yield Problem(f"fsdp.{key}", f"given, but the strategy is {strategy.name}; {_USE}")
-        if values.get("activation_checkpointing") is True:
-            yield Problem("activation_checkpointing", f"given True, but the strategy is {strategy.name}; {_USE}")
+        unread = [f"fsdp.{key}" for key in given]
+        unread += ["activation_checkpointing"] if values.get("activation_checkpointing") is True else []
+        for path in unread:
+            yield Problem(path, f"given, but the strategy is {strategy.name}; remove it, or use `strategy: fsdp2`")
         return
     shard_ranks = given.get("shard_ranks")
     if shard_ranks is None:
         return
     if strategy is not None and strategy is not HSDP:
-        advice = "it shards over all ranks; remove it, or use `strategy: hsdp`"
-        yield Problem("fsdp.shard_ranks", f"given, but the strategy is {strategy.name}: {advice}")
+        given_for = f"given, but {strategy.name} shards over all ranks"
+        yield Problem("fsdp.shard_ranks", f"{given_for}; remove it, or use `strategy: hsdp`")
         return
     ranks = _count_ranks(values)
     if ranks is not None and isinstance(shard_ranks, int) and shard_ranks > 0 and ranks % shard_ranks:
-        yield Problem("fsdp.shard_ranks", describe_indivisible(shard_ranks, ranks))
+        yield describe_indivisible(shard_ranks, ranks)
 
 
-def describe_indivisible(shard_ranks: int, ranks: int) -> str:
-    """The message about ranks that cannot be divided into groups of `shard_ranks`."""
+def describe_indivisible(shard_ranks: int, ranks: int) -> Problem:
+    """The problem of ranks that cannot be divided into groups of `shard_ranks`."""
     divisors = [str(number) for number in range(2, ranks + 1) if ranks % number == 0]
     shown = ", ".join(divisors) if len(divisors) < _MOST_SHOWN else f"{', '.join(divisors[: _MOST_SHOWN - 1])}, ..."
-    advice = f"give a number that divides them: {shown}" if divisors else "remove it, and start several ranks"
-    return f"given {shard_ranks}, but there are {ranks} ranks, which it does not divide; {advice}"
+    valid = f"give {shown}" if divisors else "start several ranks"
+    found = f"given {shard_ranks}, which does not divide the number of ranks, {ranks}"
+    return Problem("fsdp.shard_ranks", f"{found}; remove it, or {valid}")
 
 
-_USE = "remove it, or use `strategy: fsdp2`"
 _MOST_SHOWN = 9
 
 

@@ -76,7 +76,8 @@ def _find_mesh_problems(fsdp: FsdpOptions, agreement: Agreement) -> list[str]:
     if fsdp.shard_ranks is not None:
         if world % fsdp.shard_ranks == 0:
             return []
-        return [f"fsdp.shard_ranks: {describe_indivisible(fsdp.shard_ranks, world)}"]
+        problem = describe_indivisible(fsdp.shard_ranks, world)
+        return [f"{problem.path}: {problem.message}"]
     sizes: Sequence[int] = sorted({fact.local_world_size for fact, _ in agreement.kinds()})
     if len(sizes) == 1:
         return []

@@ -79,7 +79,7 @@ def test_such_a_callback_rules_the_candidates_out() -> None:
         ([2, 3], None, "the nodes have 2 and 3 ranks; start as many on each node, set `fsdp.shard_ranks`, or use"),
         ([1, 2, 4], None, "the nodes have 1, 2 and 4 ranks"),
         ([2, 4], 3, None),
-        ([2, 2], 3, "fsdp.shard_ranks: given 3, but there are 4 ranks, which it does not divide"),
+        ([2, 2], 3, "fsdp.shard_ranks: given 3, which does not divide the number of ranks, 4"),
         ([2, 2], 4, None),
     ],
 )
