@@ -63,18 +63,9 @@ class FullyShard(StrategyEntry):
 
     def build(self, choice: StrategyChoice, options: BuildOptions) -> Strategy:
         """See `StrategyEntry`."""
-        from strategies.environment import FixedClusterEnvironment, devices_of
         from strategies.fsdp_strategy import FullyShardedStrategy
 
-        return FullyShardedStrategy(
-            self.variant,
-            options.sharding,
-            parallel_devices=devices_of(options),
-            cluster_environment=FixedClusterEnvironment(options.location),
-            process_group_backend=choice.backend,
-            timeout=options.timeout,
-            hooks=options.checkpoint,
-        )
+        return FullyShardedStrategy(self.variant, choice, options)
 
 
 FSDP2 = FullyShard("fsdp2", 12, ShardVariant(), "FSDP2: parameters, gradients and states are sharded")

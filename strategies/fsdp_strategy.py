@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.fabric.plugins.environments import ClusterEnvironment
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
@@ -18,10 +17,11 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
-from strategies.base import CheckpointHooks
+from strategies.base import BuildOptions, StrategyChoice
+from strategies.environment import FixedClusterEnvironment, devices_of
 from strategies.fsdp_blocks import find_blocks
 from strategies.sharded_restore import ShardedRestore, save_sharded
-from strategies.sharding import ShardOptions, ShardVariant
+from strategies.sharding import ShardVariant
 
 _COMPUTE_TYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
@@ -30,26 +30,17 @@ class FullyShardedStrategy(ModelParallelStrategy):
     """FSDP2 over the existing process group of the ranks.
 
     Args:
-        timeout: seconds after which a collective fails; only used if there is no process group yet.
-        hooks: the launcher's part in checkpoints; None loads with `weights_only`.
+        variant: what is sharded, and when parameters are freed.
+        choice: names the backend of the process group.
+        options: the devices, and the config's `fsdp`.
     """
 
-    def __init__(
-        self,
-        variant: ShardVariant,
-        options: ShardOptions,
-        *,
-        parallel_devices: list[torch.device],
-        cluster_environment: ClusterEnvironment,
-        process_group_backend: str | None,
-        timeout: float,
-        hooks: CheckpointHooks | None = None,
-    ) -> None:
-        super().__init__(process_group_backend=process_group_backend, timeout=timedelta(seconds=timeout))
-        self.parallel_devices = parallel_devices
-        self.cluster_environment = cluster_environment
-        self._variant, self._options, self._hooks = variant, options, hooks
-        self._restore = ShardedRestore(hooks)
+    def __init__(self, variant: ShardVariant, choice: StrategyChoice, options: BuildOptions) -> None:
+        super().__init__(process_group_backend=choice.backend, timeout=timedelta(seconds=options.timeout))
+        self.parallel_devices = devices_of(options)
+        self.cluster_environment = FixedClusterEnvironment(options.location)
+        self._variant, self._options, self._hooks = variant, options.sharding, options.checkpoint
+        self._restore = ShardedRestore(options.checkpoint)
         self._shard_mesh: DeviceMesh | None = None
 
     @override
