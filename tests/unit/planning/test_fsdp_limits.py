@@ -12,6 +12,8 @@ from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, Stoch
 from torch import nn
 
 from launcher.agreement.facts import Agreement, RankFacts
+from launcher.config.loading import load_values
+from launcher.config.presets import preset_values
 from launcher.config.schema import FsdpOptions, RunConfig
 from launcher.core.errors import PlanError
 from launcher.planning.fit_plan import check_blocks, check_model
@@ -52,6 +54,12 @@ def ranks_of(sizes: Sequence[int], **traits: Any) -> Agreement:
 
 def planned(agreement: Agreement, name: str, **settings: Any) -> Plan:
     return make_plan(RunConfig(strategy=name, **settings), agreement)
+
+
+@pytest.mark.parametrize(("preset", "nodes", "strategy"), [("fsdp2-node", 1, "fsdp2"), ("hsdp-multi-node", 2, "hsdp")])
+def test_a_preset_has_a_plan_on_its_machines(preset: str, nodes: int, strategy: str) -> None:
+    plan = make_plan(load_values({**preset_values(preset), "model": {"class_path": "a.B"}}), ranks_of([8] * nodes))
+    assert (plan.strategy.name, plan.precision, plan.world_size) == (strategy, "bf16-mixed", 8 * nodes)
 
 
 @pytest.mark.parametrize("name", NAMES)
