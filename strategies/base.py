@@ -222,6 +222,11 @@ class StrategyEntry(ABC):
         del profile, machine, precision
         return None
 
+    def layout_problem(self, machine: MachineModel, sharding: ShardOptions) -> str | None:
+        """Why ranks in this layout cannot run it, or gain nothing by it; None if they can."""
+        del machine, sharding
+        return None
+
     def traces(self, profile: ModelProfile) -> tuple[StepTrace, StepTrace]:
         """The profile's traces in the types that it computes in."""
         return profile.sharded if self.casts_module else profile.plain
@@ -254,6 +259,10 @@ class StrategyEntry(ABC):
     def optimizer_time(self, step: TrainingStep, machine: MachineModel) -> tuple[float, float]:
         """Seconds of the optimizer's step, and of moving states to and from host memory or NVMe."""
         return estimate_update_time(step.model.trainable_numel, step, machine), 0.0
+
+    def python_seconds(self, step: TrainingStep) -> float:
+        """Python time that it adds to an optimizer step."""
+        return self.hook_seconds * len(step.model.parameters) * step.accumulate
 
     @abstractmethod
     def build(self, choice: StrategyChoice, options: BuildOptions) -> Strategy:

@@ -16,20 +16,21 @@ from strategies.base import (
     TrainingStep,
 )
 from strategies.fsdp_moments import ShardedStep
+from strategies.fsdp_traffic import ShardTraffic, find_layout_problem, python_seconds
 from strategies.machine import CollectiveTraffic, MachineModel
 from strategies.model_states import ModelStates, StateTypes, fully_sharded_states
 from strategies.precision_names import Precision
-from strategies.sharding import ShardVariant
+from strategies.sharding import ShardOptions, ShardVariant
 from strategies.step_trace import ModelProfile, Moment, StepTrace
 
 if TYPE_CHECKING:
+    from lightning.pytorch.plugins.precision import Precision as PrecisionPlugin
     from lightning.pytorch.strategies import Strategy
 
 
 class FullyShard(StrategyEntry):
     """One variant of FSDP2."""
 
-    is_candidate = False
     is_sharded: ClassVar[bool] = True
     checkpoint_format: ClassVar[str] = "sharded"
     libraries: ClassVar[tuple[str, ...]] = ("torch.distributed.fsdp", "torch.distributed.checkpoint")
@@ -84,7 +85,27 @@ class FullyShard(StrategyEntry):
 
     def collectives(self, step: TrainingStep, machine: MachineModel, compute: float) -> Sequence[CollectiveTraffic]:
         """See `StrategyEntry`."""
-        return []
+        return ShardTraffic(self.variant, step, machine).collectives(compute)
+
+    def optimizer_time(self, step: TrainingStep, machine: MachineModel) -> tuple[float, float]:
+        """See `StrategyEntry`."""
+        return ShardTraffic(self.variant, step, machine).optimizer_time()
+
+    def python_seconds(self, step: TrainingStep) -> float:
+        """See `StrategyEntry`."""
+        return python_seconds(step)
+
+    def layout_problem(self, machine: MachineModel, sharding: ShardOptions) -> str | None:
+        """See `StrategyEntry`."""
+        return find_layout_problem(self.variant, machine, sharding.shard_ranks)
+
+    def precision_plugin(self, precision: Precision, device_kind: str, floor: float) -> PrecisionPlugin | None:
+        """Lightning's parallel strategy refuses 64-true by name, but works with the plugin."""
+        if precision is Precision.FP64_TRUE:
+            from lightning.pytorch.plugins.precision import DoublePrecision
+
+            return DoublePrecision()
+        return super().precision_plugin(precision, device_kind, floor)
 
     def build(self, choice: StrategyChoice, options: BuildOptions) -> Strategy:
         """See `StrategyEntry`."""

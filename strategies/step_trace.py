@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from strategies.model_states import ModelShape
 
@@ -109,6 +110,8 @@ class ModelProfile:
         method: 'traced', 'probed' or 'bound'.
         notes: what the user should know about the method.
         zero_obstacle: why DeepSpeed cannot train the module; None if no reason is known.
+        checkpointed: traces the module again with activation checkpointing, and returns None if that fails. None if it
+            was traced so already, or not at all.
     """
 
     model: ModelShape
@@ -118,6 +121,7 @@ class ModelProfile:
     notes: tuple[str, ...] = ()
     zero_obstacle: str | None = None
     gathered: tuple[StepTrace, StepTrace] | None = None
+    checkpointed: Callable[[], ModelProfile | None] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_iter, tree_map
 from torch.utils.flop_counter import flop_registry
 from typing_extensions import override
 
+from strategies.block_checkpoints import checkpoint_blocks
 from strategies.block_hooks import BlockHooks
 from strategies.cpu_workspaces import CpuWorkspaces
 from strategies.fake_mode import FakeMode
@@ -53,6 +54,7 @@ class TraceOptions:
         granularity: bytes that the device's allocator rounds up to.
         with_optimizer: trace the optimizer's step and count operations; else `step`, `optimizer_states` and `flops`
             of the trace are 0.
+        checkpoint_activations: the blocks' activations are computed again in the backward pass.
         wrap: names of the classes that FSDP2 gathers one after another; empty finds them.
     """
 
@@ -61,6 +63,7 @@ class TraceOptions:
     foreach: bool = False
     granularity: int = 1
     with_optimizer: bool = True
+    checkpoint_activations: bool = False
     wrap: tuple[str, ...] = ()
 
 
@@ -138,6 +141,8 @@ def trace_step(
         inputs = tree_map(lambda leaf: _prepare(leaf, mode, types.module, device), batch)
         attach(module, trainer or PlannedTrainer())
         module.train()
+        if options.checkpoint_activations:
+            checkpoint_blocks(module, options.wrap)
         optimizer = find_optimizer(module.configure_optimizers())
         if options.foreach:
             use_foreach(optimizer)

@@ -11,9 +11,11 @@ from launcher.checkpoint.precision import CheckpointPrecision
 from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
 from launcher.planning.deepspeed import deepspeed_settings, plan_deepspeed
+from launcher.planning.fsdp_limits import find_fsdp_problems
 from strategies.batch import BatchSplit, BatchSplitError, split_batch
 from strategies.choice import Rejected, StrategyChoice, StrategyError, choose_strategy, with_user_options
 from strategies.precision import AUTO, AgreedPrecision, PrecisionError, reconcile
+from strategies.sharding import ShardOptions
 from strategies.unused_parameters import describe_parameters
 
 # The precision of a user's precision plugin.
@@ -38,6 +40,8 @@ class Plan:
             was not profiled.
         deepspeed: DeepSpeed's complete config; None without DeepSpeed.
         ran_out: strategies that were skipped because they ran out of memory in this run.
+        activation_checkpointing: blocks' activations are computed again in the backward pass.
+        checkpointing_reasons: why it is on; empty if it is off.
     """
 
     strategy: StrategyChoice
@@ -57,6 +61,8 @@ class Plan:
     memory: Mapping[str, Any] | None = None
     deepspeed: Mapping[str, Any] | None = None
     ran_out: tuple[str, ...] = ()
+    activation_checkpointing: bool = False
+    checkpointing_reasons: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, with `global_batch_size` added for readers."""
@@ -83,10 +89,28 @@ class Plan:
         strategy["rejected"] = tuple(Rejected(**r) for r in strategy["rejected"])
         batch = {k: v for k, v in values["batch"].items() if k != "global_batch_size"}
         fields: dict[str, Any] = dict(values)
-        for name in ("precision_reasons", "batch_reasons", "hosts", "notices", "ran_out"):
-            fields[name] = tuple(values[name])
+        for name in ("precision_reasons", "batch_reasons", "hosts", "notices", "ran_out", "checkpointing_reasons"):
+            fields[name] = tuple(values.get(name, ()))
         fields.update(strategy=StrategyChoice(**strategy), batch=BatchSplit(**batch))
         return cls(**fields)
+
+
+def describe_strategy(name: str, has_checkpointing: bool) -> str:
+    """The strategy in a message."""
+    return f"{name} with activation checkpointing" if has_checkpointing else name
+
+
+def shard_options(config: RunConfig, *, checkpoint_activations: bool) -> ShardOptions:
+    """How FSDP2 shards, with the plan's decision on activation checkpointing."""
+    given = config.fsdp
+    return ShardOptions(
+        tuple(given.wrap),
+        given.shard_ranks,
+        given.reduce_dtype,
+        given.reduce_every_batch,
+        given.compile,
+        checkpoint_activations,
+    )
 
 
 def make_plan(config: RunConfig, agreement: Agreement, checkpoint: CheckpointPrecision | None = None) -> Plan:
@@ -95,8 +119,9 @@ def make_plan(config: RunConfig, agreement: Agreement, checkpoint: CheckpointPre
     Args:
         config: the user's.
         agreement: facts of the ranks. `facts[*].traits` may have `batch_size` (the micro batch of the user's data, or
-            None), `static_graph` (whether the model declares that every step uses the same parameters) and
-            `precision_plugin` (name of the user's plugin, or None).
+            None), `static_graph` (whether the model declares that every step uses the same parameters),
+            `precision_plugin` (name of the user's plugin, or None) and `weight_callbacks` (the user's callbacks that
+            copy or average whole parameters).
         checkpoint: precision of the checkpoint to resume from; None without one.
 
     Raises:
@@ -108,6 +133,8 @@ def make_plan(config: RunConfig, agreement: Agreement, checkpoint: CheckpointPre
     strategy = _decide_strategy(config, agreement, batch, problems)
     deepspeed = plan_deepspeed(config, strategy, precision, batch, agreement)
     problems += deepspeed.problems
+    if strategy is not None:
+        problems += find_fsdp_problems(strategy.name, config, agreement)
     kinds = sorted({f.hardware.device.kind for f, _ in agreement.kinds() if f.hardware})
     if len(kinds) > 1:
         problems.append(f"the ranks train on {' and '.join(kinds)}; one process group needs one kind of device")
@@ -130,6 +157,8 @@ def make_plan(config: RunConfig, agreement: Agreement, checkpoint: CheckpointPre
         notices=(*_notices(config, plugin, precision, checkpoint), *deepspeed.notices),
         assumed=agreement.assumed,
         deepspeed=deepspeed.config,
+        activation_checkpointing=config.activation_checkpointing is True,
+        checkpointing_reasons=("requested",) if config.activation_checkpointing is True else (),
     )
 
 

@@ -23,10 +23,11 @@ from launcher.checkpoint.read_back import ReadBack
 from launcher.checkpoint.reader import guarded_loads
 from launcher.checkpoint.resume import check_fits_model
 from launcher.checkpoint.storage import explained_saves, explained_writes
-from launcher.config.schema import FsdpOptions, RunConfig
+from launcher.config.schema import RunConfig
 from launcher.core.terminal import is_interactive
 from launcher.hardware.topology import Topology
 from launcher.planning.deepspeed_facts import pretends_cpu_fp16
+from launcher.planning.plan import shard_options
 from launcher.training.callbacks.model_summary import ShortModelSummary
 from launcher.training.callbacks.progress import ProgressLines
 from launcher.training.callbacks.progress_bar import TerminalProgress
@@ -42,7 +43,7 @@ from strategies.base import BuildOptions, CheckpointHooks, RankLocation
 from strategies.build import build_strategy, precision_plugin
 from strategies.environment import FixedClusterEnvironment
 from strategies.precision import Precision
-from strategies.sharding import ShardOptions
+from strategies.registry import find_strategy
 
 # Settings that the plan decides, or that are passed in another way.
 _NOT_PASSED_ON = (
@@ -71,10 +72,11 @@ def build_trainer(
     config, plan, topology = ctx.config, ctx.plan, ctx.topology
     read_back = ReadBack(ctx.trust, ctx.output.notice)
     strategy = _strategy(ctx, read_back, on_unused)
+    is_sharded = find_strategy(plan.strategy.name).is_sharded
     plugin = objects.precision_plugin or precision_plugin(
         Precision(plan.precision), plan.device_kind, config.watch.floor, strategy=plan.strategy.name
     )
-    plugins = _with_checkpoint_io(objects.plugins, AtomicCheckpointIO(ctx.trust, read_back))
+    plugins = _with_checkpoint_io(objects.plugins, AtomicCheckpointIO(ctx.trust, read_back, maps_files=is_sharded))
     plugins += [] if plugin is None else [plugin]
     if isinstance(strategy, SingleDeviceStrategy):
         # It has no cluster environment, so Lightning would read SLURM's variables and requeue the job itself.
@@ -114,13 +116,9 @@ def _strategy(ctx: RunContext, read_back: ReadBack, on_unused: Callable[[tuple[s
         ddp=make_ddp_options(ctx.config),
         on_unused=on_unused,
         checkpoint=_checkpoint_hooks(ctx, read_back),
-        sharding=_shard_options(ctx.config.fsdp),
+        sharding=shard_options(ctx.config, checkpoint_activations=ctx.plan.activation_checkpointing),
     )
     return build_strategy(ctx.plan.strategy, options)
-
-
-def _shard_options(fsdp: FsdpOptions) -> ShardOptions:
-    return ShardOptions(tuple(fsdp.wrap), fsdp.shard_ranks, fsdp.reduce_dtype, fsdp.reduce_every_batch, fsdp.compile)
 
 
 def _checkpoint_hooks(ctx: RunContext, read_back: ReadBack) -> CheckpointHooks:
