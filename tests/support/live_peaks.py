@@ -77,18 +77,20 @@ def _measure_sharded(name: str, stage: str, dtype: str, batch_size: int) -> int:
         module = SMALL[name].make()
         if dtype == "bf16":
             module.to(torch.bfloat16)
-        net = shard(Stepping(module), variant, dtype)
+        net = Stepping(module)
+        replicas = shard(net, variant, dtype)
         optimizer = module.configure_optimizers()
         for _ in range(_STEPS):
             tracker.reset_peak()
             for last in (False, True) if accumulation else (True,):
                 set_last(net, is_last=last, every=accumulation != "last")
-                with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "mixed"):
+                with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "mixed"), replicas.plain():
                     loss = net(batch)
                 if last != bool(accumulation):
                     optimizer.zero_grad()
                 loss.backward()
                 del loss
+                replicas.reduce()
             optimizer.step()
             peaks.append(tracker.peak_total)
     return min(peaks[1:])

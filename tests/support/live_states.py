@@ -124,15 +124,17 @@ def _measure_sharded(name: str, variant: str, dtype: str) -> dict[str, int]:
     module = MODELS[name].make()
     if dtype == "bf16":
         module.to(torch.bfloat16)
-    net = shard(Stepping(module), variant, dtype)
+    net = Stepping(module)
+    replicas = shard(net, variant, dtype)
     optimizer = module.configure_optimizers()
     batch = MODELS[name].batch(2, DTYPES[dtype])
     found: dict[str, int] = {}
     for _ in range(2):
         optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "mixed"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "mixed"), replicas.plain():
             loss = net(batch)
         loss.backward()
+        replicas.reduce()
         if optimizer.state or not found:
             found = parts(module, optimizer)
         optimizer.step()
