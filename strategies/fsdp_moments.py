@@ -259,7 +259,7 @@ class ShardedStep:
     def _optimizer_temporaries(self) -> int:
         """Those of the whole model's step, by the share of the parameters that this rank updates."""
         trained = [p for p in self.step.model.parameters if p.trainable]
-        if self.variant.offload or not trained:
+        if self.variant.offload or not sum(p.numel for p in trained):
             return 0
         own = [p.shard(self.ranks) if is_sharded(p, self.step.types) else p.numel for p in trained]
         share = max(max(own) / max(p.numel for p in trained), sum(own) / sum(p.numel for p in trained))
