@@ -1,7 +1,7 @@
 """Peak memory: the estimate against live storages of real steps, beside DeepSpeed's own estimators.
 
     python -m tests.benchmarks.peak_memory [--ranks 1 2] [--models mlp gpt ...] [--dtypes fp32 bf16] [--batch 32]
-        [--stages 0 1 2 3 fsdp2 fsdp2_grad_op hsdp fsdp2+every fsdp2+last ...]
+        [--stages 0 1 2 3 fsdp2 fsdp2_grad_op hsdp fsdp2+last fsdp2+checkpoint ...]
 
 Stages are those of ZeRO, 0 without it, and FSDP2's variants (see `tests.support.live_peaks`), which also know the type
 'mixed'. `fsdp2_offload` is not compared: a CPU has nowhere to offload to.
@@ -15,60 +15,21 @@ know model states alone, for Adam in 16 bits.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import functools
-import json
 import statistics
-import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import torch
 from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 
 from strategies.memory import estimate_memory
-from strategies.model_states import ModelShape, ZeroSettings
-from strategies.precision import Precision
-from strategies.registry import DDP, SINGLE_DEVICE, ZERO_1, ZERO_2, ZERO_3, find_strategy
-from strategies.sharding import ShardOptions
-from strategies.step_trace import StepTrace
-from strategies.trace import TraceTypes, trace_step
+from strategies.model_states import ZeroSettings
+from strategies.registry import DDP, SINGLE_DEVICE, ZERO_1, ZERO_2, ZERO_3
 from tests.support.live_peaks import BUCKET
-from tests.support.live_shards import shard_ranks
 from tests.support.model_families import HELD_OUT, SMALL
-from tests.support.processes import run
+from tests.support.peak_estimates import PRECISIONS, estimate_sharded, measure_peaks, trace
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 SETTINGS = ZeroSettings(BUCKET, overlap_comm=False, persistence_threshold=500, prefetch_bucket_size=BUCKET)
-PRECISIONS = {"fp32": Precision.FP32_TRUE, "bf16": Precision.BF16_TRUE, "mixed": Precision.BF16_MIXED}
-
-
-@functools.cache
-def trace(name: str, dtype: str, batch_size: int) -> tuple[StepTrace, ModelShape]:
-    """A step of the model, with the optimizer's on the kept parameters."""
-    entry, half = SMALL[name], torch.bfloat16
-    found, model = trace_step(
-        entry.make, entry.batch(batch_size), batch_size, types=TraceTypes(module=half if dtype == "bf16" else None)
-    )
-    if dtype != "mixed":
-        return found, model
-    gathered, _ = trace_step(
-        entry.make, entry.batch(batch_size), batch_size, types=TraceTypes(autocast=half, parameters=half)
-    )
-    return dataclasses.replace(gathered, step=found.step), model
-
-
-def estimate_sharded(name: str, stage: str, dtype: str, ranks: int, batch_size: int) -> int:
-    """The launcher's estimate for a variant of FSDP2, in bytes."""
-    variant, _, accumulation = stage.partition("+")
-    found, model = trace(name, dtype, batch_size)
-    return estimate_memory(
-        model, found, find_strategy(variant), ranks, PRECISIONS[dtype], accumulate=2 if accumulation else 1,
-        sharding=ShardOptions(shard_ranks=shard_ranks(variant, ranks), reduce_every_batch=accumulation != "last"),
-    ).total  # fmt: skip
 
 
 def estimate(name: str, stage: int, dtype: str, ranks: int, batch_size: int) -> tuple[int, int]:
@@ -84,20 +45,6 @@ def estimate(name: str, stage: int, dtype: str, ranks: int, batch_size: int) -> 
     return ours, theirs
 
 
-def measure(options: argparse.Namespace, ranks: int) -> Iterator[list[dict[str, Any]]]:
-    """Each case as all ranks measured it."""
-    with tempfile.TemporaryDirectory() as name:
-        out = Path(name) / "peaks"
-        arguments = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
-        arguments += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "-m", "tests.support.live_peaks"]
-        arguments += [str(out), ",".join(options.models), ",".join(options.stages), ",".join(options.dtypes)]
-        env = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(REPOSITORY)}
-        run([*arguments, str(options.batch)], Path(name), env=env, timeout=3600).check()
-        files = [Path(f"{out}-{rank}").read_text().splitlines() for rank in range(ranks)]
-    for lines in zip(*files, strict=True):
-        yield [json.loads(line) for line in lines]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
@@ -109,8 +56,10 @@ def main() -> None:
     errors: dict[bool, list[float]] = {False: [], True: []}
     theirs_errors: dict[bool, list[float]] = {False: [], True: []}
     for ranks in options.ranks:
-        for cases in measure(options, ranks):
-            case, real = cases[0], max(c["peak"] for c in cases)
+        with tempfile.TemporaryDirectory() as folder:
+            cases = [options.models, options.stages, options.dtypes]
+            measured = list(measure_peaks(cases, ranks, options.batch, Path(folder), 3600))
+        for case, real in measured:
             name, stage, dtype = case["model"], case["stage"], case["dtype"]
             if isinstance(stage, str):
                 ours, theirs = estimate_sharded(name, stage, dtype, ranks, options.batch), None

@@ -19,7 +19,7 @@ from strategies.model_states import (
     zero_states,
 )
 from tests.support.live_shards import shard_ranks, variant_of
-from tests.support.model_zoo import MODELS
+from tests.support.model_families import SMALL
 from tests.support.runs import start_commands_by_hand
 from tests.support.warm import DEEPSPEED
 
@@ -92,12 +92,12 @@ def compare(
 
 def shape_of(name: str) -> ModelShape:
     """The model's shape for the plan."""
-    module = MODELS[name].make()
+    module = SMALL[name].make()
     return describe_model(module, find_optimizer(module.configure_optimizers()))
 
 
 def types_of(stage: int | str, dtype: str) -> StateTypes:
     """Without ZeRO all types follow the parameters; ZeRO keeps fp32 states, and buffers unchanged."""
     if dtype != "bf16":
-        return StateTypes()
+        return StateTypes(compute_bytes=2 if dtype == "mixed" else None)
     return StateTypes(2, 0.5, 0.5) if stage == 0 or isinstance(stage, str) else StateTypes(2)
