@@ -14,7 +14,7 @@ from launcher.core.errors import PlanError
 from launcher.planning.checkpointing import CheckpointedChoice, ComparisonInputs, compare_checkpointed
 from launcher.planning.deepspeed_limits import assumed_folders, candidate_obstacles, nvme_room
 from launcher.planning.fallback import skip_candidates, why_not_planned, with_checkpointed_next, with_next
-from launcher.planning.plan import CUSTOM, Plan, describe_strategy, make_plan, shard_options
+from launcher.planning.plan import CUSTOM, Plan, make_plan, shard_options
 from launcher.runs.oom_record import MemoryRecord, OomRecord
 from strategies.batch import BatchSplit
 from strategies.choice import AUTO, Rejected, StrategyChoice
@@ -26,6 +26,7 @@ from strategies.model_states import ZeroSettings
 from strategies.options import ComparisonOptions
 from strategies.precision import Precision
 from strategies.repeated import RepeatedRecords
+from strategies.sharding import describe_strategy
 from strategies.step_trace import ModelProfile, Unprofiled
 from strategies.units import format_bytes
 from strategies.zero import ZERO_3_NVME

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import torch
@@ -177,7 +177,7 @@ def _trace(
             notes.append(_NO_BLOCKS)
         again = None
     else:
-        again = partial(_trace_checkpointed, make, batch, precision, trainer, options)
+        again = cache(partial(_trace_checkpointed, make, batch, precision, trainer, options))
     method = "traced" if options.is_fake else "probed"
     return ModelProfile(model, traces, halved, method, tuple(notes), gathered=cast, checkpointed=again)
 
