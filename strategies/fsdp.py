@@ -24,6 +24,7 @@ from strategies.sharding import ShardOptions, ShardVariant
 from strategies.step_trace import ModelProfile, Moment, StepTrace
 
 if TYPE_CHECKING:
+    from lightning.pytorch.plugins.precision import Precision as PrecisionPlugin
     from lightning.pytorch.strategies import Strategy
 
 
@@ -97,6 +98,14 @@ class FullyShard(StrategyEntry):
     def layout_problem(self, machine: MachineModel, sharding: ShardOptions) -> str | None:
         """See `StrategyEntry`."""
         return find_layout_problem(self.variant, machine, sharding.shard_ranks)
+
+    def precision_plugin(self, precision: Precision, device_kind: str, floor: float) -> PrecisionPlugin | None:
+        """Lightning's parallel strategy refuses 64-true by name, but works with the plugin."""
+        if precision is Precision.FP64_TRUE:
+            from lightning.pytorch.plugins.precision import DoublePrecision
+
+            return DoublePrecision()
+        return super().precision_plugin(precision, device_kind, floor)
 
     def build(self, choice: StrategyChoice, options: BuildOptions) -> Strategy:
         """See `StrategyEntry`."""

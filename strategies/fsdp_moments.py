@@ -223,14 +223,14 @@ class ShardedStep:
             self._sharded_gradients += 0 if self.variant.offload else own
 
     def _optimizer_temporaries(self) -> int:
-        """Optimizers of torch update DTensors one after another, unless they are told to use multi-tensor steps."""
-        if self.variant.offload:
+        """Those of the whole model's step, by the share of the parameters that this rank updates."""
+        trained = [p for p in self.step.model.parameters if p.trainable]
+        if self.variant.offload or not trained:
             return 0
-        optimizer, parameters = self.step.model.optimizer, self.step.model.parameters
-        groups = [[parameters[i].shard(self.ranks) for i in group if parameters[i].trainable]
-                  for group in self.step.model.groups]  # fmt: skip
-        elements = max((sum(g) if optimizer.is_foreach else max(g, default=0) for g in groups), default=0)
-        return elements * int(optimizer.temporary_bytes_per_element * self.step.types.state_scale)
+        largest = max(trained, key=lambda p: p.numel)
+        shares = [(p.shard(self.ranks), p.numel) for p in (largest,)]
+        shares.append((sum(p.shard(self.ranks) for p in trained), sum(p.numel for p in trained)))
+        return max(-(-self.step.trace.step * own // whole) for own, whole in shares if whole)
 
     def _assumed_events(self) -> Iterator[BlockEvent]:
         """The events if they were not traced: blocks run in their order, and all activations stay alive."""

@@ -125,7 +125,6 @@ def probe_optimizer(optimizer: Optimizer, *, foreach: bool = False) -> Optimizer
         sum(value.element_size() for value in full),
         sum(_bytes(value) for value in states if value.numel() != _PROBE_NUMEL),
         -(-(tracker.peak_activations - before) // _PROBE_NUMEL),
-        is_foreach=all(bool(group.get("foreach")) for group in twin.param_groups),
     )
 
 

@@ -44,14 +44,12 @@ class OptimizerShape:
         state_bytes_per_element: bytes of states for each element of a fp32 parameter (8 for Adam).
         state_bytes_per_tensor: bytes per parameter of any size (4 for Adam's step counter).
         temporary_bytes_per_element: bytes per element that a step allocates and frees, on a flat tensor.
-        is_foreach: a step has these temporaries for all parameters of a group at once, not one after another.
     """
 
     name: str = "AdamW"
     state_bytes_per_element: int = 8
     state_bytes_per_tensor: int = 4
     temporary_bytes_per_element: int = 8
-    is_foreach: bool = False
 
 
 @dataclass(frozen=True, slots=True)
