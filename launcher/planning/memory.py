@@ -121,7 +121,7 @@ def _inputs(
             config.memory_share,
             zero_settings(plan.device_kind, plan.deepspeed),
             candidate_obstacles(agreement, None if plan.precision == CUSTOM else planned_precision(plan), user)
-            | fsdp_obstacles(agreement),
+            | fsdp_obstacles(config, agreement),
             shard_options(config, checkpoint_activations=plan.activation_checkpointing),
         ),
     )
