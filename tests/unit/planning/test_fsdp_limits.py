@@ -84,8 +84,8 @@ def test_a_callback_that_copies_the_weights_is_an_error(name: str, callback: pl.
 def test_such_a_callback_rules_the_candidates_out() -> None:
     traits = UserObjects(Toy(), callbacks=[SWA]).traits()
     names = {each.name for each in list_candidates() if isinstance(each, FullyShard)}
-    assert {*fsdp_obstacles(ranks_of([2], **traits))} == names
-    assert fsdp_obstacles(ranks_of([2])) == {}
+    assert {*fsdp_obstacles(RunConfig(), ranks_of([2], **traits))} == names
+    assert fsdp_obstacles(RunConfig(), ranks_of([2])) == {}
 
 
 @pytest.mark.parametrize(
