@@ -46,21 +46,25 @@ def find_block_problem(model: nn.Module, config: RunConfig, strategy: str) -> st
     if not is_fsdp and strategy != AUTO and config.activation_checkpointing is not True:
         return None
     from strategies import fsdp_blocks
+    from strategies.block_checkpoints import find_checkpointed
 
     if config.fsdp.wrap:
         try:
             fsdp_blocks.check_wrap(model, config.fsdp.wrap)
         except StrategyError as error:
             return str(error)
-    wanted = {"activation_checkpointing": config.activation_checkpointing is True, "fsdp.compile": config.fsdp.compile}
+    needs: list[str] = []
+    if config.activation_checkpointing is True and not find_checkpointed(model, config.fsdp.wrap):
+        needs.append("activation_checkpointing")
     # Without FSDP2 no block is compiled.
-    needs = [name for name, is_wanted in wanted.items() if is_wanted and (is_fsdp or name != "fsdp.compile")]
-    if needs and not fsdp_blocks.find_blocks(model, config.fsdp.wrap):
-        return (
-            f"{' and '.join(needs)}: given True, but the model has no blocks, which are modules of a class that occurs "
-            "at least twice; name their classes in `fsdp.wrap`, or remove it"
-        )
-    return None
+    if is_fsdp and config.fsdp.compile and not fsdp_blocks.find_blocks(model, config.fsdp.wrap):
+        needs.append("fsdp.compile")
+    if not needs:
+        return None
+    return (
+        f"{' and '.join(needs)}: given True, but the model has no blocks, which are modules of a class that occurs at "
+        "least twice; name their classes in `fsdp.wrap`, or remove it"
+    )
 
 
 def _callback_obstacles(agreement: Agreement) -> list[str]:

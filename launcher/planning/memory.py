@@ -123,6 +123,7 @@ def _inputs(
             candidate_obstacles(agreement, None if plan.precision == CUSTOM else planned_precision(plan), user)
             | fsdp_obstacles(config, agreement),
             shard_options(config, checkpoint_activations=plan.activation_checkpointing),
+            offers_checkpointing=config.activation_checkpointing is False,
         ),
     )
 
