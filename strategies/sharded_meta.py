@@ -21,6 +21,10 @@ from strategies.base import StrategyError
 OTHERS = "launcher_sharded"
 
 
+# The key of values of the state dict whose structure torch's sharded checkpoints do not keep, such as numbers as keys.
+NESTED = "launcher_extra_states"
+
+
 def take_out(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, DTensor]]:
     """A copy of the content with references in place of sharded tensors, and these by the references."""
     found: dict[str, DTensor] = {}
@@ -35,15 +39,16 @@ def take_out(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, D
     return replaced(dict(checkpoint)), found
 
 
-def put_back(checkpoint: Mapping[str, Any], tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `take_out`."""
+def put_back(meta: Mapping[str, Any], weights: dict[str, Any], tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The content as Lightning saves it, from what `take_out` has left, the weights, and the tensors taken out."""
 
     def replaced(value: Any) -> Any:
         if type(value) is dict and value.keys() == {OTHERS} and value[OTHERS] in tensors:
             return tensors[value[OTHERS]]
         return _mapped(value, replaced)
 
-    return replaced(dict(checkpoint))
+    content: dict[str, Any] = dict(replaced(dict(meta)))
+    return {**content, "state_dict": {**weights, **content.pop(NESTED, {})}}
 
 
 def _mapped(value: Any, change: Any) -> Any:

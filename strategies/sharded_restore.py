@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from strategies.base import CheckpointHooks
 from strategies.folder_save import saved_folder
 from strategies.sharded_files import empty_value, nest, plain_errors, read_values, to_plain_optimizer
-from strategies.sharded_meta import OTHERS, put_back, take_out, write_meta
+from strategies.sharded_meta import NESTED, OTHERS, put_back, take_out, write_meta
 from strategies.sharded_metadata import META, read_metadata
 
 # Parts of names that wrappers of a block add, which its state dict does not have.
@@ -35,7 +35,8 @@ def save_sharded(
     tensors: dict[str, Any] = {"state_dict": checkpoint.pop("state_dict")}
     for number, state in enumerate(checkpoint.pop("optimizer_states", [])):
         tensors[f"optimizer_{number}"] = state
-    meta, others = take_out(checkpoint)
+    nested = {name: value for name, value in tensors["state_dict"].items() if isinstance(value, Mapping | list)}
+    meta, others = take_out({**checkpoint, NESTED: nested} if nested else checkpoint)
     if others:
         tensors[OTHERS] = others
     with saved_folder(strategy, path, checkpoint, hooks) as fresh:
@@ -77,8 +78,7 @@ class ShardedRestore:
         folder = _Folder(path, read_metadata(path))
         with contextlib.nullcontext() if self._hooks is None else self._hooks.reading(path):
             meta: dict[str, Any] = torch.load(path / META, weights_only=True)
-            checkpoint = {**meta, "state_dict": folder.read_weights(module)}
-            checkpoint = put_back(checkpoint, folder.read_others(mesh))
+            checkpoint = put_back(meta, folder.read_weights(module), folder.read_others(mesh))
             if "lr_schedulers" in meta:
                 states = [folder.read_optimizer(n, optimizer) for n, optimizer in enumerate(strategy.optimizers)]
                 checkpoint["optimizer_states"] = states

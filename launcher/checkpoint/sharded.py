@@ -55,7 +55,7 @@ def read_sharded(path: Path, trust: Trust | None = None) -> dict[str, Any]:
     meta = as_mapping(read_file(path / META, trust, of=path), path)
     with guarded_loads(path, trust), _explained():
         values = read_all(path, metadata)
-    made = put_back({**meta, "state_dict": values.get("state_dict", {})}, values.get(OTHERS, {}))
+    made = put_back(meta, values.get("state_dict", {}), values.get(OTHERS, {}))
     if _has_optimizers(meta):
         keys = [key for n in range(len(values)) if (key := f"optimizer_{n}") in values]
         made["optimizer_states"] = [to_plain_optimizer(values[key])[0] for key in keys]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.program_ranks import results_of_rank
+from tests.support.sharded_contents import contents
 from tests.support.sharded_programs import OPTIMIZERS, Model, fit, saved, weights
 
 
@@ -54,6 +55,7 @@ def main(folder: Path) -> None:
             print("case", kind, flush=True)
             seen[f"fsdp2 {kind}"] = resumed(folder / kind, kind)
         seen["matrix"] = matrix(folder / "matrix")
+        seen |= contents(folder)
 
 
 if __name__ == "__main__":
