@@ -21,7 +21,7 @@ from launcher.config.coordinator_arguments import (
     to_tuple,
     with_trainer_options,
 )
-from launcher.config.schema import CheckpointOptions, RunConfig, TrainerOptions, WandbOptions, WatchOptions
+from launcher.config.schema import CheckpointOptions, FsdpOptions, RunConfig, TrainerOptions, WandbOptions, WatchOptions
 from launcher.config.trainer_variables import with_variables
 from launcher.core.error_display import show_once
 from launcher.core.errors import CallError, LauncherError, MissingLibraryError, Problem, TrainingError, with_cause_type
@@ -116,8 +116,8 @@ class TrainingCoordinator:
             normalize_precision(precision)
         if problems:
             raise CallError(problems)
-        given["checkpoint"] = to_group(CheckpointOptions, given["checkpoint"])
-        given["watch"] = to_group(WatchOptions, given["watch"])
+        for key, kind in (("checkpoint", CheckpointOptions), ("fsdp", FsdpOptions), ("watch", WatchOptions)):
+            given[key] = to_group(kind, given[key])
         self._config = RunConfig(
             runs_dir=os.fspath(output_dir),
             accelerator="auto" if use_gpu else "cpu",

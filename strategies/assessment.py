@@ -6,20 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from strategies.machine import MachineModel
-from strategies.memory import MemoryEstimate, estimate_memory
-from strategies.model_states import ZeroSettings
-from strategies.precision import Precision
+from strategies.memory import MemoryEstimate
 from strategies.step_time import STEP_FLOOR, StepTime
-from strategies.step_trace import ModelProfile, at_batch_size
 from strategies.units import format_bytes, format_duration
-from strategies.zero import ZERO_3
 
 # A later candidate must be estimated this much faster than a simpler one: smaller differences are below the error.
 MARGIN = 0.1
 # Candidates that differ by less are equally fast: then the one with more room is chosen, if it needs noticeably less.
 TIE = 0.02
 _NOTICEABLE = 0.05  # of the device's memory
-_MOST_RANKS = 1 << 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +58,7 @@ class Assessment:
 
 
 def choose_simplest(able: Sequence[Assessment], machine: MachineModel) -> Assessment | None:
-    """The fastest; a later one only if it is faster by the margin. On a CPU the first: ZeRO there is for debugging."""
+    """The fastest; a later one only if it is faster by the margin. On a CPU the first: times there are not known."""
     if not able:
         return None
     best = able[0]
@@ -74,20 +69,18 @@ def choose_simplest(able: Sequence[Assessment], machine: MachineModel) -> Assess
 
 
 def choose_fastest(able: Sequence[Assessment], machine: MachineModel) -> Assessment | None:
-    """The simplest of the fastest, or one that is as fast and needs noticeably less memory of the device."""
+    """The simplest of the fastest, or the first that is as fast and needs noticeably less memory of the device."""
     simplest = choose_simplest(able, machine)
     if simplest is None or machine.device_kind == "cpu":
         return simplest
-    most = simplest.memory.total - _NOTICEABLE * machine.memory_bytes
-    roomier = [
-        a
-        for a in able
-        if is_tie(a, simplest)
-        and a.memory.total <= most
+    chosen = simplest
+    for other in able:
+        most = chosen.memory.total - _NOTICEABLE * machine.memory_bytes
         # Memory that moves to the host or to NVMe is not saved.
-        and (a.memory.host, a.memory.nvme) <= (simplest.memory.host, simplest.memory.nvme)
-    ]
-    return min(roomier, key=lambda a: a.memory.total, default=simplest)
+        keeps = (other.memory.host, other.memory.nvme) <= (simplest.memory.host, simplest.memory.nvme)
+        if is_tie(other, simplest) and other.memory.total <= most and keeps:
+            chosen = other
+    return chosen
 
 
 def describe_speed(assessed: Assessment) -> str:
@@ -106,7 +99,7 @@ def explain_pick(pick: Assessment, assessed: Sequence[Assessment], machine: Mach
             return f"{needs}; nothing else fits"
         return needs if machine.world_size == 1 else f"{needs}; no other strategy can run here"
     if machine.device_kind == "cpu":
-        return f"{needs}; the simplest that fits: on a CPU ZeRO is for debugging"
+        return f"{needs}; the simplest that fits: on a CPU times are not compared"
     simplest = choose_simplest(able, machine)
     if simplest is not None and simplest is not pick:
         saved = format_bytes(simplest.memory.total - pick.memory.total)
@@ -160,40 +153,3 @@ def with_reason(assessed: Assessment, pick: Assessment | None, machine: MachineM
         if pick is not None and assessed.seconds_per_sample >= pick.seconds_per_sample:
             reason += f", not faster than {pick.name}"
     return replace(assessed, reason=reason)
-
-
-def describe_alternatives(
-    assessed: Sequence[Assessment],
-    profile: ModelProfile,
-    machine: MachineModel,
-    precision: Precision,
-    limit: int,
-    settings: ZeroSettings,
-) -> str:
-    """A text with the excess over the limit, and the changes that would make the model fit."""
-    able = [a for a in assessed if a.eligible]
-    least = min(able or assessed, key=lambda a: a.memory.total)
-    parts = least.memory
-    text = (
-        f"no strategy fits: {least.name} needs least, {format_bytes(parts.total)} with a micro batch of "
-        f"{least.micro_batch_size}, {format_bytes(parts.total - limit)} more than the limit of {format_bytes(limit)}"
-    )
-    on_device = parts.total > limit
-    if not on_device:
-        text = f"no strategy fits: {least.name} needs least of the device, but {find_shortage(parts, machine, limit)}"
-    ideas: list[str] = []
-    ranks = max(machine.world_size, 1)
-    while ranks < _MOST_RANKS and precision is not Precision.FP64_TRUE and machine.device_kind == "cuda":
-        ranks *= 2
-        trace = at_batch_size(*profile.sharded, 1)
-        needed = estimate_memory(profile.model, trace, ZERO_3, ranks, precision, settings=settings)
-        if needed.total <= limit:
-            ideas.append(f"{ranks} ranks with {ZERO_3.name} and a micro batch of 1 ({format_bytes(needed.total)})")
-            break
-    if parts.activations > parts.total // 2:
-        ideas.append("activation checkpointing in the module, or shorter samples: activations are the largest part")
-    if not on_device:
-        ideas.append("nodes with more memory, or more room on NVMe")
-    else:
-        ideas.append(f"a device of {format_bytes(int(parts.total * machine.memory_bytes / max(limit, 1)))}")
-    return f"{text}; what would do: {'; '.join(ideas)}"

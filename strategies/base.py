@@ -94,6 +94,7 @@ class TrainingStep:
         trace: activations of one micro batch, traced in the types that the strategy computes in.
         settings: DeepSpeed's buckets; other strategies ignore them.
         whole_process: count the memory of a whole CPU process, not only of a GPU's allocator.
+        sharding: how FSDP2 shards; `shard_ranks` None means all ranks.
     """
 
     model: ModelShape
@@ -103,6 +104,7 @@ class TrainingStep:
     accumulate: int = 1
     settings: ZeroSettings = DEFAULT_SETTINGS
     whole_process: bool = False
+    sharding: ShardOptions = DEFAULT_SHARDING
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +222,15 @@ class StrategyEntry(ABC):
         del profile, machine, precision
         return None
 
+    def layout_problem(self, machine: MachineModel, sharding: ShardOptions) -> str | None:
+        """Why ranks in this layout cannot run it, or gain nothing by it; None if they can."""
+        del machine, sharding
+        return None
+
+    def traces(self, profile: ModelProfile) -> tuple[StepTrace, StepTrace]:
+        """The profile's traces in the types that it computes in."""
+        return profile.sharded if self.casts_module else profile.plain
+
     def state_types(self, precision: Precision) -> StateTypes:
         """Widths of parameters and states. Mixed precision is autocast over fp32 parameters."""
         if precision in (Precision.FP16_TRUE, Precision.BF16_TRUE):
@@ -248,6 +259,10 @@ class StrategyEntry(ABC):
     def optimizer_time(self, step: TrainingStep, machine: MachineModel) -> tuple[float, float]:
         """Seconds of the optimizer's step, and of moving states to and from host memory or NVMe."""
         return estimate_update_time(step.model.trainable_numel, step, machine), 0.0
+
+    def python_seconds(self, step: TrainingStep) -> float:
+        """Python time that it adds to an optimizer step."""
+        return self.hook_seconds * len(step.model.parameters) * step.accumulate
 
     @abstractmethod
     def build(self, choice: StrategyChoice, options: BuildOptions) -> Strategy:

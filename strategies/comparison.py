@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
+from strategies.alternatives import describe_alternatives, find_obstacle
 from strategies.assessment import (
     Assessment,
     choose_fastest,
-    describe_alternatives,
     explain_pick,
     find_shortage,
     with_reason,
@@ -19,7 +19,7 @@ from strategies.base import StrategyEntry, TrainingStep
 from strategies.batch import BatchSplit
 from strategies.machine import MachineModel
 from strategies.memory import MemoryEstimate, Method, estimate_memory
-from strategies.model_states import DEFAULT_SETTINGS, ZeroSettings
+from strategies.options import DEFAULT_OPTIONS, ComparisonOptions
 from strategies.precision import Precision
 from strategies.registry import list_candidates
 from strategies.step_time import step_time
@@ -38,6 +38,7 @@ class Comparison:
         limit_bytes: bytes that a rank may use.
         method: how activations were found.
         next_obstacle: why the config does not allow the next candidate, and what to change; None if it does.
+        next_checkpointed: the next candidate needs less only with activation checkpointing, which is off.
     """
 
     assessments: tuple[Assessment, ...]
@@ -50,6 +51,7 @@ class Comparison:
     notes: tuple[str, ...]
     machine: MachineModel
     next_obstacle: str | None = None
+    next_checkpointed: bool = False
 
     def of(self, name: str) -> Assessment | None:
         """The assessment of that name."""
@@ -68,26 +70,9 @@ class Comparison:
             entry["memory"]["total"] = assessed.memory.total
             entry["step"]["seconds"] = assessed.step.seconds
             entry["step"]["seconds_per_sample"] = assessed.seconds_per_sample
+            entry["step"]["bytes_inside_nodes"] = assessed.step.bytes_inside_nodes
             entry["samples"] = assessed.samples
         return values
-
-
-@dataclass(frozen=True, slots=True)
-class ComparisonOptions:
-    """Limits of a comparison.
-
-    Attributes:
-        memory_share: share of the device's memory that a rank may use, in (0, 1].
-        settings: DeepSpeed's buckets.
-        obstacles: name of a candidate to why these ranks cannot run it, for reasons not visible here.
-    """
-
-    memory_share: float = 0.92
-    settings: ZeroSettings = DEFAULT_SETTINGS
-    obstacles: Mapping[str, str] = field(default_factory=dict[str, str])
-
-
-DEFAULT_OPTIONS = ComparisonOptions()
 
 
 def compare_strategies(
@@ -101,16 +86,16 @@ def compare_strategies(
 
     `splits` are ways to share the global batch, the largest micro batch first; at least one.
     """
-    limit = int(machine.memory_bytes * options.memory_share)
-    run = _Run(profile, machine, precision, splits, limit, options.settings)
+    limit = options.limit(machine)
+    run = _Run(profile, machine, precision, splits, limit, options)
     first = [
-        _assess(candidate, run, _obstacle(candidate, run) or options.obstacles.get(candidate.name))
+        _assess(candidate, run, find_obstacle(candidate, profile, machine, precision, options))
         for candidate in list_candidates()
     ]
     pick = choose_fastest([a for a in first if a.can_train], machine)
     assessed = tuple(with_reason(a, pick, machine, limit) for a in first)
     if pick is None:
-        why = describe_alternatives(first, profile, machine, precision, limit, options.settings)
+        why = describe_alternatives(first, profile, machine, precision, options)
     else:
         why = explain_pick(pick, first, machine)
     return Comparison(
@@ -142,13 +127,13 @@ class _Run:
     precision: Precision
     splits: Sequence[BatchSplit]
     limit: int
-    settings: ZeroSettings
+    options: ComparisonOptions
 
 
 def _assess(candidate: StrategyEntry, run: _Run, obstacle: str | None) -> Assessment:
     model, machine = run.profile.model, run.machine
     ranks = machine.world_size if candidate.needs_process_group else 1
-    traces = run.profile.sharded if candidate.casts_module else run.profile.plain
+    traces, sharding = candidate.traces(run.profile), run.options.sharding_on(machine)
     found: tuple[BatchSplit, StepTrace, MemoryEstimate] | None = None
     fits = False
     for split in run.splits:
@@ -159,7 +144,8 @@ def _assess(candidate: StrategyEntry, run: _Run, obstacle: str | None) -> Assess
             candidate,
             ranks,
             run.precision,
-            settings=run.settings,
+            settings=run.options.settings,
+            sharding=sharding,
             accumulate=split.accumulate,
             method=cast("Method", run.profile.method),
             whole_process=machine.device_kind == "cpu",
@@ -172,15 +158,10 @@ def _assess(candidate: StrategyEntry, run: _Run, obstacle: str | None) -> Assess
         raise ValueError("compare_strategies needs at least one way to share the batch, none was given")
     split, trace, memory = found
     types = candidate.state_types(run.precision)
-    step = TrainingStep(model, trace, machine.world_size, types, split.accumulate, run.settings)
+    step = TrainingStep(
+        model, trace, machine.world_size, types, split.accumulate, run.options.settings, sharding=sharding
+    )
     time, micro = step_time(candidate, step, machine), trace.batch_size
     return Assessment(
         candidate.name, memory, time, micro, split.accumulate, obstacle is None, fits, obstacle or "", ranks
     )
-
-
-def _obstacle(candidate: StrategyEntry, run: _Run) -> str | None:
-    """Why these ranks cannot run a candidate, regardless of its memory."""
-    if run.machine.device_kind == "mps" and candidate.needs_process_group:
-        return "Apple's GPU has no process group backend"
-    return candidate.obstacle(run.profile, run.machine, run.precision)

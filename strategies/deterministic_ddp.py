@@ -211,14 +211,14 @@ def _find_unused_parameters(
     loss: Tensor, parameters: Mapping[str, nn.Parameter], group: dist.ProcessGroup | None
 ) -> tuple[str, ...]:
     """Names of the parameters that the loss of at least one rank does not depend on. A collective of all ranks."""
-    used = _find_used(loss)
+    used = find_used(loss)
     missing = [used is not None and id(p) not in used for p in parameters.values()]
     flags = torch.tensor(missing, dtype=torch.uint8, device=loss.device)
     dist.all_reduce(flags, dist.ReduceOp.MAX, group)
     return tuple(name for name, flag in zip(parameters, flags.tolist(), strict=True) if flag)
 
 
-def _find_used(loss: Tensor) -> set[int] | None:
+def find_used(loss: Tensor) -> set[int] | None:
     """Ids of the leaves that the loss depends on; None if the graph does not contain all of them."""
     found: set[int] = set()
     waiting = [loss.grad_fn]

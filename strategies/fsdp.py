@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from strategies.base import (
@@ -14,19 +15,22 @@ from strategies.base import (
     StrategyError,
     TrainingStep,
 )
+from strategies.fsdp_moments import ShardedStep
+from strategies.fsdp_traffic import ShardTraffic, find_layout_problem, python_seconds
 from strategies.machine import CollectiveTraffic, MachineModel
+from strategies.model_states import ModelStates, StateTypes, fully_sharded_states
 from strategies.precision_names import Precision
-from strategies.sharding import ShardVariant
-from strategies.step_trace import ModelProfile
+from strategies.sharding import ShardOptions, ShardVariant
+from strategies.step_trace import ModelProfile, Moment, StepTrace
 
 if TYPE_CHECKING:
+    from lightning.pytorch.plugins.precision import Precision as PrecisionPlugin
     from lightning.pytorch.strategies import Strategy
 
 
 class FullyShard(StrategyEntry):
     """One variant of FSDP2."""
 
-    is_candidate = False
     is_sharded: ClassVar[bool] = True
     checkpoint_format: ClassVar[str] = "sharded"
     libraries: ClassVar[tuple[str, ...]] = ("torch.distributed.fsdp", "torch.distributed.checkpoint")
@@ -57,29 +61,62 @@ class FullyShard(StrategyEntry):
             return "one rank has no other rank to share states with"
         return None
 
+    def traces(self, profile: ModelProfile) -> tuple[StepTrace, StepTrace]:
+        """See `StrategyEntry`. In mixed precision autocast runs over parameters that are gathered in its type."""
+        return profile.gathered or profile.plain
+
+    def state_types(self, precision: Precision) -> StateTypes:
+        """See `StrategyEntry`."""
+        types = super().state_types(precision)
+        is_mixed = precision in (Precision.FP16_MIXED, Precision.BF16_MIXED)
+        return replace(types, compute_bytes=2) if is_mixed else types
+
+    def model_states(self, step: TrainingStep, measured_optimizer: int | None = None) -> ModelStates:
+        """See `StrategyEntry`; measured states are of a whole optimizer, and do not apply."""
+        return fully_sharded_states(step.model, self._shard_ranks(step), step.types, offloads=self.variant.offload)
+
+    def moments(self, step: TrainingStep, states: ModelStates) -> Sequence[Moment]:
+        """See `StrategyEntry`."""
+        return list(ShardedStep(self.variant, step, states, self._shard_ranks(step)).moments())
+
+    def _shard_ranks(self, step: TrainingStep) -> int:
+        """Ranks that share the states."""
+        return (step.sharding.shard_ranks if self.variant.hybrid else None) or step.world_size
+
     def collectives(self, step: TrainingStep, machine: MachineModel, compute: float) -> Sequence[CollectiveTraffic]:
         """See `StrategyEntry`."""
-        return []
+        return ShardTraffic(self.variant, step, machine).collectives(compute)
+
+    def optimizer_time(self, step: TrainingStep, machine: MachineModel) -> tuple[float, float]:
+        """See `StrategyEntry`."""
+        return ShardTraffic(self.variant, step, machine).optimizer_time()
+
+    def python_seconds(self, step: TrainingStep) -> float:
+        """See `StrategyEntry`."""
+        return python_seconds(step)
+
+    def layout_problem(self, machine: MachineModel, sharding: ShardOptions) -> str | None:
+        """See `StrategyEntry`."""
+        return find_layout_problem(self.variant, machine, sharding.shard_ranks)
+
+    def precision_plugin(self, precision: Precision, device_kind: str, floor: float) -> PrecisionPlugin | None:
+        """Lightning's parallel strategy refuses 64-true by name, but works with the plugin."""
+        if precision is Precision.FP64_TRUE:
+            from lightning.pytorch.plugins.precision import DoublePrecision
+
+            return DoublePrecision()
+        return super().precision_plugin(precision, device_kind, floor)
 
     def build(self, choice: StrategyChoice, options: BuildOptions) -> Strategy:
         """See `StrategyEntry`."""
-        from strategies.environment import FixedClusterEnvironment, devices_of
         from strategies.fsdp_strategy import FullyShardedStrategy
 
-        return FullyShardedStrategy(
-            self.variant,
-            options.sharding,
-            parallel_devices=devices_of(options),
-            cluster_environment=FixedClusterEnvironment(options.location),
-            process_group_backend=choice.backend,
-            timeout=options.timeout,
-            hooks=options.checkpoint,
-        )
+        return FullyShardedStrategy(self.variant, choice, options)
 
 
-FSDP2 = FullyShard("fsdp2", 12, ShardVariant(), "FSDP2: parameters, gradients and optimizer states are sharded")
+FSDP2 = FullyShard("fsdp2", 12, ShardVariant(), "FSDP2: parameters, gradients and states are sharded")
 FSDP2_GRAD_OP = FullyShard(
-    "fsdp2_grad_op", 13, ShardVariant(reshard=False), "FSDP2 that keeps gathered parameters until the backward pass"
+    "fsdp2_grad_op", 13, ShardVariant(reshard=False), "FSDP2 that keeps gathered parameters for the backward pass"
 )
 HSDP = FullyShard("hsdp", 14, ShardVariant(hybrid=True), "FSDP2 within each node, with replicas across nodes")
 FSDP2_OFFLOAD = FullyShard("fsdp2_offload", 25, ShardVariant(offload=True), "FSDP2 with all states in host memory")

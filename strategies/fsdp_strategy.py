@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from lightning.fabric.plugins.environments import ClusterEnvironment
+from lightning.fabric.utilities.device_dtype_mixin import _update_properties
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from strategies.base import CheckpointHooks
-from strategies.fsdp_blocks import find_blocks
+from strategies.base import BuildOptions, StrategyChoice
+from strategies.dtensor_patches import patch_dtensors
+from strategies.environment import FixedClusterEnvironment, devices_of
+from strategies.fsdp_blocks import check_wrap, find_blocks
+from strategies.fsdp_modules import ModuleSharding, shard_module, sharded_modules
+from strategies.fsdp_problems import check_callbacks, check_changed_parameters, check_new_parameters, explain_unsharded
+from strategies.fsdp_replicas import ReplicatedParameters
+from strategies.fsdp_steps import ShardedSteps
+from strategies.model_shape import use_foreach
 from strategies.sharded_restore import ShardedRestore, load_optimizers, load_weights, optimizer_by_names, save_sharded
-from strategies.sharding import ShardOptions, ShardVariant
+from strategies.sharding import ShardVariant
 
+# Of a training that are checked for what FSDP2 would lose.
+_CHECKED_STEPS = 4
 _COMPUTE_TYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
@@ -33,31 +42,25 @@ class FullyShardedStrategy(ModelParallelStrategy):
     """FSDP2 over the existing process group of the ranks.
 
     Args:
-        timeout: seconds after which a collective fails; only used if there is no process group yet.
-        hooks: the launcher's part in checkpoints; None loads with `weights_only`.
+        variant: what is sharded, and when parameters are freed.
+        choice: names the backend of the process group.
+        options: the devices, and the config's `fsdp`.
     """
 
-    def __init__(
-        self,
-        variant: ShardVariant,
-        options: ShardOptions,
-        *,
-        parallel_devices: list[torch.device],
-        cluster_environment: ClusterEnvironment,
-        process_group_backend: str | None,
-        timeout: float,
-        hooks: CheckpointHooks | None = None,
-    ) -> None:
-        super().__init__(process_group_backend=process_group_backend, timeout=timedelta(seconds=timeout))
-        self.parallel_devices = parallel_devices
-        self.cluster_environment = cluster_environment
-        self._variant, self._options, self._hooks = variant, options, hooks
-        self._restore = ShardedRestore(hooks)
+    def __init__(self, variant: ShardVariant, choice: StrategyChoice, options: BuildOptions) -> None:
+        super().__init__(process_group_backend=choice.backend, timeout=timedelta(seconds=options.timeout))
+        self.parallel_devices = devices_of(options)
+        self.cluster_environment = FixedClusterEnvironment(options.location)
+        self._variant, self._options, self._hooks = variant, options.sharding, options.checkpoint
+        self._restore = ShardedRestore(options.checkpoint)
         self._shard_mesh: DeviceMesh | None = None
+        self._shares_buffers, self._is_blocked = True, False
+        self._checks = _CHECKED_STEPS
 
     @override
     def setup_environment(self) -> None:
         self._setup_distributed()
+        patch_dtensors()
         if self.root_device.type == "cuda":
             torch.cuda.set_device(self.root_device)
         kind, world = self.root_device.type, self.world_size
@@ -79,8 +82,11 @@ class FullyShardedStrategy(ModelParallelStrategy):
     def setup(self, trainer: Trainer) -> None:
         assert self.accelerator is not None  # noqa: S101 -- Lightning connects it first
         self.accelerator.setup(trainer)
+        check_callbacks(trainer)
+        if trainer.state.fn == TrainerFn.FITTING and self._layer_sync is not None:
+            self._layer_sync.apply(self._module)
+        self.model = self._module
         self._shard()
-        self.model = self.precision_plugin.convert_module(self._module)
         self.barrier()
         if trainer.state.fn == TrainerFn.FITTING:
             self.setup_optimizers(trainer)
@@ -88,40 +94,70 @@ class FullyShardedStrategy(ModelParallelStrategy):
 
     def _shard(self) -> None:
         model = self._module
-        if any(isinstance(module, FSDPModule) for module in model.modules()):
-            return
-        offload = (
-            CPUOffloadPolicy(pin_memory=self.root_device.type == "cuda") if self._variant.offload else OffloadPolicy()
-        )
-        shared: dict[str, Any] = {"mesh": self._shard_mesh, "mp_policy": self._policy(), "offload_policy": offload}
-        for block in find_blocks(model, self._options.wrap):
-            self._share_values(block)
-            fully_shard(block, reshard_after_forward=self._variant.reshard, **shared)
-        self._share_values(model)
-        fully_shard(model, reshard_after_forward=False, **shared)
+        replicated: list[nn.Parameter] = []
+        held = [(weakref.ref(p), name) for name, p in model.named_parameters()]
+        _update_properties(model, device=self.root_device)
+        if not isinstance(model, FSDPModule):
+            # Parts that `configure_model` has sharded stay as they are.
+            blocks = [] if sharded_modules(model) else self._find_blocks(model)
+            if not sharded_modules(model):
+                self.precision_plugin.convert_module(model)
+            sharding = ModuleSharding(self.root_device, self._variant.reshard, self._fully_shard_options())
+            replicated = shard_module(model, blocks, sharding)
+        assert self._shard_mesh is not None  # noqa: S101 -- made in `setup_environment`
+        self._replicas = ReplicatedParameters(model, replicated, self._shard_mesh)
+        self._steps = ShardedSteps(model)
+        new = dict(model.named_parameters())
+        self._replaced = [(old, new[name]) for old, name in held if name in new]
 
-    def _share_values(self, module: nn.Module) -> None:
-        """Give all ranks rank zero's values, as DDP does."""
-        for tensor in [*module.parameters(), *module.buffers()]:
-            if not isinstance(tensor, DTensor):
-                tensor.data = tensor.data.to(self.root_device)
-                dist.broadcast(tensor.detach(), 0)
+    def _find_blocks(self, model: nn.Module) -> list[nn.Module]:
+        check_wrap(model, self._options.wrap)
+        return find_blocks(model, self._options.wrap)
+
+    def _fully_shard_options(self) -> dict[str, Any]:
+        pinned = self.root_device.type == "cuda"
+        offload = CPUOffloadPolicy(pin_memory=pinned) if self._variant.offload else OffloadPolicy()
+        return {"mesh": self._shard_mesh, "mp_policy": self._policy(), "offload_policy": offload}
 
     def _policy(self) -> MixedPrecisionPolicy:
         precision = self.precision_plugin.precision
         in_fp32 = torch.float32 if self._options.reduce_dtype == "fp32" else None
         if precision in _COMPUTE_TYPES:
             return MixedPrecisionPolicy(_COMPUTE_TYPES[precision], in_fp32, cast_forward_inputs=False)
-        return MixedPrecisionPolicy(reduce_dtype=in_fp32 if precision in ("bf16-true", "16-true") else None)
+        reduced = in_fp32 if precision in ("bf16-true", "16-true") else None
+        return MixedPrecisionPolicy(reduce_dtype=reduced, cast_forward_inputs=False)
+
+    @override
+    def setup_optimizers(self, trainer: Trainer) -> None:
+        super().setup_optimizers(trainer)
+        for optimizer in self.optimizers:
+            # One that was made of a list from before the parameters were sharded would train nothing.
+            replaced = {id(old()): new for old, new in self._replaced if old() is not None}
+            for group in optimizer.param_groups:
+                group["params"] = [replaced.get(id(p), p) for p in group["params"]]
+            if self.root_device.type == "cuda":
+                use_foreach(optimizer)
 
     def _run(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Run a method of the LightningModule as its forward pass, so that FSDP2's hooks run."""
-        return self._forward_redirection(self._module, self._module, name, *args, **kwargs)
+        if self._shares_buffers:
+            self._steps.share_buffers()
+        self._steps.before_step()
+        with self._replicas.plain(), explain_unsharded(self._module):
+            output = self._forward_redirection(self._module, self._module, name, *args, **kwargs)
+        # As DDP: not after a pass without a backward pass that sums gradients.
+        self._shares_buffers = self._module.automatic_optimization and torch.is_grad_enabled() and not self._is_blocked
+        return output
 
     @override
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         with self.precision_plugin.train_step_context():
-            return self._run("training_step", *args, **kwargs)
+            output = self._run("training_step", *args, **kwargs)
+        if self._checks:
+            self._checks -= 1
+            check_new_parameters(self._module, self._replaced)
+            check_changed_parameters(self._module, self._steps.find_changed())
+        return output
 
     @override
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
@@ -151,6 +187,50 @@ class FullyShardedStrategy(ModelParallelStrategy):
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         plain = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         return optimizer_by_names(self._module, plain)
+
+    @override
+    def pre_backward(self, closure_loss: Tensor) -> None:
+        super().pre_backward(closure_loss)
+        self._steps.before_backward(closure_loss)
+
+    @override
+    def post_backward(self, closure_loss: Tensor) -> None:
+        super().post_backward(closure_loss)
+        self._replicas.reduce()
+
+    @override
+    def optimizer_step(self, optimizer: Any, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
+        def close() -> Any:
+            result = closure()
+            self._steps.reshard()
+            return result
+
+        return super().optimizer_step(optimizer, close, model, **kwargs)
+
+    @contextmanager
+    @override
+    def block_backward_sync(self) -> Generator[None, None, None]:
+        """Within it gradients are not summed over the ranks, unless each micro batch does that."""
+        self._is_blocked = True
+        if not self._options.reduce_every_batch:
+            self._steps.set_reduces(is_last=False)
+        try:
+            yield
+        finally:
+            self._is_blocked = False
+            self._steps.set_reduces(is_last=True)
+
+    @override
+    def on_validation_end(self) -> None:
+        self._steps.reshard()
+
+    @override
+    def on_test_end(self) -> None:
+        self._steps.reshard()
+
+    @override
+    def on_predict_end(self) -> None:
+        self._steps.reshard()
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:

@@ -9,6 +9,23 @@ BACKWARD_SHARE = 2 / 3  # backward computes two products for each of forward's
 
 
 @dataclass(frozen=True, slots=True)
+class Ring:
+    """Ranks that exchange with each other in a ring; several rings of this kind do so at the same time.
+
+    Attributes:
+        per_node: how many of its ranks are on the same node.
+    """
+
+    ranks: int
+    per_node: int
+
+    @property
+    def crosses_nodes(self) -> bool:
+        """Whether its ranks are on several nodes."""
+        return self.ranks > self.per_node
+
+
+@dataclass(frozen=True, slots=True)
 class MachineModel:
     """The ranks: what they compute with and how they are connected.
 
@@ -43,6 +60,15 @@ class MachineModel:
         """Nodes."""
         return -(-self.world_size // self.ranks_per_node)
 
+    def ring(self, scope: Literal["world", "node", "across"] | Ring) -> Ring:
+        """The ring of a scope; see `CollectiveTraffic`."""
+        if isinstance(scope, Ring):
+            return scope
+        on_node = min(self.world_size, self.ranks_per_node)
+        if scope == "across":
+            return Ring(self.num_nodes, 1)
+        return Ring(on_node if scope == "node" else self.world_size, on_node)
+
 
 @dataclass(frozen=True, slots=True)
 class CollectiveTraffic:
@@ -52,10 +78,10 @@ class CollectiveTraffic:
         volume: bytes that each rank sends, times N/(N-1) for a ring of N ranks.
         messages: how many there are.
         hidden_by: seconds of computing that run at the same time.
-        scope: which ranks form a ring: all ('world'), those of a node ('node'), or one of each node ('across').
+        scope: which ranks form a ring: all ('world'), those of a node ('node'), one of each node ('across'), or others.
     """
 
     volume: float
     messages: int
     hidden_by: float
-    scope: Literal["world", "node", "across"] = "world"
+    scope: Literal["world", "node", "across"] | Ring = "world"

@@ -11,6 +11,7 @@ from typing import Literal
 from strategies.base import StrategyEntry, TrainingStep
 from strategies.model_states import DEFAULT_SETTINGS, ModelShape, ZeroSettings
 from strategies.precision import Precision
+from strategies.sharding import DEFAULT_SHARDING, ShardOptions
 from strategies.step_trace import StepTrace
 
 Method = Literal["traced", "probed", "bound"]
@@ -64,14 +65,15 @@ def estimate_memory(
     accumulate: int = 1,
     method: Method = "traced",
     whole_process: bool = False,
+    sharding: ShardOptions = DEFAULT_SHARDING,
 ) -> MemoryEstimate:
     """Bytes per rank, by part, at the step's peak.
 
     `trace` was traced in the types that the candidate computes in, and `method` is how. With `whole_process` the memory
-    of a CPU process with gloo counts, instead of that of a GPU's allocator.
+    of a CPU process with gloo counts, instead of that of a GPU's allocator. `sharding` is how FSDP2 shards.
     """
     types = candidate.state_types(precision)
-    step = TrainingStep(model, trace, world_size, types, accumulate, settings, whole_process)
+    step = TrainingStep(model, trace, world_size, types, accumulate, settings, whole_process, sharding)
     states = candidate.model_states(step, None if method == "bound" else trace.optimizer_states)
     moments = candidate.moments(step, states)
     most = max(moments, key=lambda moment: moment.total)

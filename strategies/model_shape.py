@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from strategies.fake_mode import FakeMode
+from strategies.fsdp_blocks import find_blocks
 from strategies.model_states import ModelShape, OptimizerShape, ParameterShape
 from strategies.storage_tracker import StorageTracker
 
@@ -46,19 +47,48 @@ def _optimizers(configured: Any) -> list[Optimizer]:
     return []
 
 
-def describe_model(module: nn.Module, optimizer: Optimizer, *, foreach: bool = False) -> ModelShape:
-    """Parameters, groups and buffers, and the result of a probe of the optimizer."""
+def describe_model(
+    module: nn.Module, optimizer: Optimizer, *, foreach: bool = False, wrap: Sequence[str] = ()
+) -> ModelShape:
+    """Parameters, groups, buffers and FSDP2's blocks, and the result of a probe of the optimizer.
+
+    With `foreach` torch's multi-tensor optimizer step is used unless the user sets another. `wrap` are the names of the
+    classes that FSDP2 gathers one after another; empty finds them.
+    """
     parameters = list(module.parameters())
     index = {id(p): i for i, p in enumerate(parameters)}
     groups = tuple(tuple(index[id(p)] for p in group["params"] if id(p) in index) for group in optimizer.param_groups)
     floating = [b for b in module.buffers() if b.is_floating_point()]
     return ModelShape(
-        tuple(ParameterShape(p.numel(), p.requires_grad) for p in parameters),
+        tuple(map(_shape_of, parameters)),
         groups,
         probe_optimizer(optimizer, foreach=foreach),
         sum(_bytes(b) for b in floating),
         sum(_bytes(b) for b in module.buffers() if not b.is_floating_point()),
+        _split_parameters(parameters, find_blocks(module, wrap)),
     )
+
+
+def describe_parameters(module: nn.Module, wrap: Sequence[str] = ()) -> ModelShape:
+    """The shape of a module whose optimizer could not be made: Adam's over all parameters is assumed."""
+    parameters = list(module.parameters())
+    shapes = tuple(map(_shape_of, parameters))
+    blocks = _split_parameters(parameters, find_blocks(module, wrap))
+    return ModelShape(shapes, (tuple(range(len(shapes))),), blocks=blocks)
+
+
+def _shape_of(parameter: Tensor) -> ParameterShape:
+    rows = len(parameter) if parameter.ndim else 0
+    return ParameterShape(parameter.numel(), parameter.requires_grad, rows)
+
+
+def _split_parameters(parameters: Sequence[Tensor], blocks: Sequence[nn.Module]) -> tuple[tuple[int, ...], ...]:
+    """Indices of each block's parameters, and of the rest. Of nested blocks the innermost one has the parameter."""
+    owner = {id(p): number for number, block in enumerate(blocks) for p in block.parameters()}
+    owned: list[list[int]] = [[] for _ in range(len(blocks) + 1)]
+    for index, parameter in enumerate(parameters):
+        owned[owner.get(id(parameter), len(blocks))].append(index)
+    return tuple(map(tuple, owned))
 
 
 def probe_optimizer(optimizer: Optimizer, *, foreach: bool = False) -> OptimizerShape:

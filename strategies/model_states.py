@@ -2,6 +2,7 @@
 
 ZeRO: Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054, section 3. Padding and buffers beyond the formulas
 follow DeepSpeed 0.19: `runtime/zero/stage_1_and_2.py`, `runtime/zero/stage3.py`; DDP follows torch's `reducer.cpp`.
+FSDP2 follows torch's `fsdp/_fully_shard/_fsdp_param.py`.
 `tests/benchmarks/model_states.py` compares every number with the live tensors of real runs.
 """
 
@@ -22,10 +23,17 @@ class ParameterShape:
 
     Attributes:
         trainable: whether it gets gradients.
+        rows: size of dimension 0; 0 for a scalar, which has none; None for a flat parameter.
     """
 
     numel: int
     trainable: bool = True
+    rows: int | None = None
+
+    def shard(self, ranks: int) -> int:
+        """Elements of the part that FSDP2 keeps on each of `ranks` ranks: rows, padded to the same number on each."""
+        rows = self.numel if self.rows is None else self.rows
+        return -(-rows // ranks) * (self.numel // rows) if rows else self.numel
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +61,7 @@ class ModelShape:
         groups: for each of the optimizer's parameter groups, indices into `parameters`, in the optimizer's order.
         float_buffer_bytes: the module's floating-point buffers, as the module creates them.
         other_buffer_bytes: its other buffers, which no precision changes.
+        blocks: for each module that FSDP2 gathers as one, indices into `parameters`; last those outside of all blocks.
     """
 
     parameters: tuple[ParameterShape, ...]
@@ -60,6 +69,7 @@ class ModelShape:
     optimizer: OptimizerShape = OptimizerShape()
     float_buffer_bytes: int = 0
     other_buffer_bytes: int = 0
+    blocks: tuple[tuple[int, ...], ...] = ()
 
     @property
     def numel(self) -> int:
@@ -85,11 +95,14 @@ class StateTypes:
         parameter_bytes: bytes of a parameter's element, and of its gradient's.
         state_scale: width of optimizer states relative to fp32, if they have the parameter's type.
         buffer_scale: width of the module's floating-point buffers relative to fp32.
+        compute_bytes: bytes of an element of a parameter that FSDP2 has gathered for the computation, and of its
+            gradient's; None if they are those of the kept parameter.
     """
 
     parameter_bytes: int = FP32
     state_scale: float = 1.0
     buffer_scale: float = 1.0
+    compute_bytes: int | None = None
 
     def buffers(self, model: ModelShape) -> int:
         """Bytes of the module's buffers."""
@@ -154,6 +167,19 @@ def replicated_states(model: ModelShape, types: StateTypes, measured_optimizer: 
         gradients=model.trainable_numel * types.parameter_bytes,
         optimizer_states=_optimizer_bytes(model, types) if measured_optimizer is None else measured_optimizer,
     )
+
+
+def fully_sharded_states(model: ModelShape, ranks: int, types: StateTypes, *, offloads: bool = False) -> ModelStates:
+    """The states of the rank that holds most under FSDP2, of `ranks` ranks that share them."""
+    shards = [p.shard(ranks) for p in model.parameters]
+    trained = [i for group in model.groups for i in group if model.parameters[i].trainable]
+    parameters = sum(shards) * types.parameter_bytes
+    gradients = sum(s for s, p in zip(shards, model.parameters, strict=True) if p.trainable) * types.parameter_bytes
+    states = sum(shards[i] for i in trained) * int(model.optimizer.state_bytes_per_element * types.state_scale)
+    states += len(trained) * model.optimizer.state_bytes_per_tensor
+    if offloads:
+        return ModelStates(types.buffers(model), 0, 0, host=parameters + gradients + states)
+    return ModelStates(parameters + types.buffers(model), gradients, states)
 
 
 def zero_states(

@@ -36,7 +36,7 @@ class StepTime:
         optimizer: the optimizer's step.
         overhead: Python work of the strategy.
         bytes_per_rank: bytes that a rank sends in one optimizer step.
-        bytes_across_nodes: bytes that leave a node in one optimizer step; 0 on one node.
+        bytes_across_nodes: the part of them in rings whose ranks are on several nodes; 0 on one node.
     """
 
     compute: float
@@ -52,6 +52,11 @@ class StepTime:
         """The whole step."""
         return self.compute + self.exposed + self.optimizer + self.overhead
 
+    @property
+    def bytes_inside_nodes(self) -> int:
+        """The part of a rank's bytes in rings within its node."""
+        return self.bytes_per_rank - self.bytes_across_nodes
+
 
 def step_time(strategy: StrategyEntry, step: TrainingStep, machine: MachineModel) -> StepTime:
     """Estimate one optimizer step; the step's types are those of `strategy`."""
@@ -61,30 +66,23 @@ def step_time(strategy: StrategyEntry, step: TrainingStep, machine: MachineModel
     communication = sum(spent)
     exposed = sum(max(0.0, time - each.hidden_by) for time, each in zip(spent, collectives, strict=True))
     optimizer, moved = strategy.optimizer_time(step, machine)
-    crossing = [each for each in collectives if each.scope != "node"] if machine.num_nodes > 1 else []
+    crossing = [each for each in collectives if machine.ring(each.scope).crosses_nodes]
     return StepTime(
         compute,
         communication + moved,
         exposed + moved,
         optimizer,
-        strategy.hook_seconds * len(step.model.parameters) * step.accumulate,
+        strategy.python_seconds(step),
         _sent(collectives, machine),
         _sent(crossing, machine),
     )
-
-
-def _ring(collective: CollectiveTraffic, machine: MachineModel) -> int:
-    """Number of ranks that exchange with each other."""
-    if collective.scope == "node":
-        return min(machine.world_size, machine.ranks_per_node)
-    return machine.num_nodes if collective.scope == "across" else machine.world_size
 
 
 def _sent(collectives: Sequence[CollectiveTraffic], machine: MachineModel) -> int:
     """Bytes that a rank sends."""
     volumes: dict[int, float] = {}
     for each in collectives:
-        ring = _ring(each, machine)
+        ring = machine.ring(each.scope).ranks
         volumes[ring] = volumes.get(ring, 0) + each.volume
     return round(sum(volume * ((ring - 1) / ring) for ring, volume in volumes.items()))
 
@@ -92,20 +90,19 @@ def _sent(collectives: Sequence[CollectiveTraffic], machine: MachineModel) -> in
 def _seconds(collective: CollectiveTraffic, machine: MachineModel) -> float:
     """Time of ring collectives.
 
-    A ring over all ranks crosses each border between nodes once, and a node's ranks share its network: the slower of
-    the link inside and the network between nodes decides. Rings of one rank of each node run at the same time.
+    A ring crosses each border between nodes once, and a node's ranks share its network. Rings of the same kind run at
+    the same time, so each has the share of the network of its ranks on the node. The slower of the link inside and of
+    that share decides.
     """
-    ring = _ring(collective, machine)
-    if ring == 1:
+    ring = machine.ring(collective.scope)
+    if ring.ranks == 1:
         return 0.0
     bandwidth, latency = machine.link_bandwidth, 0.0
-    if collective.scope != "across":
-        latency = _LATENCY_IN_NODE * math.log2(max(min(machine.world_size, machine.ranks_per_node), 2))
-    if collective.scope == "across":
-        bandwidth = machine.node_bandwidth
-    elif collective.scope == "world" and machine.num_nodes > 1:
-        bandwidth = min(bandwidth, machine.node_bandwidth * machine.ranks_per_node)
-    if collective.scope != "node" and machine.num_nodes > 1:
-        latency += _LATENCY_ACROSS * math.log2(machine.num_nodes)
-    each = collective.volume * (ring - 1) / ring
+    if ring.per_node > 1:
+        latency = _LATENCY_IN_NODE * math.log2(ring.per_node)
+    if ring.crosses_nodes:
+        shared = machine.node_bandwidth * ring.per_node
+        bandwidth = shared if ring.per_node == 1 else min(bandwidth, shared)
+        latency += _LATENCY_ACROSS * math.log2(ring.ranks / ring.per_node)
+    each = collective.volume * (ring.ranks - 1) / ring.ranks
     return each / (bandwidth * _LINK_EFFICIENCY) + collective.messages * latency

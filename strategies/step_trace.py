@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from strategies.model_states import ModelShape
 
@@ -22,6 +23,24 @@ class GradientArrival:
     peak: int
     live: int
     parameter: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class BlockEvent:
+    """Memory of activations when a block of the model, or one of its gradients, is reached.
+
+    Attributes:
+        kind: in the forward pass 'enter' and 'leave' of a block, and 'loss' at its end; in the backward pass 'outputs'
+            when it reaches a block, 'gradient' of a parameter, 'inputs' when a block is complete, and 'end'.
+        index: of the block in the model's blocks, or of the parameter; None for the whole model.
+        peak: most bytes of activations since the previous event; a gradient counts until it is accumulated.
+        live: bytes of activations at this moment.
+    """
+
+    kind: str
+    index: int | None
+    peak: int
+    live: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +81,7 @@ class StepTrace:
         flops: floating point operations of matrix products and convolutions, forward and backward.
         course: the backward pass, gradient by gradient, and its end, with the batch. Empty if it was not traced.
         kernels: bytes of code that a CPU's library generates for the step's matrix products and keeps.
+        events: both passes, block by block, with the batch. Empty if they were not traced.
     """
 
     batch_size: int
@@ -74,6 +94,7 @@ class StepTrace:
     flops: int
     course: tuple[GradientArrival, ...] = ()
     kernels: int = 0
+    events: tuple[BlockEvent, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +106,12 @@ class ModelProfile:
         plain: traces at two micro batch sizes, small and large, as one device or DDP computes; the same one twice if
             only one could be traced.
         sharded: the same for strategies that cast the module in mixed precision instead of using autocast.
+        gathered: the same for strategies that cast the parameters and use autocast; None if it is `plain`.
         method: 'traced', 'probed' or 'bound'.
         notes: what the user should know about the method.
         zero_obstacle: why DeepSpeed cannot train the module; None if no reason is known.
+        checkpointed: traces the module again with activation checkpointing, and returns None if that fails. None if it
+            was traced so already, or not at all.
     """
 
     model: ModelShape
@@ -96,6 +120,8 @@ class ModelProfile:
     method: str
     notes: tuple[str, ...] = ()
     zero_obstacle: str | None = None
+    gathered: tuple[StepTrace, StepTrace] | None = None
+    checkpointed: Callable[[], ModelProfile | None] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,11 +156,18 @@ def at_batch_size(small: StepTrace, large: StepTrace, batch_size: int) -> StepTr
             GradientArrival(high.gradients, at(low.peak, high.peak), at(low.live, high.live), high.parameter)
             for low, high in zip(small.course, large.course, strict=True)
         )
+    events: tuple[BlockEvent, ...] = ()
+    if [(e.kind, e.index) for e in small.events] == [(e.kind, e.index) for e in large.events]:
+        events = tuple(
+            BlockEvent(high.kind, high.index, at(low.peak, high.peak), at(low.live, high.live))
+            for low, high in zip(small.events, large.events, strict=True)
+        )
     return StepTrace(
         batch_size=batch_size,
         step=large.step,
         optimizer_states=large.optimizer_states,
         course=course,
         kernels=large.kernels,
+        events=events,
         **values,
     )

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from typing_extensions import override
 
-from strategies.step_trace import GradientArrival
+from strategies.step_trace import BlockEvent, GradientArrival
 
 
 class StorageTracker(TorchDispatchMode):
@@ -40,7 +40,9 @@ class StorageTracker(TorchDispatchMode):
         self.peak_activations = 0
         self.peak_total = 0
         self.course: list[GradientArrival] = []
+        self.events: list[BlockEvent] = []
         self._peak_since_gradient = 0
+        self._peak_since_event = 0
 
     @override
     def __torch_dispatch__(
@@ -71,7 +73,8 @@ class StorageTracker(TorchDispatchMode):
             return
         reference, size, _ = known
         self.course.append(self.arrival(parameter))
-        self._peak_since_gradient = self.activations - size
+        self.record("gradient", parameter)
+        self._peak_since_gradient = self._peak_since_event = self.activations - size
         self._live[key] = (reference, size, True)
         self.activations -= size
         self.gradients += size
@@ -80,12 +83,17 @@ class StorageTracker(TorchDispatchMode):
         """Start a new phase: the peaks start from the present values."""
         self.peak_activations = self.activations
         self.peak_total = self.activations + self.gradients
-        self._peak_since_gradient = self.activations
-        self.course = []
+        self._peak_since_gradient = self._peak_since_event = self.activations
+        self.course, self.events = [], []
 
     def arrival(self, parameter: int | None = None) -> GradientArrival:
         """Memory at the moment of a gradient; without a parameter, at the end of the pass."""
         return GradientArrival(self.gradients, self._peak_since_gradient, self.activations, parameter)
+
+    def record(self, kind: str, index: int | None) -> None:
+        """Add an event with the memory of activations; see `BlockEvent`."""
+        self.events.append(BlockEvent(kind, index, self._peak_since_event, self.activations))
+        self._peak_since_event = self.activations
 
     def _count(self, tensor: Tensor) -> None:
         if tensor.layout is not torch.strided:
@@ -103,6 +111,7 @@ class StorageTracker(TorchDispatchMode):
         self.activations += size
         self.peak_activations = max(self.peak_activations, self.activations)
         self._peak_since_gradient = max(self._peak_since_gradient, self.activations)
+        self._peak_since_event = max(self._peak_since_event, self.activations)
         self.peak_total = max(self.peak_total, self.activations + self.gradients)
 
     def _drop(self, key: int) -> None:

@@ -17,11 +17,14 @@ from torch.utils._pytree import tree_iter, tree_map
 from torch.utils.flop_counter import flop_registry
 from typing_extensions import override
 
+from strategies.block_checkpoints import checkpoint_blocks
+from strategies.block_hooks import BlockHooks
 from strategies.cpu_workspaces import CpuWorkspaces
 from strategies.fake_mode import FakeMode
+from strategies.fsdp_blocks import find_blocks
 from strategies.model_shape import describe_model, find_optimizer, use_foreach
 from strategies.model_states import ModelShape
-from strategies.step_trace import GradientArrival, StepTrace
+from strategies.step_trace import BlockEvent, GradientArrival, StepTrace
 from strategies.storage_tracker import StorageTracker
 
 
@@ -32,10 +35,12 @@ class TraceTypes:
     Attributes:
         module: type that parameters, buffers and floating-point inputs are cast to; None for no cast.
         autocast: type of `torch.autocast`; None for no autocast.
+        parameters: type that only the parameters are cast to, as FSDP2 gathers them; None for no cast.
     """
 
     module: torch.dtype | None = None
     autocast: torch.dtype | None = None
+    parameters: torch.dtype | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,8 @@ class TraceOptions:
         granularity: bytes that the device's allocator rounds up to.
         with_optimizer: trace the optimizer's step and count operations; else `step`, `optimizer_states` and `flops`
             of the trace are 0.
+        checkpoint_activations: the blocks' activations are computed again in the backward pass.
+        wrap: names of the classes that FSDP2 gathers one after another; empty finds them.
     """
 
     is_fake: bool = True
@@ -56,6 +63,8 @@ class TraceOptions:
     foreach: bool = False
     granularity: int = 1
     with_optimizer: bool = True
+    checkpoint_activations: bool = False
+    wrap: tuple[str, ...] = ()
 
 
 FAKE_CPU = TraceOptions()
@@ -128,10 +137,12 @@ def trace_step(
     with _quiet(), within():
         with torch.device(device):
             module = make_module()
-        _cast(module, types.module)
+        _cast(module, types.module or types.parameters, buffers=types.module is not None)
         inputs = tree_map(lambda leaf: _prepare(leaf, mode, types.module, device), batch)
         attach(module, trainer or PlannedTrainer())
         module.train()
+        if options.checkpoint_activations:
+            checkpoint_blocks(module, options.wrap)
         optimizer = find_optimizer(module.configure_optimizers())
         if options.foreach:
             use_foreach(optimizer)
@@ -142,16 +153,17 @@ def trace_step(
             for number, p in enumerate(module.parameters())
             if p.requires_grad
         ]
+        blocks = BlockHooks(find_blocks(module, options.wrap), tracker.record)
         with tracker, workspaces, count if options.with_optimizer else nullcontext():
-            forward, backward, both, course = _forward_and_backward(module, inputs, types, tracker, device)
+            forward, backward, both, course, events = _forward_and_backward(module, inputs, types, tracker, blocks)
         with tracker:
             temporary = _optimizer_step(optimizer, tracker) if options.with_optimizer else 0
-        for hook in hooks:
+        for hook in (*hooks, blocks):
             hook.remove()
         states = sum(_rounded(t, granularity) for s in optimizer.state.values() for t in s.values()
                      if isinstance(t, Tensor))  # fmt: skip
         input_bytes = sum(_rounded(t, granularity) for t in tensors)
-        shape = describe_model(module, optimizer, foreach=options.foreach)
+        shape = describe_model(module, optimizer, foreach=options.foreach, wrap=options.wrap)
     trace = StepTrace(
         batch_size=batch_size,
         forward=forward + input_bytes,
@@ -163,22 +175,28 @@ def trace_step(
         flops=count.flops,
         kernels=onednn.kernels,
         course=tuple(replace(c, peak=c.peak + input_bytes, live=c.live + input_bytes) for c in course),
+        events=tuple(replace(e, peak=e.peak + input_bytes, live=e.live + input_bytes) for e in events),
     )
     return trace, shape
 
 
 def _forward_and_backward(
-    module: LightningModule, batch: Any, types: TraceTypes, tracker: StorageTracker, device: str
-) -> tuple[int, int, int, list[GradientArrival]]:
-    """Peaks of forward, of backward, and of backward with gradients; the course of the backward pass."""
+    module: LightningModule, batch: Any, types: TraceTypes, tracker: StorageTracker, blocks: BlockHooks
+) -> tuple[int, int, int, list[GradientArrival], list[BlockEvent]]:
+    """Peaks of forward, of backward, and of backward with gradients; the course of both passes."""
     tracker.reset_peak()
+    device = next(module.parameters()).device.type
     autocast = nullcontext() if types.autocast is None else torch.autocast(device, types.autocast)
     with autocast:
         loss = _loss(module.training_step(batch, 0))
-    forward = tracker.peak_activations
+    tracker.record("loss", None)
+    forward, events = tracker.peak_activations, tracker.events
     tracker.reset_peak()
+    blocks.is_backward = True
     loss.backward()
-    return forward, tracker.peak_activations, tracker.peak_total, [*tracker.course, tracker.arrival()]
+    tracker.record("end", None)
+    course, events = [*tracker.course, tracker.arrival()], [*events, *tracker.events]
+    return forward, tracker.peak_activations, tracker.peak_total, course, events
 
 
 def _optimizer_step(optimizer: Optimizer, tracker: StorageTracker) -> int:
@@ -196,7 +214,7 @@ def _loss(output: Any) -> Tensor:
     return output
 
 
-def _cast(module: nn.Module, dtype: torch.dtype | None) -> None:
+def _cast(module: nn.Module, dtype: torch.dtype | None, *, buffers: bool) -> None:
     """`module.to(dtype)` with new parameters, as fake ones cannot be swapped. Tied parameters stay tied."""
     if dtype is None:
         return
@@ -208,7 +226,7 @@ def _cast(module: nn.Module, dtype: torch.dtype | None) -> None:
                     new[id(parameter)] = nn.Parameter(parameter.detach().to(dtype), parameter.requires_grad)
                 setattr(part, name, new[id(parameter)])
         for name, buffer in part.named_buffers(recurse=False):
-            if buffer.is_floating_point():
+            if buffers and buffer.is_floating_point():
                 setattr(part, name, buffer.to(dtype))
 
 

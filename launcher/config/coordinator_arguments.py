@@ -7,12 +7,12 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypedDict, TypeVar
 
-from launcher.config.schema import CheckpointOptions, RunConfig, TrainerOptions, WandbOptions, WatchOptions
+from launcher.config.schema import CheckpointOptions, FsdpOptions, RunConfig, TrainerOptions, WandbOptions, WatchOptions
 from launcher.config.validation import build_record, find_problems
 from launcher.core.errors import CallError, Problem
 from launcher.core.python_terms import ARGUMENT_NAMES, to_python_problem
 
-Group = TypeVar("Group", CheckpointOptions, WandbOptions, WatchOptions)
+Group = TypeVar("Group", CheckpointOptions, FsdpOptions, WandbOptions, WatchOptions)
 
 
 class CoordinatorSettings(TypedDict, total=False):
@@ -24,6 +24,8 @@ class CoordinatorSettings(TypedDict, total=False):
     memory_share: float
     on_oom: Literal["stop", "next"]
     ddp: dict[str, Any] | None
+    fsdp: FsdpOptions | Mapping[str, Any]
+    activation_checkpointing: bool | Literal["auto"]
     static_graph: bool | Literal["auto"]
     resume_trust: bool
     agreement_timeout: float
@@ -34,7 +36,8 @@ class CoordinatorSettings(TypedDict, total=False):
 
 # The key of each argument with another name.
 _KEYS = {name: key for key, name in ARGUMENT_NAMES.items()}
-_GROUPS: Mapping[str, type[Any]] = {"checkpoint": CheckpointOptions, "wandb": WandbOptions, "watch": WatchOptions}
+_GROUPS: Mapping[str, type[Any]] = {"checkpoint": CheckpointOptions, "fsdp": FsdpOptions, "wandb": WandbOptions,
+                                     "watch": WatchOptions}  # fmt: skip
 _FLAGS = ("use_gpu", "notebook_processes")
 # The arguments of the constructor that are values, not objects of Lightning's classes or further settings.
 CONSTRUCTOR_VALUES = ("output_dir", "strategy", "precision", "gradient_clip_val", "devices", "num_nodes", "wandb",

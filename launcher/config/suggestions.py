@@ -17,6 +17,7 @@ from launcher.config.schema import RunConfig
 from launcher.config.synonyms import ADVICE, DEEPSPEED, GROUPS, SAME_ARGUMENT, SYNONYMS, VALUES
 from launcher.core.errors import ConfigError, Problem
 from launcher.core.secrets import redact
+from strategies.registry import list_strategy_names
 
 # Similarity of names that are compared, of names whose parts differ, and of a misspelt part.
 _CUTOFF, _SAME, _SAME_PART = 0.75, 0.9, 0.7
@@ -90,6 +91,8 @@ def describe_unknown_key(path: str, value: Any, keys: Collection[str], command: 
 def describe_group(path: str, value: Any, command: CommandKeys = NO_COMMAND) -> str:
     """The message about a value in place of a group of settings."""
     text = f"given {redact(value)!r}; expected a mapping of settings"
+    if path == "fsdp" and (value is True or isinstance(value, str)):
+        return f"{text}; did you mean {_format(_find_fsdp(value), None, typed=path in command.typed)}?"
     if path not in GROUPS or not isinstance(value, str):
         return text
     setting = "wandb.mode=" + value if path == "wandb" and value in _WANDB_MODES else GROUPS[path]
@@ -186,13 +189,22 @@ def _format(settings: str, value: Any, *, typed: bool) -> str:
     return " ".join(shown) if typed else ", ".join(shown)
 
 
+def _find_fsdp(value: Any) -> str:
+    """The strategy for a value in place of the group `fsdp`, as HF's `--fsdp 'full_shard auto_wrap offload'`."""
+    named = str(value).replace(",", " ").lower().split()
+    if "offload" in named:
+        return "strategy=fsdp2_offload"
+    names = (VALUES["strategy"].get(each, each) for each in named)
+    return f"strategy={next((name for name in names if name in list_strategy_names()), 'fsdp2')}"
+
+
 def _text_of(key: str, value: Any) -> str:
     """A given value as it is typed; empty for one that is too long or nested."""
     if value is None or isinstance(value, dict):
         return ""
     text = value if isinstance(value, str) else json.dumps(value)
     text = VALUES.get(key, {}).get(text, text)
-    if key == "wandb.tags" and isinstance(value, str):
+    if key in ("wandb.tags", "fsdp.wrap") and isinstance(value, str):
         text = f"[{text}]"
     # `true` is also the value of an option without one.
     return "" if len(text) > _LONGEST_VALUE or value is True else text

@@ -1,5 +1,5 @@
-"""Names of other tools for our settings and options: Lightning 1 and its CLI, torchrun, accelerate, HF's Trainer,
-DeepSpeed, mpirun, sbatch and submitit.
+"""Names of other tools for our settings and options: Lightning 1 and its CLI, torchrun, torchtitan, accelerate,
+HF's Trainer, DeepSpeed, mpirun, sbatch and submitit.
 """
 
 from __future__ import annotations
@@ -42,6 +42,14 @@ SYNONYMS: Mapping[str, str] = _by_name({
     "deepspeed ds_config deepspeed_config_file": DEEPSPEED,
     "use_deepspeed": "strategy=deepspeed_stage_2",
     "use_ddp multi_gpu distributed": "strategy=ddp",
+    "distributed_strategy parallel_strategy": "strategy",
+    "use_fsdp use_fsdp2 fully_shard fully_sharded_data_parallel": "strategy=fsdp2",
+    "fsdp_cpu_offload fsdp_offload_params": "strategy=fsdp2_offload",
+    "fsdp_transformer_layer_cls_to_wrap transformer_layer_cls_to_wrap fsdp_auto_wrap_policy auto_wrap_policy":
+        "fsdp.wrap",
+    "data_parallel_shard_degree dp_shard_degree dp_shard fsdp_size": "fsdp.shard_ranks strategy=hsdp",
+    "mixed_precision_param": "precision",
+    "fsdp_activation_checkpointing activation_checkpoint recompute_activations": "activation_checkpointing=true",
     "ddp_find_unused_parameters find_unused_parameters": "strategy=ddp_find_unused_parameters_true",
     "ddp_timeout": "process_group_timeout",
     "ckpt checkpoint_path resume_from resume_from_checkpoint resume_path resume_ckpt resume_checkpoint resume_run "
@@ -134,10 +142,28 @@ ADVICE: Mapping[str, Mapping[str, str]] = {
         "rdzv_backend": "the launcher has one kind of rendezvous; remove it",
         "local_rank": "each rank reads it from its environment; remove it",
         "local_ranks_filter": "write --terminal-ranks",
-        "zero_stage ds_stage stage zero zero_optimization sharding":
+        "zero_stage ds_stage stage zero zero_optimization":
             "write `strategy: deepspeed_stage_N`, with N from 1 to 3",
-        "offload cpu_offload offload_optimizer":
+        "sharding sharding_strategy fsdp_sharding_strategy fsdp_strategy reshard_after_forward "
+        "fsdp_reshard_after_forward reshard_after_forward_policy":
+            "write `strategy: fsdp2`, or fsdp2_grad_op, which gathers parameters once in a step, or hsdp",
+        "offload cpu_offload enable_cpu_offload offload_params":
+            "write `strategy: fsdp2_offload`, `deepspeed_stage_2_offload` or `deepspeed_stage_3_offload`",
+        "offload_optimizer":
             "write `strategy: deepspeed_stage_2_offload` or `strategy: deepspeed_stage_3_offload`",
+        "data_parallel_replicate_degree dp_replicate_degree dp_replicate":
+            "write `strategy: hsdp`, and the ranks of one replica as `fsdp.shard_ranks`",
+        "tensor_parallel_size tensor_parallel_degree tp_size pipeline_parallel_size pipeline_parallel_degree pp_size":
+            "not supported; `strategy: fsdp2` shards the model over the ranks",
+        "fsdp_state_dict_type state_dict_type":
+            "checkpoints are sharded, and `launcher convert` writes one file; remove it",
+        "mixed_precision_reduce grad_reduce_dtype":
+            "write `fsdp.reduce_dtype`, which is fp32, or param for the type of the computation",
+        "fsdp_version fsdp_use_orig_params fsdp_sync_module_states fsdp_cpu_ram_efficient_loading "
+        "fsdp_forward_prefetch fsdp_backward_prefetch fsdp_backward_prefetch_policy use_orig_params "
+        "sync_module_states":
+            "FSDP2 does not need it; remove it",
+        "fsdp_config fsdp_plugin": "write its settings under `fsdp`: wrap, shard_ranks, reduce_dtype, compile",
         "report_to tensorboard tb mlflow": "write `wandb.mode`, or `trainer.logger` for another logger",
         "use_wandb wandb_enabled enable_wandb wandb_log log_wandb":
             "write `wandb.mode`, which is auto, online, offline or disabled",
@@ -146,16 +172,15 @@ ADVICE: Mapping[str, Mapping[str, str]] = {
             "write `trainer.check_val_every_n_epoch` or `trainer.val_check_interval`",
         "save_strategy": "write `checkpoint.every_n_epochs` or `checkpoint.every_n_steps`",
         "overwrite overwrite_output_dir": "a run is never overwritten; remove it, or give another `name`",
-        "gradient_checkpointing activation_checkpointing":
-            "enable it in the model, as with torch.utils.checkpoint or gradient_checkpointing_enable()",
+        "gradient_checkpointing use_activation_checkpointing":
+            "write `activation_checkpointing: true` for FSDP2; with other strategies enable it in the model, as with "
+            "gradient_checkpointing_enable()",
         "tf32 matmul_precision float32_matmul_precision":
             "write torch.set_float32_matmul_precision('high') in the model's module",
         "gpu_ids device_ids devices_ids cuda_visible_devices visible_devices":
             "set CUDA_VISIBLE_DEVICES=0,1 in the environment instead",
         "patience early_stopping early_stop early_stopping_patience":
             "write the callback EarlyStopping with `patience` in `trainer.callbacks`",
-        "fsdp use_fsdp fsdp_strategy":
-            "FSDP is not available; use `strategy: deepspeed_stage_3`, which shards the same states",
     }),
     **dict.fromkeys(("fit", "validate", "test", "predict"), _RANKS),
     "plan": {"num_gpus": "--gpus"},
@@ -237,6 +262,20 @@ VALUES: Mapping[str, Mapping[str, str]] = {
     "precision": {"no": "32-true", "false": "32-true", "fp8": "bf16-mixed", "amp": "16-mixed"},
     "accelerator": {"cuda:0": "gpu"},
     "devices": {"-1": "auto", "gpu": "auto", "cpu": "auto"},
+    "strategy": _by_name(
+        {
+            "fsdp1 fully_shard fully_sharded FSDP FSDP2 FULL_SHARD full_shard sharded zero": "fsdp2",
+            "SHARD_GRAD_OP shard_grad_op": "fsdp2_grad_op",
+            "HYBRID_SHARD hybrid_shard hybrid hfsdp hsdp2": "hsdp",
+            "fsdp2_cpu_offload fsdp_offload fsdp2-offload": "fsdp2_offload",
+            "NO_SHARD no_shard": "ddp",
+            "zero1 zero_1 zero-1 ds1": "deepspeed_stage_1",
+            "zero2 zero_2 zero-2 ds2": "deepspeed_stage_2",
+            "zero3 zero_3 zero-3 ds3": "deepspeed_stage_3",
+            "zero_offload zero2_offload zero_2_offload": "deepspeed_stage_2_offload",
+            "zero3_offload zero_3_offload zero_infinity": "deepspeed_stage_3_offload",
+        }
+    ),
 }
 
 

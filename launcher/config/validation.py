@@ -15,6 +15,7 @@ from typing import Any, Literal
 from launcher.config import deepspeed_file as deepspeed_source
 from launcher.config.schema import FieldInfo, RunConfig, config_fields
 from launcher.config.suggestions import NO_COMMAND, CommandKeys, describe_group, describe_unknown_key
+from launcher.config.synonyms import VALUES
 from launcher.core.command_parser import suggest_choice
 from launcher.core.errors import ConfigError, Problem
 from launcher.core.nested import flatten
@@ -51,6 +52,8 @@ def find_problems(values: Mapping[str, Any], command: CommandKeys = NO_COMMAND) 
         # jsonargparse accepts null for every type.
         elif (value is None and type(None) not in typing.get_args(info.hint)) or not _has_type(info.hint, value):
             close = suggest_choice(value, _list_choices(info.hint)) if isinstance(value, str) else ""
+            if isinstance(value, str) and typing.get_origin(info.hint) is list:
+                close = f"; write [{redact(value)}]"
             problems.append(Problem(path, f"given {redact(value)!r}; expected {_describe(info.hint)}{close}"))
         elif info.minimum is not None and not _in_range(_read(info.hint, value), info.minimum):
             finite = not isinstance(value, float) or math.isfinite(value)
@@ -91,7 +94,8 @@ def _precision_problems(precision: Any) -> Iterator[str]:
 def _strategy_problems(strategy: Any) -> Iterator[str]:
     names = list_strategy_names()
     if strategy not in names:
-        hint = describe_broken(strategy) or suggest_choice(strategy, names)
+        other = VALUES["strategy"].get(strategy)
+        hint = f"; did you mean {other}?" if other else describe_broken(strategy) or suggest_choice(strategy, names)
         yield f"given {strategy!r}; expected one of {', '.join(names)}{hint}"
 
 

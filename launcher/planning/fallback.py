@@ -13,12 +13,15 @@ from launcher.agreement.facts import Agreement
 from launcher.checkpoint.precision import CheckpointPrecision
 from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
+from launcher.planning.checkpointing import CheckpointedChoice, ComparisonInputs
 from launcher.planning.plan import make_plan
+from strategies.assessment import choose_fastest
 from strategies.comparison import Comparison, next_after
 from strategies.deepspeed_config import as_block
 from strategies.machine import MachineModel
 
 # Settings of DeepSpeed that fix the variant of ZeRO.
+_RAN_OUT = "ran out of memory in this run"
 _FIXING = ("stage", "offload_optimizer", "offload_param")
 
 
@@ -37,25 +40,51 @@ def with_next(found: Comparison, name: str, machine: MachineModel, why_not: Call
 
 
 def skip_candidates(
-    found: Comparison, ran_out: Sequence[str], machine: MachineModel, why_not: Callable[[str], str | None]
-) -> Comparison:
-    """The comparison without the candidates that ran out of memory: the pick is the fastest that needs less.
+    choice: CheckpointedChoice, failed: Sequence[str], why_not: Callable[[str], str | None], *, may_checkpoint: bool
+) -> CheckpointedChoice:
+    """The choice without the candidates that ran out of memory: the pick is the fastest that needs less.
+
+    Only if none needs less, candidates with activation checkpointing follow, of which the same may be one.
 
     Raises:
         PlanError: none needs less, or the config does not allow it.
     """
-    found = found.with_reasons(dict.fromkeys(ran_out, "ran out of memory in this run"))
-    least = min((a for a in found.assessments if a.name in ran_out), key=lambda a: a.memory.total).name
-    after = with_next(found, least, machine, why_not)
-    if after.next is None:
-        why = after.next_obstacle or (
+    found, machine = choice.found, choice.found.machine
+    least = min((a for a in found.assessments if a.name in failed), key=lambda a: a.memory.total)
+    why = f"needs less than {least.name}, which ran out of memory in this run"
+    after = with_next(found.with_reasons(dict.fromkeys(failed, _RAN_OUT)), least.name, machine, why_not)
+    if after.next is not None:
+        return dataclasses.replace(choice, found=dataclasses.replace(after, pick=after.next, why=why))
+    again = choice.inputs.checkpointed() if may_checkpoint else None
+    instead = None if again is None else again.compare()
+    name = None if instead is None else pick_below(instead, least.memory.total, why_not)
+    if again is None or instead is None or name is None:
+        problem = after.next_obstacle or (
             "nothing that fits needs less; use a smaller micro batch (the data's batch_size) or more memory"
         )
         raise PlanError(
-            f"{' and '.join(ran_out)} ran out of memory in this run: {why}, or try again with `on_oom: stop`"
+            f"{' and '.join(failed)} ran out of memory in this run: {problem}, or try again with `on_oom: stop`"
         )
-    why = f"needs less than {least}, which ran out of memory in this run"
-    return with_next(dataclasses.replace(after, pick=after.next, why=why), after.next, machine, why_not)
+    reason = f"nothing else needs less than {least.name}; {choice.inputs.describe_saving(again, name)}"
+    return CheckpointedChoice(again, dataclasses.replace(instead, pick=name, why=why), (reason,))
+
+
+def with_checkpointed_next(
+    found: Comparison, name: str, checkpointed: ComparisonInputs | None, why_not: Callable[[str], str | None]
+) -> Comparison:
+    """The comparison with a next candidate that has activation checkpointing, if it has none without."""
+    own = found.of(name)
+    if found.next is not None or checkpointed is None or own is None:
+        return found
+    after = pick_below(checkpointed.compare(), own.memory.total, why_not)
+    return found if after is None else dataclasses.replace(found, next=after, next_checkpointed=True)
+
+
+def pick_below(found: Comparison, size: int, why_not: Callable[[str], str | None]) -> str | None:
+    """The fastest candidate that needs less than `size` bytes and that the config allows; None if there is none."""
+    able = [a for a in found.assessments if a.can_train and a.memory.total < size and why_not(a.name) is None]
+    fastest = choose_fastest(able, found.machine)
+    return None if fastest is None else fastest.name
 
 
 def why_not_planned(

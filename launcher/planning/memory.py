@@ -11,17 +11,19 @@ from launcher.agreement.facts import Agreement
 from launcher.checkpoint.precision import CheckpointPrecision
 from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
+from launcher.planning.checkpointing import CheckpointedChoice, ComparisonInputs, compare_checkpointed
 from launcher.planning.deepspeed_limits import assumed_folders, candidate_obstacles, nvme_room
-from launcher.planning.fallback import skip_candidates, why_not_planned, with_next
-from launcher.planning.plan import CUSTOM, Plan, make_plan
+from launcher.planning.fallback import skip_candidates, why_not_planned, with_checkpointed_next, with_next
+from launcher.planning.plan import CUSTOM, Plan, describe_strategy, make_plan, shard_options
 from launcher.runs.oom_record import MemoryRecord, OomRecord
 from strategies.batch import BatchSplit
 from strategies.choice import AUTO, Rejected, StrategyChoice
-from strategies.comparison import Comparison, ComparisonOptions, compare_strategies
+from strategies.comparison import Comparison
 from strategies.deepspeed_config import BatchAndClip, ZeroVariant, as_block, zero_config
 from strategies.gpus import TYPICAL, recognize_gpu
 from strategies.machine import MachineModel
 from strategies.model_states import ZeroSettings
+from strategies.options import ComparisonOptions
 from strategies.precision import Precision
 from strategies.repeated import RepeatedRecords
 from strategies.step_trace import ModelProfile, Unprofiled
@@ -62,50 +64,75 @@ def plan_with_memory(
         unseen = "; the strategy was chosen without it" if config.strategy == AUTO else ""
         notice = f"memory is not known, as the module could not be made without memory ({profile.why}){unseen}"
         return dataclasses.replace(plan, notices=(*plan.notices, notice))
+    inputs = _inputs(config, agreement, plan, profile, host_memory_bytes)
+    why_not = functools.partial(why_not_planned, config, agreement, checkpoint)
+    requested = None if config.strategy == AUTO else plan.strategy.name
+    may_checkpoint = config.activation_checkpointing == AUTO
+    choice = compare_checkpointed(inputs, requested, may_checkpoint=may_checkpoint)
+    machine = inputs.machine
+
+    def decide(choice: CheckpointedChoice, name: str | None) -> tuple[CheckpointedChoice, Plan]:
+        """The choice with what follows it, and its plan; `name` is the requested strategy."""
+        found = choice.found
+        shown = name or found.pick or plan.strategy.name
+        found = with_next(found, shown, machine, why_not)
+        if config.on_oom == "next" and found.next is None and may_checkpoint:
+            found = with_checkpointed_next(found, shown, choice.inputs.checkpointed(), why_not)
+        choice = dataclasses.replace(choice, found=_with_assumptions(found, agreement, config))
+        if name is None:
+            chosen = _use_pick(config, agreement, checkpoint, plan, choice.found)
+        else:
+            chosen = _keep_requested(plan, choice.found)
+        if not choice.reasons:
+            return choice, chosen
+        return choice, dataclasses.replace(chosen, activation_checkpointing=True, checkpointing_reasons=choice.reasons)
+
+    choice, chosen = decide(choice, requested)
+    # Names without and with activation checkpointing.
+    ran_out: dict[bool, tuple[str, ...]] = {False: (), True: ()}
+    while record and (failed := record.ran_out(OomRecord.of(config.to_dict(), chosen.to_dict()))):
+        if chosen.strategy.name not in failed:
+            break
+        is_on = chosen.activation_checkpointing
+        ran_out[is_on] = tuple(dict.fromkeys((*ran_out[is_on], *failed)))
+        choice, chosen = decide(skip_candidates(choice, ran_out[is_on], why_not, may_checkpoint=may_checkpoint), None)
+    skipped = tuple(describe_strategy(name, is_on) for is_on, names in ran_out.items() for name in names)
+    if not skipped:
+        return chosen
+    instead = describe_strategy(chosen.strategy.name, chosen.activation_checkpointing)
+    notice = f"{' and '.join(skipped)} ran out of memory in this run: it continues with {instead}"
+    return dataclasses.replace(chosen, ran_out=skipped, notices=(*chosen.notices, notice))
+
+
+def _inputs(
+    config: RunConfig, agreement: Agreement, plan: Plan, profile: ModelProfile, host_memory_bytes: int | None
+) -> ComparisonInputs:
+    """The inputs of the comparison of all candidates."""
     user = as_block(config.deepspeed_config)
     machine = machine_of(agreement, planned_precision(plan), host_memory_bytes)
-    machine = dataclasses.replace(machine, nvme_bytes=nvme_room(ZERO_3_NVME.name, agreement, user))
-    found = compare_strategies(
+    return ComparisonInputs(
         profile,
-        machine,
+        dataclasses.replace(machine, nvme_bytes=nvme_room(ZERO_3_NVME.name, agreement, user)),
         planned_precision(plan),
         list_splits(config, plan),
         ComparisonOptions(
             config.memory_share,
             zero_settings(plan.device_kind, plan.deepspeed),
             candidate_obstacles(agreement, None if plan.precision == CUSTOM else planned_precision(plan), user),
+            shard_options(config, checkpoint_activations=plan.activation_checkpointing),
         ),
     )
-    found = _with_assumptions(found, agreement, user)
-    why_not = functools.partial(why_not_planned, config, agreement, checkpoint)
-    if config.strategy != AUTO:
-        found = with_next(found, plan.strategy.name, machine, why_not)
-        chosen = _keep_requested(plan, found)
-    else:
-        found = with_next(found, found.pick or plan.strategy.name, machine, why_not)
-        chosen = _use_pick(config, agreement, checkpoint, plan, found)
-    ran_out: tuple[str, ...] = ()
-    while record and (failed := record.ran_out(OomRecord.of(config.to_dict(), chosen.to_dict()))):
-        if chosen.strategy.name not in failed:
-            break
-        ran_out = tuple(dict.fromkeys((*ran_out, *failed)))
-        found = skip_candidates(found, ran_out, machine, why_not)
-        chosen = _use_pick(config, agreement, checkpoint, plan, found)
-    if not ran_out:
-        return chosen
-    notice = f"{' and '.join(ran_out)} ran out of memory in this run: it continues with {chosen.strategy.name}"
-    return dataclasses.replace(chosen, ran_out=ran_out, notices=(*chosen.notices, notice))
 
 
-def _with_assumptions(found: Comparison, agreement: Agreement, user: Mapping[str, Any]) -> Comparison:
+def _with_assumptions(found: Comparison, agreement: Agreement, config: RunConfig) -> Comparison:
     """The comparison with a note about folders that no rank has checked."""
     nvme = found.of(ZERO_3_NVME.name)
-    folders = assumed_folders(ZERO_3_NVME.name, agreement, user)
+    folders = assumed_folders(ZERO_3_NVME.name, agreement, as_block(config.deepspeed_config))
     if nvme is None or not nvme.eligible or not folders:
         return found
     needed = format_bytes(nvme.memory.nvme)
     note = f"not checked on the nodes: {nvme.name} assumes {needed} for each rank on {' and '.join(folders)}"
-    return dataclasses.replace(found, notes=(*found.notes, note))
+    return found if note in found.notes else dataclasses.replace(found, notes=(*found.notes, note))
 
 
 def _use_pick(

@@ -10,8 +10,9 @@ from __future__ import annotations
 import copy
 import types
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from launcher.config.schema import RunConfig
 from launcher.planning.profile import (
     MANUAL_OPTIMIZATION,
     SETTING_UP,
+    TraceTarget,
     bound_profile,
     compute_bound,
     describe_error,
@@ -33,7 +35,7 @@ from launcher.planning.profile import (
 from launcher.process.activity import doing
 from launcher.user_code.objects import Loaders, UserObjects
 from strategies.fake_mode import FakeMode, fake_copy
-from strategies.model_states import ModelShape, ParameterShape
+from strategies.model_shape import describe_parameters
 from strategies.precision import Precision
 from strategies.step_trace import ModelProfile, Unprofiled
 from strategies.trace import PlannedTrainer, attach
@@ -66,20 +68,25 @@ def profile_objects(
     trainer = PlannedTrainer(world_size, config.trainer.max_epochs or 1, config.trainer.max_steps)
     with _preserve_state(given.model):
         try:
-            found = _profiled(given, precision, trainer, device_kind)
+            found = _profiled(given, precision, trainer, TraceTarget.of(config, device_kind))
         except Exception as error:  # noqa: BLE001 -- any error of the caller's objects
             found = Unprofiled(describe_error(error))
     if isinstance(found, ModelProfile):
-        return found
-    shapes = tuple(ParameterShape(p.numel(), p.requires_grad) for p in given.model.parameters())
-    model = ModelShape(shapes, (tuple(range(len(shapes))),))
+        again = found.checkpointed
+        return found if again is None else replace(found, checkpointed=lambda: _preserving(given.model, again))
+    model = describe_parameters(given.model)
     by_hand = None if given.model.automatic_optimization else MANUAL_OPTIMIZATION
     failure = f"the module was not copied for a trace ({found.why}): Adam's states are assumed"
     return compute_bound(given.model.parameters(), model, None, 1, failure, by_hand)
 
 
+def _preserving(module: nn.Module, again: Callable[[], ModelProfile | None]) -> ModelProfile | None:
+    with _preserve_state(module):
+        return again()
+
+
 def _profiled(
-    given: UserObjects, precision: Precision, trainer: PlannedTrainer, device_kind: str
+    given: UserObjects, precision: Precision, trainer: PlannedTrainer, target: TraceTarget
 ) -> ModelProfile | Unprofiled:
     try:
         _check_module(given.model)
@@ -97,7 +104,7 @@ def _profiled(
         why = str(error) if isinstance(error, _NotCopyable) else describe_error(error)
         return bound_profile(make, None, 1, trainer, f"no batch was read ({why})")
     on_gpu = any(p.is_cuda for p in given.model.parameters())
-    return trace_profile(make, batch, precision, trainer, device_kind, device="cuda" if on_gpu else "cpu")
+    return trace_profile(make, batch, precision, trainer, replace(target, device="cuda" if on_gpu else "cpu"))
 
 
 def _first_batch(given: UserObjects, trainer: PlannedTrainer) -> Any:

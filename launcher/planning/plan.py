@@ -14,6 +14,7 @@ from launcher.planning.deepspeed import deepspeed_settings, plan_deepspeed
 from strategies.batch import BatchSplit, BatchSplitError, split_batch
 from strategies.choice import Rejected, StrategyChoice, StrategyError, choose_strategy, with_user_options
 from strategies.precision import AUTO, AgreedPrecision, PrecisionError, reconcile
+from strategies.sharding import ShardOptions
 from strategies.unused_parameters import describe_parameters
 
 # The precision of a user's precision plugin.
@@ -38,6 +39,8 @@ class Plan:
             was not profiled.
         deepspeed: DeepSpeed's complete config; None without DeepSpeed.
         ran_out: strategies that were skipped because they ran out of memory in this run.
+        activation_checkpointing: blocks' activations are computed again in the backward pass.
+        checkpointing_reasons: why it is on; empty if it is off.
     """
 
     strategy: StrategyChoice
@@ -57,6 +60,8 @@ class Plan:
     memory: Mapping[str, Any] | None = None
     deepspeed: Mapping[str, Any] | None = None
     ran_out: tuple[str, ...] = ()
+    activation_checkpointing: bool = False
+    checkpointing_reasons: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, with `global_batch_size` added for readers."""
@@ -83,10 +88,28 @@ class Plan:
         strategy["rejected"] = tuple(Rejected(**r) for r in strategy["rejected"])
         batch = {k: v for k, v in values["batch"].items() if k != "global_batch_size"}
         fields: dict[str, Any] = dict(values)
-        for name in ("precision_reasons", "batch_reasons", "hosts", "notices", "ran_out"):
-            fields[name] = tuple(values[name])
+        for name in ("precision_reasons", "batch_reasons", "hosts", "notices", "ran_out", "checkpointing_reasons"):
+            fields[name] = tuple(values.get(name, ()))
         fields.update(strategy=StrategyChoice(**strategy), batch=BatchSplit(**batch))
         return cls(**fields)
+
+
+def describe_strategy(name: str, has_checkpointing: bool) -> str:
+    """The strategy in a message."""
+    return f"{name} with activation checkpointing" if has_checkpointing else name
+
+
+def shard_options(config: RunConfig, *, checkpoint_activations: bool) -> ShardOptions:
+    """How FSDP2 shards, with the plan's decision on activation checkpointing."""
+    given = config.fsdp
+    return ShardOptions(
+        tuple(given.wrap),
+        given.shard_ranks,
+        given.reduce_dtype,
+        given.reduce_every_batch,
+        given.compile,
+        checkpoint_activations,
+    )
 
 
 def make_plan(config: RunConfig, agreement: Agreement, checkpoint: CheckpointPrecision | None = None) -> Plan:
@@ -130,6 +153,8 @@ def make_plan(config: RunConfig, agreement: Agreement, checkpoint: CheckpointPre
         notices=(*_notices(config, plugin, precision, checkpoint), *deepspeed.notices),
         assumed=agreement.assumed,
         deepspeed=deepspeed.config,
+        activation_checkpointing=config.activation_checkpointing is True,
+        checkpointing_reasons=("requested",) if config.activation_checkpointing is True else (),
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -18,8 +19,8 @@ from launcher.core.errors import describe_error
 from launcher.process.activity import doing
 from launcher.user_code.classes import UserClasses, make_data, make_model
 from strategies.fake_mode import FakeMode
-from strategies.model_shape import OptimizerError, describe_model, find_optimizer
-from strategies.model_states import ModelShape, ParameterShape
+from strategies.model_shape import OptimizerError, describe_model, describe_parameters, find_optimizer
+from strategies.model_states import ModelShape
 from strategies.precision import Precision
 from strategies.step_trace import ModelProfile, StepTrace, Unprofiled
 from strategies.trace import PlannedTrainer, TraceOptions, TraceTypes, attach, trace_step
@@ -28,6 +29,9 @@ T = TypeVar("T")
 _CUDA_GRANULARITY = 512  # torch's caching allocator rounds up to it
 MANUAL_OPTIMIZATION = "the module optimizes by hand, and ZeRO steps by itself"
 SETTING_UP = "setting up the data (its `setup`) and reading a batch"
+_NO_BLOCKS = (
+    "`activation_checkpointing: true` has no effect: the model has no repeated blocks; name their classes in fsdp.wrap"
+)
 # Copies kept of an element of a layer's output, in traces: the product, its norm, activation and residual.
 _KEPT_PER_OUTPUT = 4
 _HALF = {Precision.FP16_TRUE: torch.float16, Precision.BF16_TRUE: torch.bfloat16}
@@ -68,7 +72,38 @@ def profile_model(
             batch = read_first_batch(config, classes, micro_batch_size, trainer)
     except Exception as error:  # noqa: BLE001 -- the user's data; the training reports the error in full
         return bound_profile(make, None, 1, trainer, f"no batch could be read ({describe_error(error)})")
-    return trace_profile(make, batch, precision, trainer, device_kind)
+    return trace_profile(make, batch, precision, trainer, TraceTarget.of(config, device_kind))
+
+
+@dataclass(frozen=True, slots=True)
+class TraceTarget:
+    """What a traced step stands for.
+
+    Attributes:
+        device_kind: 'cpu', 'cuda' or 'mps': determines allocator and optimizer implementation.
+        device: of the traced step, 'cpu' or 'cuda'; None uses the GPU's kernels if there is a GPU.
+        wrap: names of the classes of the blocks that FSDP2 gathers; empty finds them.
+        checkpoint_activations: the blocks' activations are computed again in the backward pass.
+    """
+
+    device_kind: str
+    device: str | None = None
+    wrap: tuple[str, ...] = ()
+    checkpoint_activations: bool = False
+
+    @classmethod
+    def of(cls, config: RunConfig, device_kind: str, device: str | None = None) -> TraceTarget:
+        """With the config's `fsdp.wrap` and `activation_checkpointing: true`."""
+        return cls(device_kind, device, tuple(config.fsdp.wrap), config.activation_checkpointing is True)
+
+    @property
+    def options(self) -> TraceOptions:
+        """Of a trace on fake tensors."""
+        device = self.device or ("cuda" if self.device_kind == "cuda" and torch.cuda.is_available() else "cpu")
+        on_cuda = self.device_kind == "cuda"
+        granularity = _CUDA_GRANULARITY if on_cuda else 1
+        checkpointed = self.checkpoint_activations
+        return TraceOptions(True, device, on_cuda, granularity, wrap=self.wrap, checkpoint_activations=checkpointed)
 
 
 def trace_profile(
@@ -76,9 +111,7 @@ def trace_profile(
     batch: Any,
     precision: Precision,
     trainer: PlannedTrainer,
-    device_kind: str,
-    *,
-    device: str | None = None,
+    target: TraceTarget,
 ) -> ModelProfile | Unprofiled:
     """The profile of a module and a batch.
 
@@ -87,13 +120,9 @@ def trace_profile(
         batch: of the user's loader.
         precision: of the training.
         trainer: the Trainer that the module sees.
-        device_kind: see `profile_model`.
-        device: of the traced step, 'cpu' or 'cuda'; None uses the GPU's kernels if there is a GPU.
+        target: what the step stands for.
     """
-    if device is None:
-        device = "cuda" if device_kind == "cuda" and torch.cuda.is_available() else "cpu"
-    on_cuda = device_kind == "cuda"
-    fake = TraceOptions(True, device, on_cuda, _CUDA_GRANULARITY if on_cuda else 1)
+    fake = target.options
     try:
         with doing("tracing a training step"):
             return _trace(make, batch, precision, trainer, fake)
@@ -118,6 +147,7 @@ def _trace(
     half = _HALF.get(precision) or (torch.float64 if precision is Precision.FP64_TRUE else None)
     plain = TraceTypes(half, _AUTOCAST.get(precision))
     sharded = TraceTypes(half or _AUTOCAST.get(precision))
+    gathered = replace(plain, parameters=_AUTOCAST.get(precision))
     other = size // 2 if size > 1 else 2
 
     def traced(types: TraceTypes, samples: int, *, with_optimizer: bool = False) -> tuple[StepTrace, ModelShape]:
@@ -136,10 +166,35 @@ def _trace(
     halved = traces
     if sharded != plain:
         halved = completed(traced(sharded, small)[0]), completed(traced(sharded, large)[0])
+    cast = None
+    if gathered != plain:
+        cast = completed(traced(gathered, small)[0]), completed(traced(gathered, large)[0])
     notes = [] if options.is_fake else [f"{failure}; one real step was measured instead"]
     if options.foreach and options.device == "cpu":
         notes.append("activations were traced as a CPU computes them: kernels of a GPU may keep other temporaries")
-    return ModelProfile(model, traces, halved, "traced" if options.is_fake else "probed", tuple(notes))
+    if options.checkpoint_activations:
+        if len(model.blocks) == 1:
+            notes.append(_NO_BLOCKS)
+        again = None
+    else:
+        again = partial(_trace_checkpointed, make, batch, precision, trainer, options)
+    method = "traced" if options.is_fake else "probed"
+    return ModelProfile(model, traces, halved, method, tuple(notes), gathered=cast, checkpointed=again)
+
+
+def _trace_checkpointed(
+    make: Callable[[], LightningModule],
+    batch: Any,
+    precision: Precision,
+    trainer: PlannedTrainer,
+    options: TraceOptions,
+) -> ModelProfile | None:
+    """The profile with activation checkpointing; None if such a step cannot be traced."""
+    try:
+        with doing("tracing a training step with activation checkpointing"):
+            return _trace(make, batch, precision, trainer, replace(options, checkpoint_activations=True))
+    except Exception:  # noqa: BLE001 -- the user's module, whose step was traced without; the plan then has none with it
+        return None
 
 
 def bound_profile(
@@ -161,8 +216,7 @@ def bound_profile(
         if isinstance(error, OptimizerError):
             obstacle = f"ZeRO takes one optimizer: {error}"
         failure += f"; no optimizer could be made ({describe_error(error)}): Adam's states are assumed"
-        shapes = tuple(ParameterShape(p.numel(), p.requires_grad) for p in module.parameters())
-        model = ModelShape(shapes, (tuple(range(len(shapes))),))
+        model = describe_parameters(module)
     return compute_bound(module.parameters(), model, batch, size, failure, obstacle)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from launcher.config.schema import FsdpOptions
 from launcher.core.atomic_write import write_file
 from launcher.core.secrets import redact
 
@@ -35,6 +36,7 @@ class OomRecord:
         settings: digest of the arguments of model and data, and of the user's DeepSpeed config.
         micro_batch_size: samples of a rank per forward pass; None if only the loader determines it.
         memory_bytes: of one rank's device; None if the plan does not know it.
+        activation_checkpointing: whether blocks' activations were computed again.
     """
 
     strategy: str
@@ -45,12 +47,16 @@ class OomRecord:
     world_size: int
     micro_batch_size: int | None
     memory_bytes: int | None
+    activation_checkpointing: bool = False
 
     @classmethod
     def of(cls, config: Mapping[str, Any], plan: Mapping[str, Any]) -> OomRecord:
         """The plan's strategy and circumstances; both mappings as in `config.yaml` and `plan.json`."""
         # As JSON, in which tuples and lists are equal.
-        settings = json.dumps(redact([config.get(name) for name in _SETTINGS]), sort_keys=True, default=str)
+        values = [config.get(name) for name in _SETTINGS]
+        # Records of versions without it have no part for the default.
+        values += [fsdp] if (fsdp := config.get("fsdp")) not in (None, asdict(FsdpOptions())) else []
+        settings = json.dumps(redact(values), sort_keys=True, default=str)
         return cls(
             strategy=plan["strategy"]["name"],
             asked=config["strategy"],
@@ -60,6 +66,7 @@ class OomRecord:
             world_size=plan["world_size"],
             micro_batch_size=plan["batch"]["micro_batch_size"],
             memory_bytes=plan["memory"]["memory_bytes"] if plan["memory"] else None,
+            activation_checkpointing=plan.get("activation_checkpointing", False),
         )
 
     def would_recur(self, now: OomRecord) -> bool:

@@ -23,10 +23,11 @@ from launcher.checkpoint.read_back import ReadBack
 from launcher.checkpoint.reader import guarded_loads
 from launcher.checkpoint.resume import check_fits_model
 from launcher.checkpoint.storage import explained_saves, explained_writes
-from launcher.config.schema import FsdpOptions, RunConfig
+from launcher.config.schema import RunConfig
 from launcher.core.terminal import is_interactive
 from launcher.hardware.topology import Topology
 from launcher.planning.deepspeed_facts import pretends_cpu_fp16
+from launcher.planning.plan import shard_options
 from launcher.training.callbacks.model_summary import ShortModelSummary
 from launcher.training.callbacks.progress import ProgressLines
 from launcher.training.callbacks.progress_bar import TerminalProgress
@@ -43,7 +44,6 @@ from strategies.build import build_strategy, precision_plugin
 from strategies.environment import FixedClusterEnvironment
 from strategies.precision import Precision
 from strategies.registry import find_strategy
-from strategies.sharding import ShardOptions
 
 # Settings that the plan decides, or that are passed in another way.
 _NOT_PASSED_ON = (
@@ -116,13 +116,9 @@ def _strategy(ctx: RunContext, read_back: ReadBack, on_unused: Callable[[tuple[s
         ddp=make_ddp_options(ctx.config),
         on_unused=on_unused,
         checkpoint=_checkpoint_hooks(ctx, read_back),
-        sharding=_shard_options(ctx.config.fsdp),
+        sharding=shard_options(ctx.config, checkpoint_activations=ctx.plan.activation_checkpointing),
     )
     return build_strategy(ctx.plan.strategy, options)
-
-
-def _shard_options(fsdp: FsdpOptions) -> ShardOptions:
-    return ShardOptions(tuple(fsdp.wrap), fsdp.shard_ranks, fsdp.reduce_dtype, fsdp.reduce_every_batch, fsdp.compile)
 
 
 def _checkpoint_hooks(ctx: RunContext, read_back: ReadBack) -> CheckpointHooks:

@@ -5,7 +5,9 @@ torch's CPU allocator does not count memory that gloo's threads free; steps of o
 
     torchrun --nproc-per-node N -m tests.support.live_peaks OUT MODELS STAGES DTYPES BATCH
 
-Stage 0 is one device with one rank, DDP with several. Writes to OUT-RANK one JSON line a case.
+Stage 0 is one device with one rank, DDP with several; names are FSDP2's variants, which also know 'mixed'. A name may
+end in '+' with 'every' or 'last': two micro batches a step, with gradients summed after each one or once.
+Writes to OUT-RANK one JSON line a case.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import torch.distributed as dist
 from strategies.deepspeed_patches import compute_with_fp32_weights
 from strategies.deterministic_ddp import DeterministicDistributedDataParallel
 from strategies.storage_tracker import StorageTracker
+from tests.support.live_shards import ShardTracker, set_last, shard
 from tests.support.live_states import DTYPES, Stepping, write_cases
 from tests.support.model_families import SMALL
 
@@ -27,12 +30,14 @@ BUCKET = 1_200_000
 _STEPS = 6
 
 
-def measure(name: str, stage: int, dtype: str, batch_size: int) -> int:
+def measure(name: str, stage: int | str, dtype: str, batch_size: int) -> int:
     """Peak bytes in a step after the first; the smallest of several equal steps.
 
     gloo's threads free sent tensors when they run next, which may be in the middle of the optimizer's step. A GPU has
     no such threads, and most steps do not show it.
     """
+    if isinstance(stage, str):
+        return _measure_sharded(name, stage, dtype, batch_size)
     torch.manual_seed(0)
     entry = SMALL[name]
 
@@ -60,6 +65,33 @@ def measure(name: str, stage: int, dtype: str, batch_size: int) -> int:
             _step(*made, stage)
             peaks.append(tracker.peak_total)
     return min(peaks)
+
+
+def _measure_sharded(name: str, stage: str, dtype: str, batch_size: int) -> int:
+    """The same under one of FSDP2's variants."""
+    torch.manual_seed(0)
+    variant, _, accumulation = stage.partition("+")
+    tracker, peaks = ShardTracker(), list[int]()
+    with tracker.following(), tracker:
+        batch = SMALL[name].batch(batch_size, DTYPES[dtype])
+        module = SMALL[name].make()
+        if dtype == "bf16":
+            module.to(torch.bfloat16)
+        net = shard(Stepping(module), variant, dtype)
+        optimizer = module.configure_optimizers()
+        for _ in range(_STEPS):
+            tracker.reset_peak()
+            for last in (False, True) if accumulation else (True,):
+                set_last(net, is_last=last, every=accumulation != "last")
+                with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "mixed"):
+                    loss = net(batch)
+                if last != bool(accumulation):
+                    optimizer.zero_grad()
+                loss.backward()
+                del loss
+            optimizer.step()
+            peaks.append(tracker.peak_total)
+    return min(peaks[1:])
 
 
 def _step(net: Any, optimizer: Any, batch: Any, stage: int) -> None:
@@ -95,7 +127,7 @@ def _config(stage: int, dtype: str, batch_size: int) -> dict[str, Any]:
 def main() -> None:
     *arguments, batch_size = sys.argv[1:]
 
-    def case(name: str, stage: int, dtype: str) -> dict[str, Any]:
+    def case(name: str, stage: int | str, dtype: str) -> dict[str, Any]:
         return {"batch_size": int(batch_size), "peak": measure(name, stage, dtype, int(batch_size))}
 
     write_cases(case, arguments)

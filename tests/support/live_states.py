@@ -21,11 +21,13 @@ import torch
 import torch.distributed as dist
 from deepspeed.utils import logger
 from torch import nn
+from torch.distributed.tensor import DTensor
 
+from tests.support.live_shards import shard
 from tests.support.model_zoo import MODELS
 
 BUCKET = 1000
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "mixed": torch.float32}
 
 
 class Storages:
@@ -37,6 +39,8 @@ class Storages:
     def add(self, tensors: Iterable[Any]) -> int:
         total = 0
         for tensor in tensors:
+            if isinstance(tensor, DTensor):
+                tensor = tensor.to_local()
             if isinstance(tensor, torch.Tensor):
                 storage = tensor.untyped_storage()
                 if storage.data_ptr() and storage.data_ptr() not in self.seen:
@@ -70,9 +74,11 @@ def parts(module: nn.Module, optimizer: Any) -> dict[str, int]:
     }
 
 
-def measure(name: str, stage: int, dtype: str) -> dict[str, int]:
+def measure(name: str, stage: int | str, dtype: str) -> dict[str, int]:
     """Two steps of one case; the parts in the second, between backward and step."""
     torch.manual_seed(0)
+    if isinstance(stage, str):
+        return _measure_sharded(name, stage, dtype)
     entry = MODELS[name]
     module = entry.make()
     batch = entry.batch(2, DTYPES[dtype])
@@ -113,6 +119,26 @@ def measure(name: str, stage: int, dtype: str) -> dict[str, int]:
     return found
 
 
+def _measure_sharded(name: str, variant: str, dtype: str) -> dict[str, int]:
+    """The same under one of FSDP2's variants."""
+    module = MODELS[name].make()
+    if dtype == "bf16":
+        module.to(torch.bfloat16)
+    net = shard(Stepping(module), variant, dtype)
+    optimizer = module.configure_optimizers()
+    batch = MODELS[name].batch(2, DTYPES[dtype])
+    found: dict[str, int] = {}
+    for _ in range(2):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "mixed"):
+            loss = net(batch)
+        loss.backward()
+        if optimizer.state or not found:
+            found = parts(module, optimizer)
+        optimizer.step()
+    return found
+
+
 class Stepping(nn.Module):
     """Calls `training_step` in forward, as Lightning's strategies do."""
 
@@ -124,14 +150,14 @@ class Stepping(nn.Module):
         return self.module.training_step(batch, 0)
 
 
-def write_cases(measure: Callable[[str, int, str], dict[str, Any]], arguments: Sequence[str]) -> None:
+def write_cases(measure: Callable[[str, int | str, str], dict[str, Any]], arguments: Sequence[str]) -> None:
     """Measure on this rank each model, stage and type of the arguments OUT MODELS STAGES DTYPES."""
     out, names, stages, dtypes = arguments
     logger.setLevel(logging.ERROR)
     dist.init_process_group("gloo")
     with Path(f"{out}-{dist.get_rank()}").open("w") as file:
         for name in names.split(","):
-            for stage in map(int, stages.split(",")):
+            for stage in (int(stage) if stage.isdigit() else stage for stage in stages.split(",")):
                 for dtype in dtypes.split(","):
                     case = {"model": name, "stage": stage, "dtype": dtype, "world_size": dist.get_world_size()}
                     file.write(json.dumps({**case, **measure(name, stage, dtype)}) + "\n")

@@ -439,7 +439,8 @@ _VALUES: dict[str, Any] = {
     "devices": 1, "num_nodes": 2, "wandb": {"mode": "offline", "tags": ["a"]}, "name": "mine",
     "on_precision_change": "error", "seed": 3, "use_amp": False, "global_batch_size": 8,
     "deepspeed_config": {"zero_allow_untested_optimizer": True}, "precision_fallback": True, "memory_share": 0.5,
-    "on_oom": "next", "ddp": {"bucket_cap_mb": 5}, "static_graph": True, "resume_trust": True, "agreement_timeout": 9.0,
+    "on_oom": "next", "ddp": {"bucket_cap_mb": 5}, "fsdp": {"wrap": ["Block"], "compile": True},
+    "activation_checkpointing": True, "static_graph": True, "resume_trust": True, "agreement_timeout": 9.0,
     "process_group_timeout": 60.0, "checkpoint": {"every_n_steps": 5, "save_top_k": 2}, "watch": {"floor_steps": 7},
     "trainer": {"gradient_clip_val": 0.5, "max_epochs": 3, "log_every_n_steps": 2},
 }  # fmt: skip

@@ -108,7 +108,7 @@ def test_a_value_in_place_of_a_group_is_reported(group: str) -> None:
         ("precision_fallback", "maybe", "true or false"),
         ("agreement_timeout", "long", "a number"),
         ("runs_dir", 3, "text"),
-        ("wandb.tags", "one", "a list"),
+        ("wandb.tags", "one", "a list; write [one]"),
         ("trainer.gradient_clip_algorithm", "both", "one of norm, value or null"),
         ("trainer.callbacks", ["pkg.Callback"], "a list, a mapping or null"),
         ("model", [1], "a mapping or null"),
@@ -178,9 +178,9 @@ def test_an_unknown_precision_lists_the_valid_ones_and_the_nearest() -> None:
 
 def test_an_unknown_strategy_lists_the_valid_ones() -> None:
     assert only_problem("strategy", "dpp").message == (
-        "given 'dpp'; expected one of auto, single_device, ddp, ddp_find_unused_parameters_true, deepspeed_stage_1, "
-        "deepspeed_stage_2, deepspeed_stage_3, deepspeed_stage_2_offload, deepspeed_stage_3_offload, "
-        "deepspeed_stage_3_offload_nvme; did you mean ddp?"
+        "given 'dpp'; expected one of auto, single_device, ddp, ddp_find_unused_parameters_true, fsdp2, "
+        "fsdp2_grad_op, hsdp, deepspeed_stage_1, deepspeed_stage_2, deepspeed_stage_3, fsdp2_offload, "
+        "deepspeed_stage_2_offload, deepspeed_stage_3_offload, deepspeed_stage_3_offload_nvme; did you mean ddp?"
     )
 
 

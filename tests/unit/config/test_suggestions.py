@@ -24,7 +24,7 @@ SAMPLES = {
     "strategy": "ddp", "checkpoint.monitor": "val_loss", "wandb.project": "mine", "wandb.entity": "me",
     "wandb.group": "some", "wandb.tags": "[a, b]", "wandb.mode": "offline", "data": "pkg.Data", "model": "pkg.Model",
     "optimizer": "torch.optim.Adam", "lr_scheduler": "torch.optim.lr_scheduler.StepLR", "deepspeed_config": "ds.json",
-    "trainer.max_time": "00:01:00:00",
+    "trainer.max_time": "00:01:00:00", "fsdp.wrap": "[Block]",
 }  # fmt: skip
 
 
@@ -74,7 +74,8 @@ def test_no_name_of_another_tool_is_a_setting() -> None:
 
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in VALUES.items() for value in values])
 def test_a_value_of_another_tool_is_replaced(key: str, value: str) -> None:
-    name = {"precision": "mixed_precision", "accelerator": "device", "devices": "nproc"}[key]
+    name = {"precision": "mixed_precision", "accelerator": "device", "devices": "nproc",
+            "strategy": "distributed_strategy"}[key]  # fmt: skip
     arguments = shlex.split(suggestion(message([f"--{name}", value])))
     assert arguments == [f"--{key}", VALUES[key][value]]
     load_config([], arguments)
@@ -185,6 +186,22 @@ def test_an_argument_of_a_class_is_meant_before_the_advice_for_its_name() -> Non
 def test_one_tag_is_suggested_as_a_list() -> None:
     assert suggestion(message(["--tags", "a"])) == "--wandb.tags '[a]'"
     assert load_config([], ["--wandb.tags", "[a]"]).wandb.tags == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("value", "strategy"),
+    [("full_shard auto_wrap", "fsdp2"), ("full_shard,offload", "fsdp2_offload"), ("shard_grad_op", "fsdp2_grad_op"),
+     ("hybrid_shard auto_wrap", "hsdp"), ("hsdp", "hsdp"), ("true", "fsdp2")],
+)  # fmt: skip
+def test_a_text_in_place_of_the_settings_of_fsdp_is_a_strategy(value: str, strategy: str) -> None:
+    text = message([f"--fsdp={value}"])
+    assert text.endswith(f"; expected a mapping of settings; did you mean --strategy {strategy}?")
+    assert load_config([], ["--strategy", strategy]).strategy == strategy
+
+
+def test_one_name_in_place_of_a_list_is_shown_as_a_list() -> None:
+    assert message(["--fsdp.wrap", "Block"]) == "given 'Block'; expected a list; write [Block]"
+    assert load_config([], ["--fsdp.wrap", "[Block]"]).fsdp.wrap == ["Block"]
 
 
 def test_a_suggestion_never_shows_a_secret() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from strategies.choice import StrategyChoice, StrategyError, choose_strategy
-from strategies.registry import list_strategy_names, list_zero_variants
+from strategies.registry import find_requested, list_strategy_names, list_zero_variants
 
 DDP_FIND_UNUSED = "ddp_find_unused_parameters_true"
 NAMES, VARIANTS = list_strategy_names(), list_zero_variants()
@@ -102,7 +102,8 @@ def test_several_ranks_exchange_gradients_and_each_choice_has_a_reason(
 ) -> None:
     if requested == "single_device" and world > 1:
         return
-    if requested in VARIANTS and world == 1 and not VARIANTS[requested].offloads:
+    entry = find_requested(requested)
+    if entry is not None and entry.is_sharded and entry.offload is None and world == 1:
         return
     choice = choose(requested, world, kind, accumulate, static)
     assert (choice.backend is not None) == (choice.name != "single_device")

@@ -1,0 +1,183 @@
+"""What a step under FSDP2 needs beyond torch's hooks, so that ordinary modules train as under DDP.
+
+torch gathers the parameters of a module for its forward pass. The LightningModule is the root, and its step is the
+forward pass: inside it all parameters outside of blocks are complete. This module covers the other cases: a backward
+pass inside the step (manual optimization), layers that are called outside of a step, methods of blocks other than
+`forward`, and parameters that only some ranks use.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp._fully_shard._fsdp_common import TrainingState
+
+from strategies.deterministic_ddp import find_used
+from strategies.fsdp_modules import broadcast_values, sharded_modules
+
+
+class ShardedSteps:
+    """The groups of a sharded module, between torch's hooks and Lightning's."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._groups = [group for each in sharded_modules(module) for group in _state(each)._fsdp_param_groups]
+        self._has_root = isinstance(module, FSDPModule)
+        self._searches: bool | None = None
+        self._versions: dict[int, int] = {}
+        for each in sharded_modules(module):
+            # torch 2.13; safe even if ranks use different parameters in a later step than the first.
+            getattr(each, "set_reduce_scatter_unused_params", lambda _: None)(True)
+            if each is not module:
+                _gather_for_methods(each)
+        if self._has_root:
+            # Otherwise the first block that a callback calls would become the root.
+            _state(module)._lazy_init()
+            self._gather_for_calls()
+
+    def _gather_for_calls(self) -> None:
+        """Gather the root's parameters if a layer outside of blocks is called when they are freed."""
+        groups = _state(self._module)._fsdp_param_groups
+        managed = {id(fsdp.sharded_param) for group in groups for fsdp in group.fsdp_params}
+
+        def gather(_: nn.Module, __: Any) -> None:
+            for group in groups:
+                if group.is_unsharded:
+                    _share_requires_grad(group)
+                else:
+                    group.unshard()
+                    group.wait_for_unshard()
+
+        for child in self._module.modules():
+            own = [p for p in child._parameters.values() if p is not None]
+            if child is not self._module and any(id(p) in managed for p in own):
+                child.register_forward_pre_hook(gather, prepend=True)
+
+    def share_buffers(self) -> None:
+        """Give all ranks rank zero's buffers, as DDP does before each forward pass."""
+        broadcast_values(self._module.buffers())
+
+    def before_step(self) -> None:
+        """Take over changes of `requires_grad`, as of a layer that is trained from now on."""
+        for group in self._groups:
+            if group._orig_dtype is None and any(fsdp.sharded_param.requires_grad for fsdp in group.fsdp_params):
+                group._init_mp_dtypes()
+
+    def find_changed(self) -> list[str]:
+        """Names of trained parameters that a step has changed while they were gathered: the change is lost."""
+        changed: list[str] = []
+        for fsdp in (each for group in self._groups for each in group.fsdp_params):
+            version = getattr(getattr(fsdp, "_unsharded_param", None), "_version", None)
+            if version is None:
+                continue
+            if self._versions.setdefault(id(fsdp), version) != version:
+                changed.append(fsdp._param_fqn)
+            self._versions[id(fsdp)] = version
+        return changed
+
+    def before_backward(self, loss: Tensor) -> None:
+        """Search for unused parameters, and let a backward pass inside a step reduce the root's gradients."""
+        if not loss.requires_grad:
+            return
+        if self._searches is not False and not torch.is_inference(loss) and self._reduces():
+            self._find_unused(loss)
+        if self._has_root and _state(self._module)._training_state == TrainingState.FORWARD:
+            loss.register_hook(_state(self._module)._pre_backward)
+
+    def _reduces(self) -> bool:
+        return all(group.reduce_grads for group in self._groups)
+
+    def _find_unused(self, loss: Tensor) -> None:
+        """Give parameters that only other ranks use a gradient of zero; without it the ranks would sum different ones.
+
+        The search continues in later steps if it finds an unused one in the first.
+        """
+        every = [fsdp for group in self._groups for fsdp in group.fsdp_params if fsdp.sharded_param.requires_grad]
+        used = find_used(loss)
+        flags = [
+            used is None or id(getattr(each, "_unsharded_param", None)) in used or _has_accumulated(each)
+            for each in every
+        ]
+        counts = torch.tensor(flags, dtype=torch.int32, device=loss.device)
+        dist.all_reduce(counts)
+        counts = counts.tolist()
+        if self._searches is None:
+            self._searches = any(count < dist.get_world_size() for count in counts)
+            if self._searches:
+                for each in sharded_modules(self._module):
+                    getattr(each, "set_reduce_scatter_unused_params", lambda _: None)(False)
+        for each, is_used, count in zip(every, flags, counts, strict=True):
+            if count and not is_used:
+                _give_zero_gradient(each)
+
+    def reshard(self) -> None:
+        """Free all gathered parameters: an optimizer changes the shards."""
+        for group in self._groups:
+            if not group.is_sharded and group._training_state in (TrainingState.IDLE, TrainingState.FORWARD):
+                group._to_sharded()
+
+    def set_reduces(self, *, is_last: bool) -> None:
+        """Whether the next backward pass sums the gradients over the ranks."""
+        for group in self._groups:
+            group.reduce_grads = group.all_reduce_grads = is_last
+
+
+def _state(module: nn.Module) -> Any:
+    return fully_shard.state(module)  # type: ignore[attr-defined]
+
+
+def _share_requires_grad(group: Any) -> None:
+    for fsdp in group.fsdp_params:
+        if fsdp.unsharded_param.requires_grad != fsdp.sharded_param.requires_grad:
+            fsdp.unsharded_param.requires_grad_(fsdp.sharded_param.requires_grad)
+
+
+def _has_accumulated(fsdp: Any) -> bool:
+    """Whether earlier micro batches gave it a gradient that is not summed over the ranks yet."""
+    return fsdp.unsharded_accumulated_grad is not None
+
+
+def _give_zero_gradient(fsdp: Any) -> None:
+    parameter = fsdp.unsharded_param
+    if parameter.grad is None:
+        parameter.grad = torch.zeros(parameter.shape, dtype=parameter.dtype, device=parameter.device)
+
+
+def _gather_for_methods(block: FSDPModule) -> None:
+    """Let methods of a block other than `forward`, such as `encode(x)`, gather its parameters too."""
+    assert isinstance(block, nn.Module)  # noqa: S101 -- torch's class is only a mixin
+    for name in _methods_of(type(block)):
+        vars(block)[name] = _gathering(block, name)
+
+
+def _methods_of(kind: type) -> Iterator[str]:
+    """The public methods that the user's classes define."""
+    names: Mapping[str, Any] = {
+        name: value
+        for each in kind.__mro__
+        if each.__module__.split(".")[0] not in ("torch", "lightning", "builtins")
+        for name, value in vars(each).items()
+    }
+    return (n for n, v in names.items() if inspect.isfunction(v) and not n.startswith("_") and n != "forward")
+
+
+def _gathering(block: Any, name: str) -> Any:
+    method = getattr(block, name)
+
+    @functools.wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        state = _state(block)
+        takes_tensors = any(isinstance(value, Tensor) for value in (*args, *kwargs.values()))
+        if not takes_tensors or state._training_state != TrainingState.IDLE:
+            return method(*args, **kwargs)
+        args, kwargs = state._pre_forward(block, args, kwargs)
+        return state._post_forward(block, args, method(*args, **kwargs))
+
+    return call

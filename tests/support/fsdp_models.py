@@ -1,0 +1,398 @@
+"""Modules as users write them, for comparing FSDP2 with DDP. Each is an ordinary module without any sharding code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import BaseFinetuning
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
+
+WIDTH = 12
+
+
+class Block(nn.Module):
+    """A residual MLP with a method besides `forward`."""
+
+    def __init__(self, width: int = WIDTH, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.hidden(x)
+
+    def hidden(self, x: Tensor) -> Tensor:
+        return self.dropout(self.down(functional.gelu(self.up(self.norm(x)))))
+
+
+class Base(pl.LightningModule):
+    """Three blocks between two layers; keeps the losses of its steps."""
+
+    lr = 0.01
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.losses: list[float] = []
+        self.make()
+
+    def make(self) -> None:
+        self.enter = nn.Linear(6, WIDTH)
+        self.blocks = nn.ModuleList(Block() for _ in range(3))
+        self.head = nn.Linear(WIDTH, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+    def loss(self, batch: Any) -> Tensor:
+        x, y = batch
+        return functional.cross_entropy(self(x).float(), y)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = self.loss(batch)
+        self.keep(loss)
+        return loss
+
+    def keep(self, loss: Tensor) -> None:
+        self.losses.append(loss.item())
+        self.log("loss", loss, sync_dist=True)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        loss = self.loss(batch)
+        self.losses.append(loss.item())
+        self.log("val_loss", loss, sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW(self.parameters(), lr=self.lr)
+
+
+def data(size: int = 64, batch: int = 4) -> DataLoader[Any]:
+    g = torch.Generator().manual_seed(1)
+    samples = TensorDataset(torch.randn(size, 6, generator=g), torch.randint(0, 4, (size,), generator=g))
+    return DataLoader(samples, batch)
+
+
+class Tied(Base):
+    def make(self) -> None:
+        super().make()
+        self.head = nn.Linear(WIDTH, WIDTH)
+        self.out = nn.Linear(WIDTH, WIDTH)
+        self.out.weight = self.head.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(super().forward(x))
+
+
+class FrozenInBlocks(Base):
+    def make(self) -> None:
+        super().make()
+        self.enter.requires_grad_(False)
+        for block in self.blocks:
+            block.up.requires_grad_(False)  # type: ignore[union-attr]
+        self.blocks[1].requires_grad_(False)
+
+
+class Unfreezing(BaseFinetuning):
+    def freeze_before_training(self, pl_module: Any) -> None:
+        self.freeze(pl_module.blocks)
+
+    def finetune_function(self, pl_module: Any, epoch: int, optimizer: Any) -> None:
+        if epoch == 1:
+            self.unfreeze_and_add_param_group(pl_module.blocks, optimizer, lr=0.01)
+
+
+class Finetuned(Base):
+    def configure_callbacks(self) -> Any:
+        return [Unfreezing()]
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=self.lr)
+
+
+class ByHand(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer = self.optimizers()
+        for _ in range(2):
+            optimizer.zero_grad()  # type: ignore[union-attr]
+            loss = self.loss(batch)
+            self.manual_backward(loss)
+            self.clip_gradients(optimizer, gradient_clip_val=0.5, gradient_clip_algorithm="norm")  # type: ignore[arg-type]
+            optimizer.step()  # type: ignore[union-attr]
+            self.keep(loss)
+
+
+class PlainByHand(ByHand):
+    """Without blocks."""
+
+    def make(self) -> None:
+        self.body = nn.Sequential(nn.Linear(6, 8), nn.Tanh())
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x))
+
+
+class Gan(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def make(self) -> None:
+        self.generator = nn.Sequential(nn.Linear(6, WIDTH), Block(), Block(), nn.Linear(WIDTH, 6))
+        self.discriminator = nn.Sequential(nn.Linear(6, WIDTH), Block(), nn.Linear(WIDTH, 1))
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        x, _ = batch
+        first, second = self.optimizers()  # type: ignore[misc]
+        self.toggle_optimizer(first)
+        loss = -self.discriminator(self.generator(x)).mean()
+        self.manual_backward(loss)
+        first.step()
+        first.zero_grad()
+        self.untoggle_optimizer(first)
+        self.toggle_optimizer(second)
+        real = functional.softplus(-self.discriminator(x)).mean()
+        fake = functional.softplus(self.discriminator(self.generator(x).detach())).mean()
+        self.manual_backward(real + fake)
+        second.step()
+        second.zero_grad()
+        self.untoggle_optimizer(second)
+        self.keep(loss + real + fake)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.losses.append(self.discriminator(self.generator(batch[0])).sum().item())
+
+    def configure_optimizers(self) -> Any:
+        parts = (self.generator, self.discriminator)
+        return [torch.optim.Adam(part.parameters(), lr=self.lr) for part in parts]
+
+
+class CalledDirectly(Base):
+    """Calls a block by number, a method of another one, and uses weights and buffers as functions."""
+
+    def make(self) -> None:
+        super().make()
+        self.scale = nn.Parameter(torch.ones(WIDTH))
+        self.shift = nn.Buffer(torch.ones(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.linear(x, self.enter.weight, self.enter.bias) * self.scale + self.shift
+        x = self.blocks[2](x) + self.blocks[0].hidden(x)  # type: ignore[operator]
+        return functional.linear(self.blocks[1](x), self.head.weight)
+
+    def on_validation_epoch_end(self) -> None:
+        self.losses.append(self.head(torch.ones(1, WIDTH)).sum().item())
+        self.losses.append(self.blocks[0](torch.ones(1, WIDTH)).sum().item())
+
+
+class Normed(Base):
+    def make(self) -> None:
+        super().make()
+        self.enter = nn.utils.parametrizations.weight_norm(self.enter)
+        self.head = nn.utils.parametrizations.spectral_norm(self.head)
+        for block in self.blocks:
+            block.up = nn.utils.parametrizations.weight_norm(block.up)  # type: ignore[union-attr, arg-type]
+
+
+class OldWeightNorm(Base):
+    def make(self) -> None:
+        super().make()
+        self.enter = nn.utils.spectral_norm(self.enter)
+        for block in self.blocks:
+            block.up = nn.utils.spectral_norm(block.up)  # type: ignore[union-attr, type-var, assignment]
+
+
+class BatchNorms(Base):
+    """Statistics are buffers, which DDP takes from rank zero."""
+
+    def make(self) -> None:
+        super().make()
+        self.head = nn.Sequential(nn.BatchNorm1d(WIDTH), nn.Linear(WIDTH, 4))  # type: ignore[assignment]
+        for block in self.blocks:
+            block.norm = nn.BatchNorm1d(WIDTH)  # type: ignore[union-attr]
+
+
+class Scalars(Base):
+    """A scalar, as CLIP's, one of another type and a complex one."""
+
+    def make(self) -> None:
+        super().make()
+        self.temperature = nn.Parameter(torch.tensor(0.5))
+        self.wide = nn.Parameter(torch.ones(3, dtype=torch.float64))
+        self.phase = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+        self.table = nn.Parameter(torch.arange(4), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = super().forward(x) * self.temperature.exp() * self.wide.sum().float() + self.table
+        return out * self.phase.abs().sum()
+
+
+class Parts(Base):
+    """Rank 1 uses another head than rank 0; one head is never used."""
+
+    def make(self) -> None:
+        super().make()
+        self.heads = nn.ModuleList(nn.Linear(WIDTH, 4) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = super().forward(x)
+        return out + self.heads[1 if self.global_rank % 2 else 0](x @ torch.ones(6, WIDTH))
+
+
+class OneLayer(Base):
+    def make(self) -> None:
+        self.only = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.only(x)
+
+
+class Scheduled(Base):
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
+        return [optimizer], [{"scheduler": cosine, "interval": "step"}]
+
+
+class Plateau(Base):
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.RMSprop(self.parameters(), lr=0.05)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss"}}
+
+
+class Watched(Base):
+    """Reads gradients and weights in hooks, and clips by itself."""
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        from lightning.pytorch.utilities import grad_norm
+
+        norms = grad_norm(self, norm_type=2)
+        self.log_dict(norms)
+        self.losses.append(float(norms["grad_2.0_norm_total"]))
+        self.losses.append(self.enter.weight.grad.norm().item())  # type: ignore[union-attr]
+
+    def configure_gradient_clipping(self, optimizer: Any, **options: Any) -> None:
+        torch.nn.utils.clip_grad_norm_(self.parameters(), 0.5)
+
+    def on_before_zero_grad(self, optimizer: Any) -> None:
+        self.losses.append(self.blocks[0].up.weight.detach().sum().item())  # type: ignore[union-attr]
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        with torch.no_grad():
+            for p in self.parameters():
+                p.clamp_(-0.4, 0.4)
+
+    def on_train_epoch_end(self) -> None:
+        self.losses.append(sum(p.pow(2).sum().item() for p in self.parameters()))
+
+
+class OwnList(Base):
+    """Makes its optimizer of a list that exists before sharding."""
+
+    def make(self) -> None:
+        super().make()
+        self.trained = [{"params": [p], "weight_decay": 0.1} for p in self.parameters()]
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW(self.trained, lr=self.lr)
+
+
+class Metric(Base):
+    def make(self) -> None:
+        from torchmetrics.classification import MulticlassAccuracy
+
+        super().make()
+        self.accuracy = MulticlassAccuracy(4)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        x, y = batch
+        self.accuracy(self(x), y)
+        self.log("accuracy", self.accuracy)
+        return {"loss": super().training_step(batch, batch_idx), "more": x}
+
+    def on_train_epoch_end(self) -> None:
+        self.losses.append(self.accuracy.compute().item())
+
+
+class Configured(Base):
+    """Builds its layers in `configure_model`."""
+
+    def make(self) -> None: ...
+
+    def configure_model(self) -> None:
+        if not hasattr(self, "head"):
+            torch.manual_seed(3)
+            super().make()
+
+
+class Momentum(Base):
+    """A frozen copy follows the trained network, in the step as MoCo's, and after it as DINO's."""
+
+    after = False
+
+    def make(self) -> None:
+        super().make()
+        self.start, self.teacher = nn.Linear(6, WIDTH), nn.ModuleList(Block() for _ in range(2))
+        self.start.requires_grad_(False)
+        self.teacher.requires_grad_(False)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if not self.after:
+            with torch.no_grad():
+                for ours, theirs in self._pairs():
+                    theirs.data = theirs.data * 0.9 + ours.data * 0.1
+        return super().training_step(batch, batch_idx)
+
+    def _pairs(self) -> Any:
+        ours = [*self.enter.parameters(), *self.blocks[0].parameters(), *self.blocks[1].parameters()]
+        return zip(ours, [*self.start.parameters(), *self.teacher.parameters()], strict=True)
+
+    def loss(self, batch: Any) -> Tensor:
+        target = self.start(batch[0])
+        for block in self.teacher:
+            target = block(target)
+        student = self.blocks[1](self.blocks[0](self.enter(batch[0])))
+        return super().loss(batch) + functional.mse_loss(student, target.roll(1))
+
+
+class MomentumAfter(Momentum):
+    after = True
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        for ours, theirs in self._pairs():
+            theirs.data.mul_(0.9).add_(0.1 * ours.detach().data)
+
+
+class Normalizing(Base):
+    """Changes a trained weight inside the step."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        with torch.no_grad():
+            self.head.weight.copy_(functional.normalize(self.head.weight))
+        return super().training_step(batch, batch_idx)
+
+
+class Dropped(Base):
+    def make(self) -> None:
+        super().make()
+        self.blocks = nn.ModuleList(Block(dropout=0.2) for _ in range(3))
+
+
+MODELS = {
+    kind.__name__: kind
+    for kind in (Base, Tied, FrozenInBlocks, Finetuned, ByHand, PlainByHand, Gan, CalledDirectly, Normed, OldWeightNorm,
+                 BatchNorms, Scalars, Parts, OneLayer, Scheduled, Plateau, Watched, OwnList, Metric, Configured,
+                 Momentum, MomentumAfter, Normalizing, Dropped)
+}  # fmt: skip

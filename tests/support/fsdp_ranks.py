@@ -1,0 +1,73 @@
+"""One of several gloo ranks that trains modules under FSDP2 and DDP: `python -m tests.support.fsdp_ranks FOLDER CASES`.
+
+CASES are the names of a JSON list of `Case`s. Writes their results to FOLDER as `rank-<r>.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch.distributed as dist
+
+from strategies.base import BuildOptions, RankLocation
+from strategies.build import build_strategy, precision_plugin
+from strategies.choice import choose_strategy
+from strategies.precision import Precision
+from strategies.sharding import ShardOptions
+from tests.support.fsdp_models import MODELS, data
+from tests.support.program_ranks import results_of_rank
+
+
+def build(strategy: str, precision: str = "32-true", options: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The Trainer's arguments for a strategy."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    choice = choose_strategy(strategy, world_size=size, device_kind="cpu", accumulate=1, model_has_static_graph=False)
+    location = RankLocation(rank, size, rank, size, 0, "127.0.0.1", 0)
+    sharding = ShardOptions(**(options or {}))
+    found: list[Any] = []
+    built = build_strategy(choice, BuildOptions("cpu", location, 60, on_unused=found.append, sharding=sharding))
+    plugin = precision_plugin(Precision(precision), "cpu", strategy=strategy)
+    given = {"precision": precision} if plugin is None else {"plugins": [plugin]}
+    return {"strategy": built, **given}
+
+
+def fit(model: str, strategy: str, trainer: dict[str, Any], precision: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Train one case; its losses, or its error."""
+    pl.seed_everything(0, verbose=False)
+    module = MODELS[model]()
+    settings = {"max_epochs": 3, "limit_val_batches": 2, **trainer}
+    try:
+        fitted = pl.Trainer(
+            **build(strategy, precision, options),
+            accelerator="cpu",
+            devices=dist.get_world_size(),
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            **settings,
+        )
+        fitted.fit(module, data(), data(16))
+    except Exception as error:  # noqa: BLE001 -- the test expects it
+        return {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
+    return {"losses": module.losses, "steps": fitted.global_step, "name": type(module).__name__}
+
+
+def main(folder: Path) -> None:
+    cases = json.loads(Path(folder, "cases.json").read_text())
+    with results_of_rank(folder) as seen:
+        for name, case in cases.items():
+            seen[name] = fit(**case)
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main(Path(sys.argv[1]))
