@@ -25,6 +25,20 @@ OTHERS = "launcher_sharded"
 NESTED = "launcher_extra_states"
 
 
+def split_content(checkpoint: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Lightning's content as the values for torch's sharded checkpoints, and the rest; the inverse of `put_back`.
+
+    Weights and optimizer states are removed from `checkpoint`, as Lightning does.
+    """
+    weights = checkpoint.pop("state_dict")
+    tensors: dict[str, Any] = {"state_dict": weights}
+    for number, state in enumerate(checkpoint.pop("optimizer_states", [])):
+        tensors[f"optimizer_{number}"] = state
+    nested = {name: value for name, value in weights.items() if isinstance(value, Mapping | list)}
+    meta, others = take_out({**checkpoint, NESTED: nested} if nested else checkpoint)
+    return {**tensors, OTHERS: others} if others else tensors, meta
+
+
 def take_out(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, DTensor]]:
     """A copy of the content with references in place of sharded tensors, and these by the references."""
     found: dict[str, DTensor] = {}
@@ -119,4 +133,4 @@ def _reduced(module: nn.Module) -> Any:
 
 def _is_fsdp(hook: Any) -> bool:
     found = getattr(hook, "hook", hook)  # Module wraps the hooks of a state dict
-    return (getattr(found, "__module__", None) or "").startswith("torch.distributed")
+    return (getattr(found, "__module__", None) or "").startswith(("torch.distributed", "strategies."))

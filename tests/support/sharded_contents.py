@@ -200,7 +200,13 @@ def precisions(folder: Path) -> dict[str, Any]:
         fit(whole, "fsdp2", folder / one, precision=one)
         for other in PRECISIONS:
             model = Model("momentum")
-            fit(model, "hsdp" if one != other else "fsdp2", folder / f"{one}-{other}", saved(folder / one), precision=other)
+            fit(
+                model,
+                "hsdp" if one != other else "fsdp2",
+                folder / f"{one}-{other}",
+                saved(folder / one),
+                precision=other,
+            )
             distance = max(abs(whole.losses[n] - loss) for n, loss in model.losses.items())
             found[f"{one} {other}"] = [sorted(model.losses), distance, str(model.embed.weight.dtype)]
     return found
