@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from launcher.checkpoint.sharded import write_sharded
-from launcher.core.atomic_write import replace_file
+from launcher.core.atomic_write import private_umask, replace_file
 
 
 def save_private(content: Any, path: Path) -> None:
@@ -26,7 +27,11 @@ def save_safetensors(state: Mapping[str, Any], path: Path) -> int:
     """Write the tensors of a state dict to a safetensors file, and return their number; other values are left out.
 
     The format has no tensors that share memory, such as tied weights: each name gets a copy.
+
+    Raises:
+        OSError: it cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     seen: set[int] = set()
@@ -39,19 +44,24 @@ def save_safetensors(state: Mapping[str, Any], path: Path) -> int:
         seen.add(storage.data_ptr())
         tensors[name] = value.detach().contiguous() if is_own else value.detach().clone().contiguous()
 
-    def write(temporary: Path) -> None:
-        with temporary.open("xb", opener=_private):
-            pass
-        save_file(tensors, temporary, metadata={"format": "pt"})
-        temporary.chmod(0o600)
-
-    _write_and_rename(path, write)
+    with private_umask(), _disk_errors(SafetensorError):
+        _write_and_rename(path, lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}))
     return len(tensors)
 
 
 def save_sharded_folder(content: Mapping[str, Any], path: Path) -> None:
     """Write a folder of torch's distributed checkpoints, atomically."""
-    _write_and_rename(path, lambda temporary: write_sharded(content, temporary))
+    with private_umask():
+        _write_and_rename(path, lambda temporary: write_sharded(content, temporary))
+
+
+@contextlib.contextmanager
+def _disk_errors(kind: type[Exception]) -> Iterator[None]:
+    """Raise an `OSError` in place of a library's own error of a write."""
+    try:
+        yield
+    except kind as error:
+        raise OSError(str(error)) from error
 
 
 def _write_and_rename(path: Path, write: Callable[[Path], Any]) -> None:
@@ -65,7 +75,3 @@ def _write_and_rename(path: Path, write: Callable[[Path], Any]) -> None:
         else:
             temporary.unlink(missing_ok=True)
         raise
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o600)

@@ -12,7 +12,6 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 
 from launcher.checkpoint.precision import RECORD
 from launcher.checkpoint.reader import Trust, as_mapping, guarded_loads, read_file
-from launcher.core.atomic_write import replace_file
 from launcher.core.errors import ResumeError
 from strategies.sharded_files import read_all, to_plain_optimizer, write_all
 from strategies.sharded_meta import OTHERS, put_back, split_content
@@ -80,10 +79,9 @@ def write_sharded(content: Mapping[str, Any], path: Path) -> None:
     states = [_by_names(state, names) for state in content.get("optimizer_states", [])]
     made = {key: value for key, value in content.items() if key not in ("parameter_names", "optimizer_states")}
     tensors, meta = split_content({**made, "optimizer_states": states})
-    path.mkdir(mode=0o700)
+    path.mkdir()
     write_all(path, tensors)
-    with replace_file(path / META) as file:
-        torch.save(meta, file)
+    torch.save(meta, path / META)
 
 
 def _by_names(state: Mapping[str, Any], names: Sequence[str] | None) -> dict[str, Any]:
