@@ -12,12 +12,14 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from launcher.checkpoint.sharded import read_sharded
-from strategies.base import RankLocation
+from strategies.base import RankLocation, StrategyError
 from strategies.environment import FixedClusterEnvironment
+from strategies.sharded_meta import write_meta
 from strategies.sharded_metadata import META
 from tests.support.sharded_programs import Model, data, fit, saved
 
@@ -189,6 +191,22 @@ def strictness(folder: Path) -> dict[str, Any]:
     return found
 
 
+class Holder:
+    def __init__(self, tensor: Any) -> None:
+        self.tensor = tensor
+
+
+def objects(folder: Path) -> str:
+    """The error if an object of a user's class keeps a shard."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    content = {"mine": Holder(distribute_tensor(torch.zeros(11, 5), mesh, [Shard(0)]))}
+    try:
+        write_meta(content, folder.with_name(f"meta-{dist.get_rank()}.pt"))
+    except StrategyError as error:
+        return str(error)
+    return "none"
+
+
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true")
 
 
@@ -281,7 +299,7 @@ def lightning(folder: Path) -> dict[str, Any]:
 def contents(folder: Path) -> dict[str, Any]:
     """The results of all checks."""
     made = {}
-    for check in (callbacks, extras, names, strictness, precisions, scales, lightning):
+    for check in (callbacks, extras, objects, names, strictness, precisions, scales, lightning):
         print("check", check.__name__, flush=True)
         made[check.__name__] = check(folder / check.__name__)
         dist.barrier()
