@@ -39,7 +39,7 @@ class ModuleSharding:
 
 
 def shard_module(module: nn.Module, blocks: Sequence[nn.Module], sharding: ModuleSharding) -> list[nn.Parameter]:
-    """Shard each block, then the rest with the module itself as root.
+    """Shard each block, inner ones first, then the rest with the module itself as root.
 
     Returns:
         The parameters that every rank has completely: trained ones that `fully_shard` does not support, and frozen ones
@@ -47,12 +47,13 @@ def shard_module(module: nn.Module, blocks: Sequence[nn.Module], sharding: Modul
         of a network; a change of gathered parameters would be lost.
     """
     check_initialized(module)
+    _check_hooks(module)
     kept, replicated = _unsupported(module, is_mixed=sharding.options["mp_policy"].param_dtype is not None)
     inside = {p for block in blocks for p in block.parameters()}
     frozen = [p for p in module.parameters() if not (p.requires_grad or p in inside or p in kept or _is_sharded(p))]
     kept, replicated = kept | set(frozen), [*replicated, *frozen]
     options = {**sharding.options, "ignored_params": kept}
-    for block in blocks:
+    for block in reversed(blocks):
         _prepare(block, sharding.device)
         _shard(block, reshard_after_forward=sharding.reshard, **options)
     _prepare(module, sharding.device)
@@ -81,6 +82,15 @@ def check_initialized(module: nn.Module) -> None:
         raise StrategyError(
             f"{join_some(lazy)} of {type(module).__name__} have no shape yet, and FSDP2 shards them before the "
             "optimizer is made; run a batch through the lazy modules in `configure_model` or `setup`"
+        )
+
+
+def _check_hooks(module: nn.Module) -> None:
+    hooked = [name for name, p in module.named_parameters() if p._backward_hooks or p._post_accumulate_grad_hooks]  # pyright: ignore[reportAttributeAccessIssue]
+    if hooked:
+        raise StrategyError(
+            f"{join_some(hooked)} of {type(module).__name__} has a gradient hook, but FSDP2 replaces the parameter by a "
+            "shard; register the hook in `on_fit_start`, where it gets the gradient of the shard"
         )
 
 

@@ -102,6 +102,9 @@ class FullyShardedStrategy(ModelParallelStrategy):
                 self.precision_plugin.convert_module(model)
             sharding = ModuleSharding(self.root_device, self._variant.reshard, self._fully_shard_options())
             replicated = shard_module(model, blocks, sharding)
+            if self._options.compile:
+                for block in blocks:
+                    block.forward = torch.compile(block.forward)
         assert self._shard_mesh is not None  # noqa: S101 -- made in `setup_environment`
         self._replicas = ReplicatedParameters(model, replicated, self._shard_mesh)
         self._steps = ShardedSteps(model)
@@ -176,10 +179,13 @@ class FullyShardedStrategy(ModelParallelStrategy):
     def pre_backward(self, closure_loss: Tensor) -> None:
         super().pre_backward(closure_loss)
         self._steps.before_backward(closure_loss)
+        # A block may be computed again.
+        self._replicas.enter()
 
     @override
     def post_backward(self, closure_loss: Tensor) -> None:
         super().post_backward(closure_loss)
+        self._replicas.leave()
         self._replicas.reduce()
 
     @override
