@@ -23,7 +23,7 @@ from strategies.base import BuildOptions, StrategyChoice
 from strategies.dtensor_patches import patch_dtensors
 from strategies.environment import FixedClusterEnvironment, devices_of
 from strategies.fsdp_blocks import check_wrap, find_blocks
-from strategies.fsdp_modules import ModuleSharding, shard_module, sharded_modules
+from strategies.fsdp_modules import ModuleSharding, check_shards, shard_module, sharded_modules
 from strategies.fsdp_problems import check_callbacks, check_changed_parameters, check_new_parameters, explain_unsharded
 from strategies.fsdp_replicas import ReplicatedParameters
 from strategies.fsdp_steps import ShardedSteps
@@ -97,6 +97,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
         _update_properties(model, device=self.root_device)
         if not isinstance(model, FSDPModule):
             # Parts that `configure_model` has sharded stay as they are.
+            check_shards(model)
             blocks = [] if sharded_modules(model) else self._find_blocks(model)
             if not sharded_modules(model):
                 self.precision_plugin.convert_module(model)

@@ -73,7 +73,7 @@ class Base(pl.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=self.lr)
 
 
-def data(size: int = 64, batch: int = 4) -> DataLoader[Any]:
+def data(size: int, batch: int = 4) -> DataLoader[Any]:
     g = torch.Generator().manual_seed(1)
     samples = TensorDataset(torch.randn(size, 6, generator=g), torch.randint(0, 4, (size,), generator=g))
     return DataLoader(samples, batch)

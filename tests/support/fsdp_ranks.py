@@ -44,7 +44,7 @@ def fit(model: str, strategy: str, trainer: dict[str, Any], precision: str, opti
     """Train one case; its losses, or its error. `options` are the fields of `ShardOptions`."""
     pl.seed_everything(0, verbose=False)
     module = MODELS[model]()
-    settings = {"max_epochs": 3, "limit_val_batches": 2, **trainer}
+    settings = {"max_epochs": 2, "limit_val_batches": 1, "num_sanity_val_steps": 1, **trainer}
     callbacks = [ActivationCheckpointing(options.get("wrap", ()))] if options.get("checkpoint_activations") else []
     try:
         fitted = pl.Trainer(
@@ -58,7 +58,7 @@ def fit(model: str, strategy: str, trainer: dict[str, Any], precision: str, opti
             callbacks=callbacks,
             **settings,
         )
-        fitted.fit(module, data(), data(16))
+        fitted.fit(module, data(40 * dist.get_world_size()), data(16))
     except Exception as error:  # noqa: BLE001 -- the test expects it
         return {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
     scale = read_loss_scale(fitted)
