@@ -222,6 +222,10 @@ class BatchNorms(Base):
         for block in self.blocks:
             block.norm = nn.BatchNorm1d(WIDTH)  # type: ignore[union-attr]
 
+    def configure_optimizers(self) -> Any:
+        # The gradient of a bias before a norm is only noise, which Adam would scale up.
+        return torch.optim.SGD(self.parameters(), lr=0.05)
+
 
 class Scalars(Base):
     """A scalar, as CLIP's, one of another type and a complex one."""
