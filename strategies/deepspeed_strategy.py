@@ -5,10 +5,8 @@ On CPUs it is for debugging and tests: ZeRO's real optimizers over gloo.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -41,7 +39,8 @@ from strategies.deepspeed_restore import (
     restore_weights,
     weights_only_loads,
 )
-from strategies.empty_groups import EMPTY_GROUPS, SplitOptimizer
+from strategies.empty_groups import EMPTY_GROUPS, GROUP_NAMES, SplitOptimizer
+from strategies.folder_save import saved_folder
 
 # Lightning sets these for DeepSpeed; a later run in this process must not see them.
 _RANK_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK")
@@ -79,6 +78,7 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
         )
         self._variables_before: dict[str, str | None] = {}
         self._names: list[str] = []
+        self._group_names: list[list[str]] = []
         self._groups: SplitOptimizer | None = None
         self._order_hook: RemovableHandle | None = None
         self._hooks = hooks
@@ -104,6 +104,9 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
             ) from error
         check_optimizers(optimizers, len(schedulers), name)
         self._names = parameter_names(self._module, optimizers[0].param_groups)
+        groups = [group for group in optimizers[0].param_groups if group["params"]]
+        if any(not parameter.requires_grad for group in groups for parameter in group["params"]):
+            self._group_names = [parameter_names(self._module, [group]) for group in groups]
         self._groups = SplitOptimizer(optimizers[0])
         return self._groups.optimizer, schedulers[0] if schedulers else None
 
@@ -115,23 +118,14 @@ class SharedGroupDeepSpeed(DeepSpeedStrategy):
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        """Every rank saves its shard in a temporary folder, which is renamed: a kill leaves no partial checkpoint."""
-        path = Path(self.broadcast(str(filepath)))
-        fresh = path.with_name(f".{path.name}.new")
-        if self.is_global_zero:
-            shutil.rmtree(fresh, ignore_errors=True)
-        self.barrier()
+        """Every rank saves its shards in one folder."""
         if self._groups is not None and (settings := self._groups.settings()):
             checkpoint[EMPTY_GROUPS] = settings
+        if self._group_names:
+            checkpoint[GROUP_NAMES] = self._group_names
         remove_hooks([checkpoint, self._module])
-        with contextlib.nullcontext() if self._hooks is None else self._hooks.writing(fresh):
+        with saved_folder(self, filepath, checkpoint, self._hooks) as fresh:
             super().save_checkpoint(checkpoint, fresh, storage_options)
-        self.barrier()
-        if self.is_global_zero:
-            if self._hooks is not None:
-                self._hooks.on_written(fresh, path, checkpoint.get("global_step"))
-            replace_folder(fresh, path)
-        self.barrier()
 
     @override
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
@@ -239,24 +233,6 @@ class CpuDeepSpeed(SharedGroupDeepSpeed):
         # DeepSpeedStrategy's own accepts only CUDA.
         ParallelStrategy.setup_environment(self)
         self.setup_distributed()
-
-
-def replace_folder(fresh: Path, path: Path) -> None:
-    """Replace a folder or a file by a folder; a valid checkpoint exists at every moment.
-
-    Between the two renames it is `<name>-before.ckpt`, which a resume finds like any checkpoint.
-    """
-    before = path.with_name(f"{path.stem}-before{path.suffix}")
-    if path.is_dir():
-        shutil.rmtree(before, ignore_errors=True)
-        path.rename(before)
-    elif path.exists():
-        path.rename(before)
-    fresh.rename(path)
-    if before.is_dir():
-        shutil.rmtree(before, ignore_errors=True)
-    else:
-        before.unlink(missing_ok=True)
 
 
 def check_optimizers(optimizers: Sequence[Optimizer], schedulers: int, model: str) -> None:

@@ -12,6 +12,8 @@ from torch.optim import Optimizer
 
 # Key in a checkpoint of their settings, by their indices among all groups.
 EMPTY_GROUPS = "empty_param_groups"
+# Key of the parameters' names in the other groups, if some are frozen: DeepSpeed removes these from the groups.
+GROUP_NAMES = "param_group_names"
 
 
 class SplitOptimizer:
@@ -57,6 +59,18 @@ def with_empty_groups(
     own = iter(groups)
     count = len(groups) + len(settings)
     return [{**settings[n], "params": []} if n in settings else next(own) for n in range(count)]
+
+
+def with_frozen(state: Mapping[str, Any], names: Sequence[str], groups: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """An optimizer's state dict whose groups have the frozen parameters again.
+
+    `names` are of the parameters in `state`, `groups` those of each group before DeepSpeed.
+    """
+    states = {names[number]: values for number, values in state["state"].items()}
+    numbers = {name: number for number, name in enumerate(name for group in groups for name in group)}
+    filled = [{**group, "params": [numbers[name] for name in own]}
+              for group, own in zip(state["param_groups"], groups, strict=True)]  # fmt: skip
+    return {"state": {numbers[name]: values for name, values in states.items()}, "param_groups": filled}
 
 
 def _twin(optimizer: Optimizer) -> Optimizer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.device_dtype_mixin import _update_properties
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy
+from torch.optim import Optimizer
 from typing_extensions import override
 
 from strategies.base import BuildOptions, StrategyChoice
@@ -28,7 +30,7 @@ from strategies.fsdp_problems import check_callbacks, check_changed_parameters, 
 from strategies.fsdp_replicas import ReplicatedParameters
 from strategies.fsdp_steps import ShardedSteps
 from strategies.model_shape import use_foreach
-from strategies.sharded_restore import ShardedRestore, save_sharded
+from strategies.sharded_restore import ShardedRestore, load_optimizers, load_weights, optimizer_by_names, save_sharded
 from strategies.sharding import ShardVariant
 
 # Of a training that are checked for what FSDP2 would lose.
@@ -176,6 +178,20 @@ class FullyShardedStrategy(ModelParallelStrategy):
         with self.precision_plugin.predict_step_context():
             return self._run("predict_step", *args, **kwargs)
 
+    @property
+    @override
+    def lightning_restore_optimizer(self) -> bool:
+        return True
+
+    @override
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        return self._module.state_dict()
+
+    @override
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        plain = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        return optimizer_by_names(self._module, plain)
+
     @override
     def pre_backward(self, closure_loss: Tensor) -> None:
         super().pre_backward(closure_loss)
@@ -225,19 +241,19 @@ class FullyShardedStrategy(ModelParallelStrategy):
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        save_sharded(self, checkpoint, Path(self.broadcast(str(filepath))), self._hooks)
+        save_sharded(self, checkpoint, filepath, self._hooks)
 
     @override
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        return self._restore.load(self, Path(checkpoint_path), weights_only)
+        return self._restore.load(self, Path(checkpoint_path), self._shard_mesh, weights_only)
 
     @override
-    def load_model_state_dict(self, checkpoint: Any, strict: bool = True) -> None:
-        self._restore.load_weights(self._module, checkpoint, strict=strict)
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        load_weights(self._module, checkpoint, strict=strict)
 
     @override
-    def load_optimizer_state_dict(self, checkpoint: Any) -> None:
-        self._restore.load_optimizers(self.optimizers, checkpoint)
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        load_optimizers(self.optimizers, checkpoint)
 
     @property
     def _module(self) -> LightningModule:

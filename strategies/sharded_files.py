@@ -2,103 +2,109 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-import pickle
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader, load
+from torch.distributed.checkpoint import CheckpointException, DefaultLoadPlanner, FileSystemReader, load
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import ReadItem
 from typing_extensions import override
 
-METADATA = ".metadata"
-_CLASSES = {
-    "torch.distributed.checkpoint.metadata": (
-        "Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata", "TensorProperties",
-        "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING",
-    ),
-    "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
-    "torch.serialization": ("_get_layout",),
-    "torch": ("Size", *(name for name, value in vars(torch).items() if isinstance(value, torch.dtype))),
-    "pathlib": ("PosixPath",),
-    "pathlib._local": ("PosixPath",),
-    "collections": ("OrderedDict",),
-}  # fmt: skip
+from strategies.sharded_metadata import DamagedCheckpointError, read_metadata
 
 
-class _MetadataUnpickler(pickle.Unpickler):
-    @override
-    def find_class(self, module: str, name: str) -> Any:
-        if name not in _CLASSES.get(module, ()):
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which is no part of a checkpoint's metadata")
-        return super().find_class(module, name)
-
-
-def read_metadata(path: Path) -> Metadata:
-    """The names, shapes and places of all values."""
-    with (path / METADATA).open("rb") as file:
-        return _MetadataUnpickler(file).load()
-
-
-class SafeReader(FileSystemReader):
+class _SafeReader(FileSystemReader):
     """torch's reader, which would run code that `.metadata` names."""
+
+    def __init__(self, path: Path, metadata: Metadata) -> None:
+        super().__init__(path)
+        self._metadata = metadata
 
     @override
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        return read_metadata(Path(self.path))
+        return self._metadata
 
 
-class SafePlanner(DefaultLoadPlanner):
+class _SafePlanner(DefaultLoadPlanner):
     """torch's planner, which would run code that a value names."""
 
     @override
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        checked = io.BytesIO()
-        torch.save(torch.load(value, weights_only=True), checked)
-        checked.seek(0)
-        super().load_bytes(read_item, checked)
+        self.state_dict[read_item.dest_index.fqn] = torch.load(value, map_location="cpu", weights_only=True)
 
 
-def read_all(path: Path) -> dict[str, Any]:
+def read_values(path: Path, metadata: Metadata, values: dict[str, Any], *, alone: bool = False) -> None:
+    """Read values by their names; tensors are read in place, of a DTensor this rank's shard.
+
+    Args:
+        path: the folder.
+        metadata: from `read_metadata`.
+        values: tensors for the values that are tensors, None for others, which are set.
+        alone: whether only this process reads; else all ranks call this.
+
+    Raises:
+        DamagedCheckpointError: a value cannot be read.
+    """
+    planner = _SafePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    with plain_errors(path):
+        load(values, storage_reader=_SafeReader(path, metadata), planner=planner, no_dist=alone)
+
+
+@contextlib.contextmanager
+def plain_errors(path: Path) -> Iterator[None]:
+    """Replace torch's error, which collects those of all ranks, by this rank's, or else by the first one."""
+    try:
+        yield
+    except CheckpointException as error:
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        cause = error.failures.get(rank, next(iter(error.failures.values())))[0]
+        if isinstance(cause, OSError) or type(cause).__module__.partition(".")[0] in ("launcher", "strategies"):
+            raise cause from None
+        reason = f"cannot be read: {str(cause).partition(chr(10))[0]}"
+        raise DamagedCheckpointError(path, "a file", reason) from cause
+
+
+def empty_value(entry: Any) -> Any:
+    """What a value of the metadata is read into, complete on the CPU."""
+    return torch.empty(entry.size, dtype=entry.properties.dtype) if isinstance(entry, TensorStorageMetadata) else None
+
+
+def read_all(path: Path, metadata: Metadata | None = None) -> dict[str, Any]:
     """All values of a checkpoint, complete, on this process alone."""
-    metadata = read_metadata(path)
-    flat: dict[str, Any] = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        if isinstance(entry, TensorStorageMetadata)
-        else None
-        for name, entry in metadata.state_dict_metadata.items()
-    }
-    load(
-        flat,
-        storage_reader=SafeReader(path),
-        planner=SafePlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
-        no_dist=True,
-    )
+    metadata = metadata or read_metadata(path)
+    flat = {name: empty_value(entry) for name, entry in metadata.state_dict_metadata.items()}
+    read_values(path, metadata, flat, alone=True)
     return nest(flat, metadata)
 
 
-def nest(flat: dict[str, Any], metadata: Metadata) -> dict[str, Any]:
+def nest(flat: Mapping[str, Any], metadata: Metadata) -> dict[str, Any]:
     """The nested state dict, by the path of each value; of lists too."""
     nested: dict[str, Any] = {}
-    for name, path in metadata.planner_data.items():
-        if name not in flat:
-            continue
+    paths: Mapping[str, tuple[str | int, ...]] = metadata.planner_data
+    for name, value in flat.items():
         place: Any = nested
-        for key, following in zip(path, (*path[1:], None), strict=True):
-            value = flat[name] if following is None else [] if isinstance(following, int) else {}
-            if isinstance(place, list):
-                place.extend([None] * (key + 1 - len(place)))
-                if place[key] is None:
-                    place[key] = value
-            else:
-                place.setdefault(key, value)
-            place = place[key]
-    return nested
+        path = paths[name]
+        for part in path[:-1]:
+            place = place.setdefault(part, {})
+        place[path[-1]] = value
+    return {key: _with_lists(value) for key, value in nested.items()}
 
 
-def to_plain_optimizer(saved: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def _with_lists(value: Any) -> Any:
+    """Dicts with numbers as keys are lists; those that were dicts have text as keys."""
+    if not isinstance(value, dict):
+        return value
+    made = {key: _with_lists(each) for key, each in value.items()}
+    if made and all(isinstance(key, int) for key in made):
+        return [made[key] for key in sorted(made)]
+    return made
+
+
+def to_plain_optimizer(saved: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """A state dict by names as `Optimizer.state_dict` has it, and the names in the order of the numbers."""
     groups = [dict(group) for group in saved["param_groups"]]
     names: list[str] = []

@@ -3,54 +3,58 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.strategies import ParallelStrategy, Strategy
 from torch import Tensor, nn
-from torch.distributed.checkpoint import load, save
-from torch.distributed.checkpoint.state_dict import (
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.checkpoint import FileSystemWriter, save
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.tensor import DeviceMesh, DTensor, Partial, Replicate, Shard
+from torch.distributed.tensor.placement_types import Placement
 from torch.optim import Optimizer
 
 from strategies.base import CheckpointHooks
-from strategies.deepspeed_restore import remove_hooks
-from strategies.deepspeed_strategy import replace_folder
-from strategies.sharded_files import SafePlanner, SafeReader
+from strategies.folder_save import saved_folder
+from strategies.sharded_files import empty_value, nest, plain_errors, read_values, to_plain_optimizer
+from strategies.sharded_meta import OTHERS, put_back, take_out, write_meta
+from strategies.sharded_metadata import META, read_metadata
 
-META = "meta.pt"
+# Parts of names that wrappers of a block add, which its state dict does not have.
+_WRAPPERS = ("_checkpoint_wrapped_module.", "_orig_mod.")
 
 
 def save_sharded(
-    strategy: ParallelStrategy, checkpoint: dict[str, Any], path: Path, hooks: CheckpointHooks | None
+    strategy: ParallelStrategy, checkpoint: dict[str, Any], path: str | Path, hooks: CheckpointHooks | None
 ) -> None:
-    """Every rank saves its shards in a temporary folder, which is renamed: a kill leaves no partial checkpoint."""
-    fresh = path.with_name(f".{path.name}.new")
-    if strategy.is_global_zero:
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True, mode=0o700)
-    strategy.barrier()
-    remove_hooks([checkpoint, strategy.lightning_module])
+    """Every rank saves its shards in one folder, and rank zero what is not sharded."""
     tensors: dict[str, Any] = {"state_dict": checkpoint.pop("state_dict")}
     for number, state in enumerate(checkpoint.pop("optimizer_states", [])):
         tensors[f"optimizer_{number}"] = state
-    with contextlib.nullcontext() if hooks is None else hooks.writing(fresh):
-        save(tensors, checkpoint_id=fresh)
+    meta, others = take_out(checkpoint)
+    if others:
+        tensors[OTHERS] = others
+    with saved_folder(strategy, path, checkpoint, hooks) as fresh:
+        with plain_errors(fresh):
+            save(_whole(tensors), storage_writer=FileSystemWriter(fresh))
         if strategy.is_global_zero:
-            torch.save(checkpoint, fresh / META)
-    strategy.barrier()
-    if strategy.is_global_zero:
-        if hooks is not None:
-            hooks.on_written(fresh, path, checkpoint.get("global_step"))
-        replace_folder(fresh, path)
-    strategy.barrier()
+            write_meta(meta, fresh / META)
+
+
+def optimizer_by_names(module: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    """An optimizer's state dict with the names of parameters in place of numbers, as torch's sharded checkpoints."""
+    names = {id(parameter): _plain_name(name) for name, parameter in module.named_parameters()}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    name_of = [names.get(id(parameter), str(n)) for n, parameter in enumerate(parameters)]
+    state = optimizer.state_dict()
+    return {
+        "state": {name_of[n]: values for n, values in state["state"].items()},
+        "param_groups": [{**group, "params": [name_of[n] for n in group["params"]]} for group in state["param_groups"]],
+    }
 
 
 class ShardedRestore:
@@ -58,61 +62,157 @@ class ShardedRestore:
 
     def __init__(self, hooks: CheckpointHooks | None) -> None:
         self._hooks = hooks
-        self._is_file = False
 
-    def load(self, strategy: Strategy, path: Path, weights_only: bool | None) -> dict[str, Any]:
-        """The checkpoint's content; of a folder, weights and states are loaded at once."""
-        self._is_file = not path.is_dir()
-        if self._is_file:
+    def load(
+        self, strategy: Strategy, path: Path, mesh: DeviceMesh | None, weights_only: bool | None
+    ) -> dict[str, Any]:
+        """The content as from one file. Weights and states of a folder are this rank's shards where shapes match.
+
+        `mesh` shards the other tensors that were sharded.
+        """
+        if not path.is_dir():
             return Strategy.load_checkpoint(strategy, path, weights_only)
         module = strategy.lightning_module
         assert module is not None  # noqa: S101 -- Lightning connects it first
-        state: dict[str, Any] = {"state_dict": get_model_state_dict(module)}
-        _load(state, path)
-        module.load_state_dict(state["state_dict"], strict=module.strict_loading)
-        for number, optimizer in enumerate(strategy.optimizers):
-            key = f"optimizer_{number}"
-            state = {key: get_optimizer_state_dict(module, optimizer)}
-            _load(state, path)
-            set_optimizer_state_dict(module, optimizer, optim_state_dict=state[key])
+        folder = _Folder(path, read_metadata(path))
         with contextlib.nullcontext() if self._hooks is None else self._hooks.reading(path):
-            meta = torch.load(path / META, weights_only=True)
-        meta.setdefault("state_dict", {})
-        return meta
-
-    def load_weights(self, module: nn.Module, checkpoint: Mapping[str, Any], *, strict: bool) -> None:
-        """Load the weights of a file."""
-        if self._is_file:
-            own = module.state_dict()
-            weights = {name: _shard_like(value, own.get(name)) for name, value in checkpoint["state_dict"].items()}
-            module.load_state_dict(weights, strict=strict)
-
-    def load_optimizers(self, optimizers: Sequence[Optimizer], checkpoint: Mapping[str, Any]) -> None:
-        """Load the optimizers' states of a file."""
-        if not self._is_file:
-            return
-        self._is_file = False
-        for optimizer, saved in zip(optimizers, checkpoint["optimizer_states"], strict=True):
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            state = {
-                key: {name: _shard_state(value, parameters[key]) for name, value in values.items()}
-                for key, values in saved["state"].items()
-            }
-            optimizer.load_state_dict({**saved, "state": state})
+            meta: dict[str, Any] = torch.load(path / META, weights_only=True)
+            checkpoint = {**meta, "state_dict": folder.read_weights(module)}
+            checkpoint = put_back(checkpoint, folder.read_others(mesh))
+            if "lr_schedulers" in meta:
+                states = [folder.read_optimizer(n, optimizer) for n, optimizer in enumerate(strategy.optimizers)]
+                checkpoint["optimizer_states"] = states
+        return checkpoint
 
 
-def _load(state: dict[str, Any], path: Path) -> None:
-    load(state, storage_reader=SafeReader(path), planner=SafePlanner())
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    """A checkpoint folder whose values every rank reads at the same time."""
+
+    path: Path
+    metadata: Metadata
+
+    def read_weights(self, module: nn.Module) -> Any:
+        """Shards as of the parameter of the same name and shape; other values complete."""
+        own = {_plain_name(name): p for name, p in module.named_parameters(remove_duplicate=False)}
+        return self._read("state_dict", lambda entry, where: _template(entry, own.get(str(where[0]))))
+
+    def read_others(self, mesh: DeviceMesh | None) -> Any:
+        """The sharded tensors that are neither weights nor states, by their references."""
+        return self._read(OTHERS, lambda entry, where: _sharded(empty_value(entry), mesh))
+
+    def read_optimizer(self, number: int, optimizer: Optimizer) -> dict[str, Any]:
+        """The state dict of an optimizer. As in one file, its parameters are known by their positions."""
+        key = f"optimizer_{number}"
+        groups = self._read(key, lambda entry, where: empty_value(entry), only="param_groups").get("param_groups", [])
+        names = [name for group in groups for name in group["params"]]
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        like = dict(zip(names, parameters, strict=False))
+        state = self._read(key, lambda entry, where: _template(entry, like.get(where[1])), only="state")
+        return to_plain_optimizer({"param_groups": groups, **state})[0]
+
+    def _read(self, key: str, make: Callable[[Any, Any], Any], only: str | None = None) -> Any:
+        """What is saved under a key; `make` returns what a value is read into, from its entry and its path below."""
+        paths: Mapping[str, Any] = self.metadata.planner_data
+        flat = {
+            name: make(self.metadata.state_dict_metadata[name], where[1:])
+            for name, where in paths.items()
+            if where[0] == key and only in (None, *where[1:2])
+        }
+        if flat:
+            read_values(self.path, self.metadata, flat)
+        return nest(flat, self.metadata).get(key, {})
+
+
+def load_weights(module: nn.Module, checkpoint: Mapping[str, Any], *, strict: bool) -> None:
+    """Load weights into the shards; complete tensors are sharded when the module has the names that it loads."""
+    handles = [
+        part.register_load_state_dict_pre_hook(_shard_weights)
+        for part in module.modules()
+        if any(isinstance(p, DTensor) for p in part._parameters.values())
+    ]
+    try:
+        module.load_state_dict(checkpoint["state_dict"], strict=strict)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def load_optimizers(optimizers: Sequence[Optimizer], checkpoint: Mapping[str, Any]) -> None:
+    """Load the optimizers' states, as Lightning does, into the shards."""
+    for optimizer, saved in zip(optimizers, checkpoint["optimizer_states"], strict=False):
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        state = {
+            key: {name: _shard_state(value, parameters[key]) for name, value in values.items()}
+            for key, values in saved["state"].items()
+            if key < len(parameters)
+        }
+        optimizer.load_state_dict({**saved, "state": state})
+
+
+def _template(entry: Any, like: Any) -> Any:
+    if isinstance(entry, TensorStorageMetadata) and isinstance(like, DTensor) and like.shape == entry.size:
+        return torch.empty_like(like, dtype=entry.properties.dtype, requires_grad=False)
+    return empty_value(entry)
+
+
+def _sharded(value: Tensor, mesh: DeviceMesh | None) -> Tensor:
+    """As FSDP2 shards: by rows over the last dimension of the mesh."""
+    if mesh is None:
+        return value
+    placements = [*[Replicate()] * (mesh.ndim - 1), Shard(0) if value.dim() else Replicate()]
+    return _distributed(value, mesh, placements)
+
+
+def _shard_weights(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    for name, parameter in module._parameters.items():
+        key = prefix + name
+        if key in state and isinstance(parameter, DTensor):
+            state[key] = _shard_like(state[key], parameter)
 
 
 def _shard_state(value: Any, parameter: Tensor) -> Any:
-    has_shape = isinstance(value, Tensor) and value.dim() > 0 and value.shape == parameter.shape
-    return _shard_like(value, parameter) if has_shape else value
-
-
-def _shard_like(value: Any, like: Any) -> Any:
-    """This rank's shard of a complete tensor, if `like` is sharded."""
-    if not isinstance(like, DTensor) or not isinstance(value, Tensor):
+    """A state of the parameter's shape is sharded as the parameter, another one is on every rank, as torch makes it."""
+    if not isinstance(value, Tensor) or value.dim() == 0 or not isinstance(parameter, DTensor):
         return value
-    whole = value.to(like.device_mesh.device_type)
-    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
+    if value.shape == parameter.shape:
+        return _shard_like(value, parameter)
+    if isinstance(value, DTensor):
+        return value
+    return _distributed(value, parameter.device_mesh, [Replicate()] * parameter.device_mesh.ndim)
+
+
+def _shard_like(value: Any, like: DTensor) -> Any:
+    """This rank's shard of a complete tensor, if it has the shape."""
+    if isinstance(value, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:
+        return value
+    return _distributed(value, like.device_mesh, like.placements, device=like.to_local().device)
+
+
+def _distributed(
+    value: Tensor, mesh: DeviceMesh, placements: Sequence[Placement], *, device: torch.device | None = None
+) -> DTensor:
+    """Slice without communication: every rank has the complete tensor, maybe as a mapped file."""
+    local = value.detach()
+    for dim, placement in enumerate(placements):
+        if isinstance(placement, Shard):
+            pieces = local.chunk(mesh.size(dim), placement.dim)
+            rank = mesh.get_local_rank(dim)
+            local = pieces[rank] if rank < len(pieces) else local.narrow(placement.dim, 0, 0)
+    # A copy, so that no state refers to the whole tensor or to the file.
+    local = local.to(device or mesh.device_type, copy=True, memory_format=torch.contiguous_format)
+    stride = torch.empty(value.shape, device="meta").stride()
+    return DTensor.from_local(local, mesh, placements, run_check=False, shape=value.shape, stride=stride)
+
+
+def _whole(value: Any) -> Any:
+    """DTensors that are partial sums, such as a norm in an optimizer's state, are summed: they cannot be saved."""
+    if isinstance(value, DTensor) and any(isinstance(each, Partial) for each in value.placements):
+        return value.redistribute(placements=[Replicate() if isinstance(p, Partial) else p for p in value.placements])
+    if isinstance(value, dict):
+        return {key: _whole(each) for key, each in value.items()}
+    return value
+
+
+def _plain_name(name: str) -> str:
+    return functools.reduce(lambda text, part: text.replace(part, ""), _WRAPPERS, name)

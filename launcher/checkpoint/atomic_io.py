@@ -27,9 +27,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     Lightning's plugin is atomic too, but does not sync the file and writes no hashes.
     """
 
-    def __init__(self, trust: Trust = Trust(), read_back: ReadBack | None = None) -> None:  # noqa: B008 -- frozen
+    def __init__(
+        self,
+        trust: Trust = Trust(),  # noqa: B008 -- frozen
+        read_back: ReadBack | None = None,
+        *,
+        maps_files: bool = False,
+    ) -> None:
+        """`maps_files` leaves tensors on the disk until they are used, so that each rank reads its shards only."""
         self._trust = trust
         self._read_back = read_back
+        self._maps_files = maps_files
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
@@ -77,7 +85,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             safe = weights_only is not False and not self._trust.everywhere
             return super().load_checkpoint(path, map_location, weights_only=safe)
         trust = Trust(everywhere=True) if weights_only is False else self._trust
-        return read_file(_local(path), trust, map_location=map_location, mmap=False)
+        return read_file(_local(path), trust, map_location=map_location, mmap=self._maps_files)
 
     @override
     def remove_checkpoint(self, path: str | Path) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from launcher.checkpoint.reader import Trust, as_mapping, guarded_loads, read_file
 from launcher.core.errors import ResumeError, first_line
-from strategies.empty_groups import EMPTY_GROUPS, with_empty_groups
+from strategies.empty_groups import EMPTY_GROUPS, GROUP_NAMES, with_empty_groups, with_frozen
 
 # DeepSpeed's own keys in a file; Lightning saves the others.
 _DEEPSPEED_KEYS = ("module", "buffer_names", "optimizer", "param_shapes", "frozen_param_shapes", "shared_params",
@@ -81,6 +81,7 @@ def read_zero_outline(path: Path, trust: Trust | None = None, *, outline: bool =
     shapes.update({name: content["module"][name].shape for name in content["buffer_names"]})
     shapes.update({name: shapes[other] for name, other in content["shared_params"].items() if other in shapes})
     state = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    state.update({name: value.to("meta") for name, value in _unpartitioned(content).items() if name not in state})
     return {**_lightning_part(content), "state_dict": state, "optimizer_states": []}
 
 
@@ -109,12 +110,15 @@ def read_consolidated(path: Path, trust: Trust | None = None) -> dict[str, Any]:
             partitions = _Partitions(models, pieces)
             state = partitions.join(partitions.fp32_weights(), with_buffers=True)
             optimizer, names = partitions.optimizer_state()
+        if groups := content.get(GROUP_NAMES):
+            optimizer, names = with_frozen(optimizer, names, groups), [name for group in groups for name in group]
         settings = content.get(EMPTY_GROUPS, {})
         optimizer["param_groups"] = with_empty_groups(optimizer["param_groups"], settings)
     except (RuntimeError, OSError, ValueError, KeyError, EOFError) as error:
         raise ResumeError(
             f"resume: {path} cannot be consolidated: {first_line(error)}; give another checkpoint"
         ) from error
+    state.update({name: value for name, value in _unpartitioned(content).items() if name not in state})
     return {**_lightning_part(content), "state_dict": state, "optimizer_states": [optimizer], "parameter_names": names}
 
 
@@ -207,6 +211,13 @@ def _folder(path: Path) -> Path:
     except (OSError, UnicodeDecodeError):
         tag = "checkpoint"
     return path / Path(tag).name
+
+
+def _unpartitioned(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights in a rank's file if they are complete; those of frozen parameters are nowhere else in stage 1."""
+    if content["ds_config"].get("zero_optimization", {}).get("stage", 0) == 3:
+        return {}
+    return {name: value for name, value in content["module"].items() if isinstance(value, Tensor)}
 
 
 def _lightning_part(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,15 @@ from typing import Any, ClassVar
 
 from launcher.checkpoint.deepspeed import ZeroLayout, read_consolidated, read_zero_outline, zero_layout
 from launcher.checkpoint.reader import Trust, as_mapping, read_file
-from launcher.checkpoint.sharded import is_sharded_folder, read_sharded, read_sharded_outline
+from launcher.checkpoint.sharded import (
+    check_sharded_folder,
+    describe_sharded,
+    is_sharded_folder,
+    read_sharded,
+    read_sharded_outline,
+)
 from strategies.registry import find_strategy, list_strategies
+from strategies.sharded_metadata import META
 
 Settings = Mapping[str, Any]
 
@@ -133,11 +140,12 @@ class ShardedFolder(CheckpointFormat):
 
     def describe(self, path: Path) -> str:
         """See `CheckpointFormat`."""
-        return "FSDP2"
+        return describe_sharded(path)
 
     def sample_files(self, path: Path) -> list[Path]:
         """See `CheckpointFormat`."""
-        return [path / "meta.pt"]
+        check_sharded_folder(path)
+        return [path / META]
 
 
 # DeepSpeed's is last: it takes every folder.

@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -62,7 +62,7 @@ class Trust:
 
 
 def read_file(
-    file: Path,
+    file: Path | BinaryIO,
     trust: Trust | None,
     *,
     of: Path | None = None,
@@ -73,7 +73,7 @@ def read_file(
     """Read a file that `torch.save` has written.
 
     Args:
-        file: its path.
+        file: its path, or an open file; `of` then names the checkpoint.
         trust: whether objects of classes other than torch's and plain values are created; None replaces them with
             `NotLoaded`.
         of: the checkpoint that the file is a part of; the file itself if not given.
@@ -84,7 +84,7 @@ def read_file(
     Raises:
         ResumeError: not a checkpoint, a damaged one, or one whose loading would run untrusted code.
     """
-    checkpoint = of or file
+    checkpoint: Any = of or file
     try:
         loaded, is_tree = _load(file, map_location, mmap)
         if not is_tree:
@@ -121,10 +121,11 @@ def foreign_objects(file: Path) -> tuple[Foreign, ...]:
 
 @contextlib.contextmanager
 def guarded_loads(checkpoint: Path, trust: Trust | None) -> Iterator[None]:
-    """Replace `torch.load`, which DeepSpeed calls for the files of a checkpoint, by `read_file`."""
+    """Replace `torch.load`, which DeepSpeed and torch's sharded checkpoints call for their files, by `read_file`."""
 
     def load(file: Any, map_location: Any = None, **_: Any) -> Any:
-        return read_file(Path(file), trust, of=checkpoint, map_location=map_location, mmap=False)
+        opened = Path(file) if isinstance(file, str | os.PathLike) else file
+        return read_file(opened, trust, of=checkpoint, map_location=map_location, mmap=False)
 
     before = torch.load
     torch.load = load
@@ -134,7 +135,7 @@ def guarded_loads(checkpoint: Path, trust: Trust | None) -> Iterator[None]:
         torch.load = before
 
 
-def _load(file: Path, map_location: Any, mmap: bool) -> tuple[Any, bool]:
+def _load(file: Path | BinaryIO, map_location: Any, mmap: bool) -> tuple[Any, bool]:
     """The content and False if torch's `weights_only` loads it; otherwise the nodes of its pickle and True."""
     options = {"map_location": map_location, "mmap": mmap}
     try:
@@ -143,6 +144,8 @@ def _load(file: Path, map_location: Any, mmap: bool) -> tuple[Any, bool]:
         # Formats other than the current one of `torch.save` can only be unpickled.
         if not _is_archive(file):
             raise
+        if not isinstance(file, Path):
+            file.seek(0)
         return _torch_load(file, **options, weights_only=False, pickle_module=NODES), True
 
 
@@ -150,8 +153,8 @@ def _load(file: Path, map_location: Any, mmap: bool) -> tuple[Any, bool]:
 _torch_load = torch.load
 
 
-def _is_archive(file: Path) -> bool:
-    if file.suffix == ".safetensors" or not zipfile.is_zipfile(file):
+def _is_archive(file: Path | BinaryIO) -> bool:
+    if (isinstance(file, Path) and file.suffix == ".safetensors") or not zipfile.is_zipfile(file):
         return False
     with zipfile.ZipFile(file) as archive:
         names = [Path(name).name for name in archive.namelist()]

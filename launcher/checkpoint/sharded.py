@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from launcher.checkpoint.reader import Trust, as_mapping, read_file
-from launcher.core.errors import ResumeError, first_line
-from strategies.sharded_files import METADATA, read_all, read_metadata, to_plain_optimizer
+from launcher.checkpoint.precision import RECORD
+from launcher.checkpoint.reader import Trust, as_mapping, guarded_loads, read_file
+from launcher.core.errors import ResumeError
+from strategies.sharded_files import read_all, to_plain_optimizer
+from strategies.sharded_meta import OTHERS, put_back
+from strategies.sharded_metadata import META, METADATA, DamagedCheckpointError, read_metadata
 
 
 def is_sharded_folder(path: Path) -> bool:
-    """Whether a checkpoint is such a folder."""
-    return path.is_dir() and (path / METADATA).exists()
+    """Whether a checkpoint is such a folder, maybe a damaged one."""
+    return path.is_dir() and any((path / name).is_file() or (path / name).is_symlink() for name in (METADATA, META))
+
+
+def check_sharded_folder(path: Path) -> Metadata:
+    """The names, shapes and places of all values, if the files have them.
+
+    Raises:
+        ResumeError: a file is missing, too short or a link, or the metadata are not of such a checkpoint.
+    """
+    with _explained():
+        return read_metadata(path)
 
 
 def read_sharded_outline(path: Path, trust: Trust | None = None, *, outline: bool = False) -> Mapping[str, Any]:
@@ -25,22 +39,46 @@ def read_sharded_outline(path: Path, trust: Trust | None = None, *, outline: boo
     Raises:
         ResumeError: damaged, or its loading would run untrusted code.
     """
-    try:
-        entries = read_metadata(path).state_dict_metadata
-    except Exception as error:
-        raise ResumeError(f"resume: {path} is damaged: {first_line(error)}; give another checkpoint") from error
+    metadata = check_sharded_folder(path)
     state = {
-        name.removeprefix("state_dict."): torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
-        for name, entry in entries.items()
-        if name.startswith("state_dict.") and isinstance(entry, TensorStorageMetadata)
+        str(metadata.planner_data[name][1]): torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
+        for name, entry in metadata.state_dict_metadata.items()
+        if metadata.planner_data[name][0] == "state_dict" and isinstance(entry, TensorStorageMetadata)
     }
-    meta = as_mapping(read_file(path / "meta.pt", trust, of=path, outline=outline), path)
-    return {**meta, "state_dict": state, "optimizer_states": []}
+    meta = as_mapping(read_file(path / META, trust, of=path, outline=outline), path)
+    return {**meta, "state_dict": state, **({"optimizer_states": []} if _has_optimizers(meta) else {})}
 
 
 def read_sharded(path: Path, trust: Trust | None = None) -> dict[str, Any]:
     """The content as Lightning would have saved it in one file. Raises as `read_sharded_outline`."""
-    meta = as_mapping(read_file(path / "meta.pt", trust, of=path), path)
-    values = read_all(path)
-    optimizers = [to_plain_optimizer(values[key])[0] for key in sorted(values) if key.startswith("optimizer_")]
-    return {**meta, "state_dict": values["state_dict"], "optimizer_states": optimizers}
+    metadata = check_sharded_folder(path)
+    meta = as_mapping(read_file(path / META, trust, of=path), path)
+    with guarded_loads(path, trust), _explained():
+        values = read_all(path, metadata)
+    made = put_back({**meta, "state_dict": values.get("state_dict", {})}, values.get(OTHERS, {}))
+    if _has_optimizers(meta):
+        keys = [key for n in range(len(values)) if (key := f"optimizer_{n}") in values]
+        made["optimizer_states"] = [to_plain_optimizer(values[key])[0] for key in keys]
+    return made
+
+
+def describe_sharded(path: Path) -> str:
+    """The strategy and number of ranks that saved it, as far as it has them."""
+    record = as_mapping(read_file(path / META, None, of=path), path).get(RECORD)
+    strategy, ranks = (record.get(key) for key in ("strategy", "world_size")) if isinstance(record, dict) else (0, 0)
+    if not isinstance(strategy, str) or not isinstance(ranks, int):
+        return "another program as a sharded checkpoint"
+    return f"{strategy} on {ranks} rank{'s' if ranks != 1 else ''}"
+
+
+def _has_optimizers(meta: Mapping[str, Any]) -> bool:
+    """Lightning saves schedulers with optimizers; without both it has saved weights only."""
+    return "lr_schedulers" in meta
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except DamagedCheckpointError as error:
+        raise ResumeError(str(error)) from error

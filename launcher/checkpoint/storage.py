@@ -29,20 +29,15 @@ _FULL_BELOW = 1 << 20
 _torch_save: Any = torch.save
 
 
-def save_to_file(content: Any, path: Path, opener: Callable[[str, int], int] | None = None) -> None:
-    """Write `content` with `torch.save` to a new file.
+def save_to_file(content: Any, path: Path, opener: Callable[[str, int], int] | None = None, **options: Any) -> None:
+    """Write `content` with `torch.save` to a new file; `options` are for it.
 
     Raises:
         StorageError: the disk is full or not writable; the partial file is removed.
     """
     try:
         with open(path, "wb", opener=opener) as file:
-            writer = _RecordingWriter(file)
-            try:
-                _torch_save(content, writer)
-            except RuntimeError as error:
-                # torch's C++ code replaces the error of the disk by an assertion about its own counters.
-                raise error if writer.error is None else writer.error from error
+            _save_to_stream(content, file, **options)
     except BaseException as error:  # Ctrl-C too leaves no partial file; raised on
         path.unlink(missing_ok=True)
         explained = explain_os_error(error, path.parent, lambda: measure_size(content))
@@ -51,21 +46,30 @@ def save_to_file(content: Any, path: Path, opener: Callable[[str, int], int] | N
         raise explained from error
 
 
+def _save_to_stream(content: Any, file: Any, **options: Any) -> None:
+    writer = _RecordingWriter(file)
+    try:
+        _torch_save(content, writer, **options)
+    except RuntimeError as error:
+        # torch's C++ code replaces the error of the disk by an assertion about its own counters.
+        raise error if writer.error is None else writer.error from error
+
+
 @contextlib.contextmanager
 def explained_saves(checkpoint: Path) -> Iterator[None]:
-    """Replace `torch.save`, which DeepSpeed calls for the files of a checkpoint's folder, by `save_to_file`.
+    """Replace `torch.save`, which is called for the files of a checkpoint's folder, by `save_to_file`.
 
     Raises:
         StorageError: the disk is full or not writable, with the bytes that this rank writes; the folder is removed.
     """
     written: list[int] = []
 
-    def save(content: Any, file: Any, *arguments: Any, **options: Any) -> None:
+    def save(content: Any, file: Any, **options: Any) -> None:
         if isinstance(file, str | os.PathLike):
-            save_to_file(content, Path(file))
+            save_to_file(content, Path(file), **options)
             written.append(Path(file).stat().st_size)
         else:
-            _torch_save(content, file, *arguments, **options)
+            _save_to_stream(content, file, **options)
 
     torch.save = save
     try:

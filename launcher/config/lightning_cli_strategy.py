@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from launcher.config import lightning_cli_fsdp
 from launcher.config.deepspeed_file import read_deepspeed_file
 from launcher.core.errors import ConfigError, Problem
 from strategies.ddp import DDP_OPTIONS
@@ -24,10 +25,9 @@ _NAMES = {
     **{f"{name}_find_unused_parameters_true": _FIND_UNUSED for name in ("ddp_spawn", "ddp_fork", "ddp_notebook")},
     **dict.fromkeys(("ddp_spawn", "ddp_fork", "ddp_notebook"), _DDP),
     "deepspeed": "deepspeed_stage_2",
+    **lightning_cli_fsdp.NAMES,
 }
-_NO_FSDP = "FSDP is not available; deepspeed_stage_3 shards the same states"
 _REJECTED_NAMES = {
-    **dict.fromkeys(("fsdp", "fsdp_cpu_offload", "FSDPStrategy", "ModelParallelStrategy"), _NO_FSDP),
     **dict.fromkeys(("dp", "ddp2"), "Lightning 2 has no such strategy; write ddp"),
     "deepspeed_stage_1_offload": "write deepspeed_stage_2_offload, which keeps less on the GPU",
 }
@@ -105,8 +105,6 @@ def translate_strategy(given: Any, path: str, accelerator: Any) -> tuple[dict[st
     if class_path not in (name, f"{_PACKAGE}.{name}", f"{_PACKAGE}.{_MODULES.get(name)}.{name}"):
         advice = "the launcher creates the strategy itself; write one of its names, as in `strategy: ddp`"
         return {}, [Problem(f"{path}.class_path", f"given {class_path!r}; {advice}")]
-    if name in _REJECTED_NAMES:
-        return {}, [Problem(f"{path}.class_path", f"given {name}; {_REJECTED_NAMES[name]}")]
     set_here = {key: arguments.pop(key) for key in _SET_HERE if key in arguments}
     problems = [
         Problem(f"{path}.init_args.{key}", f"given {value!r}; the launcher sets it itself; remove it")
@@ -116,6 +114,9 @@ def translate_strategy(given: Any, path: str, accelerator: Any) -> tuple[dict[st
     try:
         if name == "DDPStrategy":
             return _ddp(arguments, path, accelerator), problems
+        if name in lightning_cli_fsdp.CLASSES:
+            common = _process_group(arguments, path, accelerator)
+            return {**lightning_cli_fsdp.translate_fsdp(name, arguments, path), **common}, problems
         if name == "DeepSpeedStrategy":
             return _deepspeed(arguments, path), problems
         if name == "SingleDeviceStrategy":
@@ -125,11 +126,11 @@ def translate_strategy(given: Any, path: str, accelerator: Any) -> tuple[dict[st
     return {}, [Problem(f"{path}.class_path", f"given {class_path!r}; write `strategy: ddp` or another name")]
 
 
-def describe_other_start(given: Any) -> str | None:
-    """The notice about a name that requests a way to start processes, which the launcher does not use."""
+def describe_translation(given: Any) -> list[str]:
+    """Notices about a strategy of Lightning that has another name or effect here."""
     if not isinstance(given, str) or not re.match(r"ddp_(spawn|fork|notebook)(_|$)", given):
-        return None
-    return f"strategy {given} is {_NAMES.get(given, given)} here: the launcher starts the processes itself"
+        return lightning_cli_fsdp.describe_fsdp(given)
+    return [f"strategy {given} is {_NAMES.get(given, given)} here: the launcher starts the processes itself"]
 
 
 def _ddp(arguments: dict[str, Any], path: str, accelerator: Any) -> dict[str, Any]:
@@ -138,15 +139,19 @@ def _ddp(arguments: dict[str, Any], path: str, accelerator: Any) -> dict[str, An
     static = arguments.pop("static_graph", None)
     if static is not None:
         found["static_graph"] = static
-    timeout = arguments.pop("timeout", None)
-    if timeout is not None:
-        found["process_group_timeout"] = _seconds(timeout, f"{path}.init_args.timeout")
+    found |= _process_group(arguments, path, accelerator)
     # The launcher starts the processes.
     arguments.pop("start_method", None)
-    _check_backend(arguments.pop("process_group_backend", None), path, accelerator)
     # LightningCLI writes out the defaults of DistributedDataParallel.
     more = {key: value for key, value in arguments.items() if value or (value is not None and key in DDP_OPTIONS)}
     return {**found, "ddp": more} if more else found
+
+
+def _process_group(arguments: dict[str, Any], path: str, accelerator: Any) -> dict[str, Any]:
+    """Take the arguments of the process group out of a strategy's, and return their settings."""
+    timeout = arguments.pop("timeout", None)
+    _check_backend(arguments.pop("process_group_backend", None), path, accelerator)
+    return {} if timeout is None else {"process_group_timeout": _seconds(timeout, f"{path}.init_args.timeout")}
 
 
 def _check_backend(backend: Any, path: str, accelerator: Any) -> None:

@@ -20,7 +20,7 @@ from launcher.config.command_line import describe_lost_values, find_class_flags,
 from launcher.config.config_file import read_config_file
 from launcher.config.deepspeed_file import with_deepspeed_file
 from launcher.config.lightning_cli import translate_lightning_cli
-from launcher.config.lightning_cli_strategy import describe_other_start
+from launcher.config.lightning_cli_strategy import describe_translation
 from launcher.config.merge import CLASS_FIELDS, CLASS_LISTS, merge_values, with_class_specs, with_complete_lists
 from launcher.config.schema import RunConfig
 from launcher.config.suggestions import NO_COMMAND, ClassFindings, CommandKeys
@@ -91,8 +91,7 @@ def find_notices(files: Iterable[str | Path], overrides: Sequence[str], command:
         trainer = place.get("trainer")
         own = trainer.get("strategy") if isinstance(trainer, Mapping) else None
         given = place.get("strategy") or own or given
-    notice = describe_other_start(given)
-    return [notice] if notice else []
+    return describe_translation(given)
 
 
 def find_devices_source(files: Iterable[str | Path], overrides: Sequence[str]) -> str:

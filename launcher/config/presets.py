@@ -11,7 +11,8 @@ from launcher.core.errors import ConfigError, Problem
 from strategies.registry import AUTO, list_strategy_names
 
 # From a laptop to a cluster, in the order of the wizard's list.
-ALL_PRESETS = ("debug", "single-gpu", "ddp-node", "zero2-node", "zero3-offload", "slurm-multi-node")
+ALL_PRESETS = ("debug", "single-gpu", "ddp-node", "fsdp2-node", "zero2-node", "zero3-offload", "slurm-multi-node",
+               "hsdp-multi-node")  # fmt: skip
 
 
 def preset_names() -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 from launcher.config import deepspeed_file as deepspeed_source
+from launcher.config.fsdp_settings import find_fsdp_contradictions
 from launcher.config.schema import FieldInfo, RunConfig, config_fields
 from launcher.config.suggestions import NO_COMMAND, CommandKeys, describe_group, describe_unknown_key
 from launcher.config.synonyms import VALUES
@@ -69,6 +70,7 @@ def find_problems(values: Mapping[str, Any], command: CommandKeys = NO_COMMAND) 
 def _contradictions(values: Mapping[str, Any]) -> Iterator[Problem]:
     """Settings that are valid alone but not together."""
     trainer, strategy = values.get("trainer"), find_requested(values.get("strategy"))
+    yield from find_fsdp_contradictions(values, strategy)
     if strategy is None:
         return
     if isinstance(trainer, Mapping) and trainer.get("plugins") and not strategy.accepts_precision_plugin:

@@ -100,6 +100,25 @@ def check_compiler() -> Iterator[Finding]:
     yield judge("ninja", ninja is not None, ninja or "not found", advice)
 
 
+def check_fsdp() -> Iterator[Finding]:
+    """Whether torch has FSDP2, and the backends that carry its parameters and gradients."""
+    version = importlib.metadata.version("torch")
+    try:
+        from torch import cuda
+        from torch import distributed as dist
+        from torch.distributed.fsdp import fully_shard
+        from torch.distributed.tensor import DTensor
+    except ImportError as error:
+        found = f"torch {version} cannot shard: {error}"
+        yield Finding("FSDP2", "failure", found, "pip install 'torch>=2.10', in a build with torch.distributed")
+        return
+    available = {"nccl": dist.is_nccl_available(), "gloo": dist.is_gloo_available()}
+    backends = [name for name, is_there in available.items() if is_there]
+    found = f"{fully_shard.__name__} and {DTensor.__name__} of torch {version}, over {' and '.join(backends) or 'none'}"
+    needed = "nccl" if cuda.is_available() else "gloo"
+    yield judge("FSDP2", needed in backends, found, f"install a build of torch with {needed}", "failure")
+
+
 def check_memory_and_disk() -> Iterator[Finding]:
     """Free shared memory, and free space for runs."""
     yield space_finding("shared memory", "/dev/shm", _SHARED_MEMORY_BYTES, "docker run --shm-size=8g, or --ipc=host")  # noqa: S108 -- only its size is read
@@ -218,6 +237,7 @@ NODE_CHECKS: tuple[Check, ...] = (
     check_command,
     check_devices,
     check_compiler,
+    check_fsdp,
     check_memory_and_disk,
     check_limits,
     check_hostname,

@@ -12,7 +12,7 @@ from launcher.hardware.devices import detect_hardware, host_memory
 from launcher.hardware.rank_count import count_requested_ranks
 from launcher.hardware.target_machines import TargetMachines
 from launcher.planning.deepspeed_facts import deepspeed_facts
-from launcher.planning.fit_plan import profile_for
+from launcher.planning.fit_plan import check_blocks, profile_for
 from launcher.planning.memory import plan_with_memory
 from launcher.planning.plan import Plan, make_plan
 from launcher.process.activity import doing
@@ -49,6 +49,7 @@ def plan_here(config: RunConfig, host: str, others: TargetMachines | None = None
         trust = Trust(place.path, everywhere=config.resume_trust)
         checkpoint = None if place.resume_from is None else check_checkpoint(place.resume_from, trust)
     plain = make_plan(config, agreement, checkpoint)
+    check_blocks(config, plain, classes=classes)
     profile = profile_for(config, classes, plain)
     known = None if others else host_memory()
     plan = plan_with_memory(config, agreement, profile, checkpoint, host_memory_bytes=known)

@@ -11,32 +11,39 @@ from launcher.checkpoint.precision import CheckpointPrecision
 from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
 from launcher.hardware.devices import host_memory
+from launcher.planning.fsdp_limits import find_block_problem, reads_blocks
 from launcher.planning.memory import machine_of, plan_with_memory, planned_precision
 from launcher.planning.plan import Plan, make_plan
 from launcher.planning.spinner import find_terminal, show_activity
 from launcher.runs.oom_record import MemoryRecord
 from launcher.user_code.classes import UserClasses, import_classes
 from launcher.user_code.objects import UserObjects
+from strategies.fsdp import FullyShard
 from strategies.registry import find_strategy
 from strategies.step_trace import ModelProfile, Unprofiled
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
+_DEFAULTS = RunConfig()
 # Share of a CPU's memory: if the model states need less, the run starts without a trace.
 _SHARE_WITHOUT_TRACE = 0.1
 
 
-def check_model(model: pl.LightningModule, plan: Plan, notice: Callable[[str], None]) -> None:
-    """Check that the planned strategy can train the model; `notice` receives the model's hooks without effect.
+def check_model(
+    model: pl.LightningModule, plan: Plan, notice: Callable[[str], None], config: RunConfig = _DEFAULTS
+) -> None:
+    """Check that the planned strategy can train the model; `notice` receives settings and hooks without effect.
 
     Raises:
         PlanError: it cannot.
     """
     strategy = find_strategy(plan.strategy.name)
-    problem = strategy.model_problem(model)
+    problem = strategy.model_problem(model) or find_block_problem(model, config, plan.strategy.name)
     if problem is not None:
         raise PlanError(problem)
+    if config.activation_checkpointing is True and not isinstance(strategy, FullyShard):
+        notice(f"activation_checkpointing has no effect: the strategy is {strategy.name}; use `strategy: fsdp2`")
     for text in strategy.model_notices(model):
         notice(text)
 
@@ -63,6 +70,7 @@ def plan_for_fit(
         record: the strategies that ran out of memory in the resumed run; only used with `on_oom: next`.
     """
     plan = make_plan(config, agreement, checkpoint)
+    check_blocks(config, plan, given=given)
     with show_activity(find_terminal()):
         profile = _profile_if_needed(config, agreement, plan, given)
     if profile is None:
@@ -76,6 +84,27 @@ def plan_for_fit(
         record=record if config.on_oom == "next" else None,
     )
     return plan if record.problem is None else dataclasses.replace(plan, notices=(*plan.notices, record.problem))
+
+
+def check_blocks(
+    config: RunConfig, plan: Plan, *, given: UserObjects | None = None, classes: UserClasses | None = None
+) -> None:
+    """Check the settings of FSDP2 against the model, which is created without memory; if that fails, `fit` checks.
+
+    Raises:
+        PlanError: they do not fit the model.
+    """
+    if not reads_blocks(config):
+        return
+    if given is None:
+        from launcher.planning.profile import make_without_memory
+
+        model = make_without_memory(config, classes or import_classes(config), plan.batch.micro_batch_size)
+    else:
+        model = given.model
+    problem = None if model is None else find_block_problem(model, config, config.strategy)
+    if problem is not None:
+        raise PlanError(problem)
 
 
 def _profile_if_needed(

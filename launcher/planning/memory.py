@@ -14,6 +14,7 @@ from launcher.core.errors import PlanError
 from launcher.planning.checkpointing import CheckpointedChoice, ComparisonInputs, compare_checkpointed
 from launcher.planning.deepspeed_limits import assumed_folders, candidate_obstacles, nvme_room
 from launcher.planning.fallback import skip_candidates, why_not_planned, with_checkpointed_next, with_next
+from launcher.planning.fsdp_limits import fsdp_obstacles
 from launcher.planning.plan import CUSTOM, Plan, describe_strategy, make_plan, shard_options
 from launcher.runs.oom_record import MemoryRecord, OomRecord
 from strategies.batch import BatchSplit
@@ -118,7 +119,8 @@ def _inputs(
         ComparisonOptions(
             config.memory_share,
             zero_settings(plan.device_kind, plan.deepspeed),
-            candidate_obstacles(agreement, None if plan.precision == CUSTOM else planned_precision(plan), user),
+            candidate_obstacles(agreement, None if plan.precision == CUSTOM else planned_precision(plan), user)
+            | fsdp_obstacles(agreement),
             shard_options(config, checkpoint_activations=plan.activation_checkpointing),
         ),
     )

@@ -11,6 +11,7 @@ from launcher.checkpoint.precision import CheckpointPrecision
 from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
 from launcher.planning.deepspeed import deepspeed_settings, plan_deepspeed
+from launcher.planning.fsdp_limits import find_fsdp_problems
 from strategies.batch import BatchSplit, BatchSplitError, split_batch
 from strategies.choice import Rejected, StrategyChoice, StrategyError, choose_strategy, with_user_options
 from strategies.precision import AUTO, AgreedPrecision, PrecisionError, reconcile
@@ -118,8 +119,9 @@ def make_plan(config: RunConfig, agreement: Agreement, checkpoint: CheckpointPre
     Args:
         config: the user's.
         agreement: facts of the ranks. `facts[*].traits` may have `batch_size` (the micro batch of the user's data, or
-            None), `static_graph` (whether the model declares that every step uses the same parameters) and
-            `precision_plugin` (name of the user's plugin, or None).
+            None), `static_graph` (whether the model declares that every step uses the same parameters),
+            `precision_plugin` (name of the user's plugin, or None) and `weight_callbacks` (the user's callbacks that
+            copy or average whole parameters).
         checkpoint: precision of the checkpoint to resume from; None without one.
 
     Raises:
@@ -131,6 +133,8 @@ def make_plan(config: RunConfig, agreement: Agreement, checkpoint: CheckpointPre
     strategy = _decide_strategy(config, agreement, batch, problems)
     deepspeed = plan_deepspeed(config, strategy, precision, batch, agreement)
     problems += deepspeed.problems
+    if strategy is not None:
+        problems += find_fsdp_problems(strategy.name, config, agreement)
     kinds = sorted({f.hardware.device.kind for f, _ in agreement.kinds() if f.hardware})
     if len(kinds) > 1:
         problems.append(f"the ranks train on {' and '.join(kinds)}; one process group needs one kind of device")

@@ -290,12 +290,19 @@ def resize_batch(batch: Any, size: int, wanted: int) -> Any:
 
 def parameter_bytes(config: RunConfig, classes: UserClasses, micro_batch_size: int | None) -> int | None:
     """Bytes of the module's parameters, created without memory; None if that fails."""
+    module = make_without_memory(config, classes, micro_batch_size)
+    return None if module is None else sum_of_bytes(module)
+
+
+def make_without_memory(
+    config: RunConfig, classes: UserClasses, micro_batch_size: int | None
+) -> LightningModule | None:
+    """The module, created without memory; None if that fails."""
     try:
         with doing("counting the model's parameters"), torch.device("meta"), torch.random.fork_rng(devices=[]):
-            module = make_model(config, classes, micro_batch_size)
+            return make_model(config, classes, micro_batch_size)
     except Exception:  # noqa: BLE001 -- the training reports the error in full
         return None
-    return sum_of_bytes(module)
 
 
 def sum_of_bytes(module: nn.Module) -> int | None:

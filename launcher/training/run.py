@@ -163,7 +163,7 @@ def _user_objects(ctx: RunContext) -> UserObjects:
             objects.use_batch_size(size)
     for text in objects.notices:
         ctx.output.notice(text)
-    check_model(objects.model, ctx.plan, ctx.output.notice)
+    check_model(objects.model, ctx.plan, ctx.output.notice, ctx.config)
     return objects
 
 

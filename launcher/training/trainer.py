@@ -43,6 +43,7 @@ from strategies.base import BuildOptions, CheckpointHooks, RankLocation
 from strategies.build import build_strategy, precision_plugin
 from strategies.environment import FixedClusterEnvironment
 from strategies.precision import Precision
+from strategies.registry import find_strategy
 
 # Settings that the plan decides, or that are passed in another way.
 _NOT_PASSED_ON = (
@@ -71,10 +72,11 @@ def build_trainer(
     config, plan, topology = ctx.config, ctx.plan, ctx.topology
     read_back = ReadBack(ctx.trust, ctx.output.notice)
     strategy = _strategy(ctx, read_back, on_unused)
+    is_sharded = find_strategy(plan.strategy.name).is_sharded
     plugin = objects.precision_plugin or precision_plugin(
         Precision(plan.precision), plan.device_kind, config.watch.floor, strategy=plan.strategy.name
     )
-    plugins = _with_checkpoint_io(objects.plugins, AtomicCheckpointIO(ctx.trust, read_back))
+    plugins = _with_checkpoint_io(objects.plugins, AtomicCheckpointIO(ctx.trust, read_back, maps_files=is_sharded))
     plugins += [] if plugin is None else [plugin]
     if isinstance(strategy, SingleDeviceStrategy):
         # It has no cluster environment, so Lightning would read SLURM's variables and requeue the job itself.

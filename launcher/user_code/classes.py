@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import CheckpointIO, LayerSync, Precision
 from lightning.pytorch.profilers import Profiler
@@ -42,6 +43,7 @@ class UserClasses:
     batch_size_of: str | None  # 'data' or 'model', the one that takes a `batch_size`; None if none does
     batch_size: int | None  # the value of that argument
     precision_plugin: type[Precision] | None = None
+    callbacks: tuple[type[pl.Callback], ...] = ()
 
     def traits(self) -> dict[str, Any]:
         """Properties of the classes, as plain JSON values."""
@@ -50,6 +52,7 @@ class UserClasses:
             "batch_size": self.batch_size,
             "static_graph": bool(getattr(self.model, "static_graph", False)),
             "precision_plugin": None if self.precision_plugin is None else name_of(self.precision_plugin),
+            "weight_callbacks": list_weight_callbacks(self.callbacks),
         }
 
 
@@ -71,7 +74,8 @@ def import_classes(config: RunConfig) -> UserClasses:
     if duplicates := find_duplicate_plugins(kinds, "trainer.plugins"):
         raise ConfigError(duplicates)
     own = [kind for kind in kinds if issubclass(kind, Precision)]
-    return UserClasses(found["model"], found.get("data"), owner, batch_size, own[0] if own else None)
+    plugin, callbacks = own[0] if own else None, tuple(callback_classes(config))
+    return UserClasses(found["model"], found.get("data"), owner, batch_size, plugin, callbacks)
 
 
 def check_classes(config: RunConfig) -> tuple[dict[str, type[Any]], list[Problem]]:
@@ -166,6 +170,11 @@ def callback_classes(config: RunConfig) -> list[type[pl.Callback]]:
     """The classes of the user's callbacks."""
     specs = _as_list(config.trainer.callbacks)
     return [import_class(spec["class_path"], pl.Callback, "trainer.callbacks") for spec in specs]
+
+
+def list_weight_callbacks(kinds: Iterable[type[pl.Callback]]) -> list[str]:
+    """The names of those that copy or average the weights of the whole model."""
+    return [kind.__name__ for kind in kinds if issubclass(kind, WeightAveraging | StochasticWeightAveraging)]
 
 
 def make_loggers(config: RunConfig) -> list[Logger]:

@@ -21,6 +21,7 @@ from launcher.user_code.classes import (
     PLUGINS,
     find_duplicate_plugins,
     import_classes,
+    list_weight_callbacks,
     make_callbacks,
     make_loggers,
     make_objects,
@@ -73,6 +74,7 @@ class UserObjects:
             "batch_size": find_batch_size(self._loader_owner),
             "static_graph": bool(getattr(self.model, "static_graph", False)),
             "precision_plugin": plugin,
+            "weight_callbacks": list_weight_callbacks(map(type, self.callbacks)),
         }
 
 

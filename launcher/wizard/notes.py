@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from launcher.core.errors import Problem
 from strategies.batch import BatchSplitError, split_batch
 from strategies.precision import AUTO, Precision, PrecisionError, RankCapability, normalize_precision, reconcile
+from strategies.registry import find_requested
 
 if TYPE_CHECKING:
     from launcher.hardware.devices import Hardware
@@ -58,6 +59,10 @@ def find_split_problems(answers: Mapping[str, Any]) -> list[Problem]:
             problems.append(Problem("global_batch_size", str(error)))
     if answers["strategy"] == _ONE_RANK and ranks > 1:
         message = f"given {_ONE_RANK}, but there are {ranks} ranks; choose another strategy, or one rank"
+        problems.append(Problem("strategy", message))
+    strategy = find_requested(answers["strategy"])
+    if strategy is not None and strategy.is_sharded and strategy.offload is None and (devices, nodes) == (1, 1):
+        message = f"given {strategy.name}, which shards over the ranks, but there is one; choose several ranks, or auto"
         problems.append(Problem("strategy", message))
     return problems
 

@@ -15,7 +15,8 @@ from launcher.checkpoint.resume import check_checkpoint
 from launcher.core.errors import ResumeError
 from launcher.training.resume.convert import convert_checkpoint
 from strategies.choice import StrategyError
-from strategies.deepspeed_strategy import check_optimizers, replace_folder
+from strategies.deepspeed_strategy import check_optimizers
+from strategies.folder_save import replace_folder
 
 CONFIG = {"zero_optimization": {"stage": 2}, "bf16": {"enabled": True}}
 
@@ -127,6 +128,16 @@ class TestReplaceFolder:
         replace_folder(fresh, path)
         assert path.is_dir()
         assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+    def test_folder_replaces_a_link_and_keeps_what_it_refers_to(self, tmp_path: Path) -> None:
+        path, fresh, kept = tmp_path / "last.ckpt", tmp_path / ".last.ckpt.new", tmp_path / "step=2.ckpt"
+        for folder in (kept, fresh):
+            folder.mkdir()
+        path.symlink_to(kept.name)
+        replace_folder(fresh, path)
+        assert path.is_dir()
+        assert not path.is_symlink()
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["last.ckpt", "step=2.ckpt"]
 
     def test_resume_between_the_renames_finds_the_old_folder(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -57,6 +57,8 @@ def test_every_name_of_lightning_is_translated_or_rejected_with_advice(name: str
         ("ddp_notebook_find_unused_parameters_true", "ddp_find_unused_parameters_true"),
         ("deepspeed", "deepspeed_stage_2"),
         ("deepspeed_stage_3_offload", "deepspeed_stage_3_offload"),
+        ("fsdp", "fsdp2"),
+        ("fsdp_cpu_offload", "fsdp2_offload"),
         ("auto", "auto"),
         (3, 3),
     ],
@@ -189,9 +191,7 @@ def test_the_file_of_deepspeed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "path", "expected"),
     [
-        ("fsdp", _PATH, "deepspeed_stage_3 shards the same states"),
         ("dp", _PATH, "write ddp"),
-        (of_class("FSDPStrategy"), f"{_PATH}.class_path", "deepspeed_stage_3 shards the same states"),
         (of_class("my.OwnStrategy"), f"{_PATH}.class_path", "write one of its names, as in `strategy: ddp`"),
         (of_class("lightning.pytorch.strategies.Nope"), f"{_PATH}.class_path", "`strategy: ddp` or another"),
         ({"init_args": {"bucket_cap_mb": 3}}, f"{_PATH}.class_path", "given None"),

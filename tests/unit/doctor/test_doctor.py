@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -130,6 +131,21 @@ def test_a_missing_compiler_is_reported_with_its_package(tmp_path: Path, monkeyp
         "DeepSpeed needs it to build its CPU Adam: apt-get install g++",
     )
     assert ninja.status == "ok", "pip installs ninja next to Python"
+
+
+def test_fsdp2_needs_its_classes_and_a_backend_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    (finding,) = doctor_checks.check_fsdp()
+    assert (finding.name, finding.status) == ("FSDP2", "ok")
+    assert re.match(r"fully_shard and DTensor of torch 2\.\d+.*, over (nccl and )?gloo$", finding.found)
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.cuda.is_available", lambda: True)
+        patch.setattr("torch.distributed.is_nccl_available", lambda: False)
+        (finding,) = doctor_checks.check_fsdp()
+    assert (finding.status, finding.advice) == ("failure", "install a build of torch with nccl")
+    assert finding.found.endswith(", over gloo")
+    monkeypatch.setitem(sys.modules, "torch.distributed.fsdp", None)
+    (finding,) = doctor_checks.check_fsdp()
+    assert (finding.status, finding.advice[:24]) == ("failure", "pip install 'torch>=2.10")
 
 
 @pytest.mark.parametrize("answer", [200, 404, 500])
@@ -275,7 +291,7 @@ def test_all_checks_on_this_machine(tmp_path: Path) -> None:
     findings = json.loads(ended.output)
     assert {f["status"] for f in findings} <= {"ok", "warning", "failure"}
     assert all(f["advice"] for f in findings if f["status"] != "ok")
-    assert {"python", "torch", "C++ compiler", "disk", "open files", "hostname", "W&B", "SLURM"} <= {
+    assert {"python", "torch", "C++ compiler", "FSDP2", "disk", "open files", "hostname", "W&B", "SLURM"} <= {
         f["name"] for f in findings
     }
     ended.check(1 if any(f["status"] == "failure" for f in findings) else 0)

@@ -248,7 +248,8 @@ def test_batch_size_is_found_in_the_class_that_takes_it(
 
 def test_traits_are_properties_of_the_classes() -> None:
     traits = import_classes(config(model(width=1), {"class_path": "theirs.Data"})).traits()
-    assert traits == {"model": "theirs.Model", "batch_size": 8, "static_graph": True, "precision_plugin": None}
+    assert traits == {"model": "theirs.Model", "batch_size": 8, "static_graph": True, "precision_plugin": None,
+                      "weight_callbacks": []}  # fmt: skip
     assert import_classes(config(model("theirs.Alone"))).traits()["static_graph"] is False
 
 

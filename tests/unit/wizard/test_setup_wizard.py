@@ -13,7 +13,7 @@ from rich.console import Console
 from launcher import SetupWizard, WizardConfig
 from launcher.config.loading import load_config
 from launcher.config.schema import RunConfig
-from launcher.core.errors import Problem
+from launcher.core.errors import PlanError, Problem
 from launcher.hardware.devices import Device, Hardware
 from launcher.planning.dry_run import plan_here
 from launcher.wizard.machine import MachineFacts
@@ -234,7 +234,7 @@ def test_a_batch_that_the_ranks_cannot_share_leads_back_to_ranks_or_batch() -> N
     assert asked.index(question) < asked.index("Train in mixed precision?")
 
 
-@pytest.mark.parametrize("strategy", ["auto", "single_device", "ddp"])
+@pytest.mark.parametrize("strategy", ["auto", "single_device", "ddp", "hsdp"])
 @pytest.mark.parametrize("samples", ["7", "8"])
 @pytest.mark.parametrize(("ranks", "nodes"), [("", ""), ("2", ""), ("1", "2"), ("2", "2")])
 def test_each_config_that_the_review_writes_loads_and_has_a_plan(
@@ -255,7 +255,12 @@ def test_each_config_that_the_review_writes_loads_and_has_a_plan(
     assert (config is None) == (strategy == "single_device" and (ranks, nodes) != ("", ""))
     if config is not None:
         config.save(tmp_path / "run.yaml")
-        assert plan_here(load_config([tmp_path / "run.yaml"]), "laptop").plan.batch.global_batch_size in (7, 8)
+        written = load_config([tmp_path / "run.yaml"])
+        if (strategy, ranks) == ("hsdp", ""):
+            with pytest.raises(PlanError, match="there is one rank; start several"):
+                plan_here(written, "laptop")
+        else:
+            assert plan_here(written, "laptop").plan.batch.global_batch_size in (7, 8)
 
 
 def test_a_precision_by_name_and_a_plain_answer_replace_each_other() -> None:

@@ -361,6 +361,15 @@ def test_every_preset_is_a_valid_config_with_a_summary(name: str) -> None:
         assert isinstance(load_config([Path(launcher.__path__[0]) / "presets" / f"{name}.yaml"]), RunConfig)
 
 
+@pytest.mark.parametrize("name", list_strategy_names())
+def test_a_strategy_that_shards_needs_several_ranks(name: str) -> None:
+    shards = name in ("fsdp2", "fsdp2_grad_op", "hsdp", "deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_3")
+    text = f"given {name}, which shards over the ranks, but there is one; choose several ranks, or auto"
+    expected = [Problem("strategy", text)] if shards else []
+    assert WizardConfig(strategy=name, devices=1, num_nodes=1).errors() == expected
+    assert WizardConfig(strategy=name, devices=1).errors() == [], "torchrun or SLURM may start more"
+
+
 def test_an_unknown_preset_lists_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="preset: given 'dbug'; did you mean debug\\? valid are debug, single-gpu"):
         WizardConfig().with_preset("dbug")
