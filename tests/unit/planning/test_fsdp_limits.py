@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, StochasticWeightAveraging, WeightAveraging
-from torch import nn
+from torch import Tensor, nn
 
 from launcher.agreement.facts import Agreement, RankFacts
 from launcher.config.loading import load_values
@@ -20,7 +20,6 @@ from launcher.planning.fit_plan import check_blocks, check_model
 from launcher.planning.fsdp_limits import find_block_problem, fsdp_obstacles
 from launcher.planning.plan import Plan, make_plan
 from launcher.user_code.objects import UserObjects
-from strategies import fsdp_blocks
 from strategies.fsdp import FullyShard
 from strategies.registry import list_candidates, list_strategies
 from tests.support.rank_threads import CPU, H100, facts
@@ -34,6 +33,9 @@ class Layer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.inner = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
 
 
 class Layers(pl.LightningModule):
@@ -103,7 +105,6 @@ def test_hybrid_sharding_needs_equal_groups_of_ranks(
     assert planned(ranks_of(sizes), "fsdp2").strategy.name == "fsdp2"
 
 
-@pytest.mark.skipif(not hasattr(fsdp_blocks, "check_wrap"), reason="fsdp_blocks has no check_wrap yet")
 @pytest.mark.parametrize("strategy", ["auto", *NAMES])
 def test_a_block_class_that_the_model_lacks_is_an_error(strategy: str) -> None:
     config = RunConfig(strategy=strategy, fsdp=FsdpOptions(wrap=["Layr"]))
