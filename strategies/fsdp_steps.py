@@ -28,7 +28,7 @@ class ShardedSteps:
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
-        self._groups = [group for each in sharded_modules(module) for group in _state(each)._fsdp_param_groups]
+        self._groups = [group for each in sharded_modules(module) for group in _groups(each)]
         self._has_root = isinstance(module, FSDPModule)
         self._searches: bool | None = None
         self._versions: dict[int, int] = {}
@@ -44,7 +44,7 @@ class ShardedSteps:
 
     def _gather_for_calls(self) -> None:
         """Gather the root's parameters if a layer outside of blocks is called when they are freed."""
-        groups = _state(self._module)._fsdp_param_groups
+        groups = _groups(self._module)
         managed = {id(fsdp.sharded_param) for group in groups for fsdp in group.fsdp_params}
 
         def gather(_: nn.Module, __: Any) -> None:
@@ -131,6 +131,15 @@ class ShardedSteps:
 
 def _state(module: nn.Module) -> Any:
     return fully_shard.state(module)  # type: ignore[attr-defined]
+
+
+def _groups(module: Any) -> list[Any]:
+    """The groups of parameters of a module that `fully_shard` was applied to."""
+    state = _state(module)
+    if hasattr(state, "_fsdp_param_groups"):
+        return list(state._fsdp_param_groups)
+    # Before torch 2.12 a module has one group at most.
+    return [] if state._fsdp_param_group is None else [state._fsdp_param_group]
 
 
 def _share_requires_grad(group: Any) -> None:

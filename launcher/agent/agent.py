@@ -6,6 +6,7 @@ its start of an attempt and its monitoring step.
 
 from __future__ import annotations
 
+import inspect
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,10 @@ _MONITOR_INTERVAL = {False: 0.2, True: 1.0}
 _EXIT_TIMEOUT = 10.0
 # torchelastic counts restarts down from here; `launcher.agent.restarts` decides about them.
 _UNLIMITED_RESTARTS = 1_000_000
+# Seconds for the ranks to end. Before torch 2.12 an agent has no such argument, and waits 30 s.
+_SHUTDOWN: dict[str, Any] = (
+    {"shutdown_timeout": 60} if "shutdown_timeout" in inspect.signature(LocalElasticAgent).parameters else {}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +80,7 @@ class TrainingAgent(LocalElasticAgent):
             max_restarts=_UNLIMITED_RESTARTS,
             monitor_interval=0.01,
         )
-        super().__init__(spec, DefaultLogsSpecs(log_dir=str(folder)), "forkserver", shutdown_timeout=60)
+        super().__init__(spec, DefaultLogsSpecs(log_dir=str(folder)), "forkserver", **_SHUTDOWN)
         self._choose_start_method = choose_start_method
         self._rendezvous_handler = rendezvous
         self._request = request
