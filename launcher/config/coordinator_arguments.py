@@ -100,10 +100,9 @@ def find_wrong_values(arguments: Mapping[str, Any]) -> list[Problem]:
             if not isinstance(value, bool):
                 problems.append(Problem(name, f"given {value!r}; expected True or False"))
         elif name == "strategy" and type(value).__name__ in _STRATEGY_CLASSES:
-            advice = f"give its name, as in strategy={_STRATEGY_CLASSES[type(value).__name__]!r}"
-            problems.append(
-                Problem(name, f"given a {type(value).__name__}, which the launcher creates itself; {advice}")
-            )
+            given, meant = type(value).__name__, _STRATEGY_CLASSES[type(value).__name__]
+            text = f"given a {given}, which the launcher creates itself; give its name, {meant!r}"
+            problems.append(Problem(name, text))
         elif group is not None and isinstance(value, group):
             values[key] = dataclasses.asdict(value)
         elif isinstance(value, os.PathLike):

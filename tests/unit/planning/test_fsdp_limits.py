@@ -8,7 +8,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
-from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    EMAWeightAveraging,
+    ModelPruning,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from torch import Tensor, nn
 
 from launcher.agreement.facts import Agreement, RankFacts
@@ -27,6 +33,7 @@ from tests.support.toy import Toy
 
 NAMES = [entry.name for entry in list_strategies() if isinstance(entry, FullyShard)]
 SWA = StochasticWeightAveraging(swa_lrs=0.1)
+PRUNING = ModelPruning("l1_unstructured", amount=0.1)
 
 
 class Layer(nn.Module):
@@ -65,10 +72,12 @@ def test_a_preset_has_a_plan_on_its_machines(preset: str, nodes: int, strategy: 
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("callback", [WeightAveraging(), EMAWeightAveraging(), SWA], ids=lambda c: type(c).__name__)
-def test_a_callback_that_copies_the_weights_is_an_error(name: str, callback: pl.Callback) -> None:
+@pytest.mark.parametrize(
+    "callback", [WeightAveraging(), EMAWeightAveraging(), SWA, PRUNING], ids=lambda c: type(c).__name__
+)
+def test_a_callback_that_needs_whole_parameters_is_an_error(name: str, callback: pl.Callback) -> None:
     traits = UserObjects(Toy(), callbacks=[EarlyStopping("loss"), callback]).traits()
-    expected = f"the callback {type(callback).__name__} copies whole parameters, but FSDP2 shards them; remove it, or"
+    expected = f"the callback {type(callback).__name__} needs whole parameters, but FSDP2 shards them; remove it, or"
     with pytest.raises(PlanError, match=expected):
         planned(ranks_of([2], **traits), name)
     assert planned(ranks_of([2], **traits), "ddp").strategy.name == "ddp"
