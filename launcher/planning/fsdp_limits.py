@@ -69,7 +69,7 @@ def find_block_problem(model: nn.Module, config: RunConfig, strategy: str) -> st
 
 def _callback_obstacles(agreement: Agreement) -> list[str]:
     names = agreement.facts[0].traits.get("weight_callbacks") or ()
-    return [f"the callback {name} copies whole parameters, but FSDP2 shards them" for name in names]
+    return [f"the callback {name} needs whole parameters, but FSDP2 shards them" for name in names]
 
 
 def _find_mesh_problems(fsdp: FsdpOptions, agreement: Agreement) -> list[str]:
