@@ -231,22 +231,33 @@ def precisions(folder: Path) -> dict[str, Any]:
 
 
 class Scale(pl.Callback):
-    """Keeps the loss scale with which a training starts."""
+    """Keeps the loss scale with which a training starts, and the steps since its last change."""
 
-    state: Any = None
+    start: Any = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self.state = trainer.precision_plugin.scaler.state_dict()
+        self.start = scale_of(trainer)
+
+
+def scale_of(trainer: Any) -> Any:
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is not None:
+        state = scaler.state_dict()
+        return [state["scale"], state["_growth_tracker"]]
+    own = trainer.strategy.deepspeed_engine.optimizer.loss_scaler
+    return [own.cur_scale, own.cur_iter - own.last_overflow_iter - 1]
 
 
 def scales(folder: Path) -> dict[str, Any]:
     """The loss scale is restored from one strategy by another one."""
     found: dict[str, Any] = {}
-    for one, other in (("ddp", "fsdp2"), ("fsdp2", "ddp"), ("fsdp2", "hsdp")):
+    zero = [(f"deepspeed_stage_{stage}", "fsdp2") for stage in (2, 3)]
+    for one, other in (("ddp", "fsdp2"), ("fsdp2", "ddp"), ("fsdp2", "hsdp"), *zero, *((b, a) for a, b in zero)):
         here, scale = folder / f"{one}-{other}", Scale()
         trainer = fit(Model(), one, here, precision="16-mixed", steps=3)
+        saved_scale = scale_of(trainer)
         fit(Model(), other, here / "again", saved(here), precision="16-mixed", callbacks=[scale])
-        found[f"{one} {other}"] = [scale.state, trainer.precision_plugin.scaler.state_dict()]
+        found[f"{one} {other}"] = [scale.start, saved_scale]
     return found
 
 
