@@ -107,6 +107,22 @@ def test_an_object_with_a_shard_in_it_is_one_error(ranks: list[Mapping[str, Any]
     assert "holds a sharded tensor (DTensor) of shape (11, 5)" in ranks[0]["objects"]
 
 
+@pytest.mark.parametrize(
+    ("name", "error", "text"),
+    [("part of rank 0", "StorageError", "limit of a file's size"),
+     ("part of rank 1", "StorageError", "limit of a file's size"),
+     ("object", "TrainingError", "mine (builtins.function)")],
+)  # fmt: skip
+def test_a_save_that_fails_on_one_rank_is_one_error_on_all(
+    ranks: list[Mapping[str, Any]], name: str, error: str, text: str
+) -> None:
+    for rank in ranks:
+        kind, message = rank["failures"][name]
+        assert kind == error
+        assert text in message
+        assert rank["failures"][f"{name} kept"] == [None, []]
+
+
 @pytest.mark.parametrize("route", ["ours from its folder", "ours from its file", "plain from ours"])
 def test_plain_lightning_and_the_launcher_read_each_others_checkpoints(
     ranks: list[Mapping[str, Any]], route: str

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import signal
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+from launcher.checkpoint.manifest import find_problem
 from launcher.checkpoint.sharded import read_sharded
+from launcher.core.errors import LauncherError
 from strategies.base import RankLocation, StrategyError
 from strategies.environment import FixedClusterEnvironment
 from strategies.sharded_meta import write_meta
@@ -207,6 +211,29 @@ def objects(folder: Path) -> str:
     return "none"
 
 
+def failures(folder: Path) -> dict[str, Any]:
+    """A save that fails on one rank is the same error on both at once, and the checkpoint before is kept."""
+    trainer = fit(Model(), "fsdp2", folder, steps=3)
+    path, found = folder / "last.ckpt", {}
+    trainer.save_checkpoint(path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    for name, rank in (("part of rank 0", 0), ("part of rank 1", 1), ("object", None)):
+        trainer.lightning_module.on_save_checkpoint = lambda content, n=name: (
+            content.update(mine=lambda: None) if n == "object" else None
+        )
+        if dist.get_rank() == rank:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
+        try:
+            trainer.save_checkpoint(path)
+        except LauncherError as error:
+            found[name] = [type(error).__name__, str(error)]
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        dist.barrier()
+        found[f"{name} kept"] = [find_problem(path), [each.name for each in folder.glob(".*")]]
+    return found
+
+
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true")
 
 
@@ -310,7 +337,7 @@ def lightning(folder: Path) -> dict[str, Any]:
 def contents(folder: Path) -> dict[str, Any]:
     """The results of all checks."""
     made = {}
-    for check in (callbacks, extras, objects, names, strictness, precisions, scales, lightning):
+    for check in (callbacks, extras, objects, failures, names, strictness, precisions, scales, lightning):
         print("check", check.__name__, flush=True)
         made[check.__name__] = check(folder / check.__name__)
         dist.barrier()
