@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.device_dtype_mixin import _update_properties
+from lightning.fabric.utilities.init import _materialize_distributed_module
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -97,12 +98,15 @@ class FullyShardedStrategy(ModelParallelStrategy):
         replicated: list[nn.Parameter] = []
         held = [(weakref.ref(p), name) for name, p in model.named_parameters()]
         _update_properties(model, device=self.root_device)
-        if not isinstance(model, FSDPModule):
+        is_users = bool(sharded_modules(model))
+        if is_users:
             # Parts that `configure_model` has sharded stay as they are.
+            _materialize_distributed_module(model, self.root_device)
+        else:
             check_shards(model)
-            blocks = [] if sharded_modules(model) else self._find_blocks(model)
-            if not sharded_modules(model):
-                self.precision_plugin.convert_module(model)
+            self.precision_plugin.convert_module(model)
+        if not isinstance(model, FSDPModule):
+            blocks = [] if is_users else self._find_blocks(model)
             sharding = ModuleSharding(self.root_device, self._variant.reshard, self._fully_shard_options())
             replicated = shard_module(model, blocks, sharding)
             if self._options.compile:
