@@ -38,6 +38,9 @@ from strategies.sharding import ShardVariant
 _CHECKED_STEPS = 4
 _COMPUTE_TYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
+# A Trainer may fit, validate and test the same model; so may another Trainer.
+_SHARDED: weakref.WeakKeyDictionary[nn.Module, tuple[ReplicatedParameters, ShardedSteps]] = weakref.WeakKeyDictionary()
+
 
 class FullyShardedStrategy(ModelParallelStrategy):
     """FSDP2 over the existing process group of the ranks.
@@ -95,9 +98,18 @@ class FullyShardedStrategy(ModelParallelStrategy):
 
     def _shard(self) -> None:
         model = self._module
-        replicated: list[nn.Parameter] = []
         held = [(weakref.ref(p), name) for name, p in model.named_parameters()]
         _update_properties(model, device=self.root_device)
+        if model not in _SHARDED:
+            replicated = self._shard_model(model)
+            assert self._shard_mesh is not None  # noqa: S101 -- made in `setup_environment`
+            _SHARDED[model] = ReplicatedParameters(model, replicated, self._shard_mesh), ShardedSteps(model)
+        self._replicas, self._steps = _SHARDED[model]
+        new = dict(model.named_parameters())
+        self._replaced = [(old, new[name]) for old, name in held if name in new]
+
+    def _shard_model(self, model: LightningModule) -> list[nn.Parameter]:
+        """Shard the model; return the parameters that every rank has completely."""
         is_users = bool(sharded_modules(model))
         if is_users:
             # Parts that `configure_model` has sharded stay as they are.
@@ -105,18 +117,15 @@ class FullyShardedStrategy(ModelParallelStrategy):
         else:
             check_shards(model)
             self.precision_plugin.convert_module(model)
-        if not isinstance(model, FSDPModule):
-            blocks = [] if is_users else self._find_blocks(model)
-            sharding = ModuleSharding(self.root_device, self._variant.reshard, self._fully_shard_options())
-            replicated = shard_module(model, blocks, sharding)
-            if self._options.compile:
-                for block in blocks:
-                    block.forward = torch.compile(block.forward)
-        assert self._shard_mesh is not None  # noqa: S101 -- made in `setup_environment`
-        self._replicas = ReplicatedParameters(model, replicated, self._shard_mesh)
-        self._steps = ShardedSteps(model)
-        new = dict(model.named_parameters())
-        self._replaced = [(old, new[name]) for old, name in held if name in new]
+        if isinstance(model, FSDPModule):
+            return []
+        blocks = [] if is_users else self._find_blocks(model)
+        sharding = ModuleSharding(self.root_device, self._variant.reshard, self._fully_shard_options())
+        replicated = shard_module(model, blocks, sharding)
+        if self._options.compile:
+            for block in blocks:
+                block.forward = torch.compile(block.forward)
+        return replicated
 
     def _find_blocks(self, model: nn.Module) -> list[nn.Module]:
         check_wrap(model, self._options.wrap)

@@ -71,6 +71,12 @@ class Base(pl.LightningModule):
         self.losses.append(loss.item())
         self.log("val_loss", loss, sync_dist=True)
 
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.losses.append(self.loss(batch).item())
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self(batch[0])
+
     def configure_optimizers(self) -> Any:
         return torch.optim.AdamW(self.parameters(), lr=self.lr)
 
