@@ -18,11 +18,16 @@ def checkpoint_blocks(model: nn.Module, wrap: Sequence[str] = ()) -> list[nn.Mod
 
     A single layer keeps its input in any case. Names of parameters and state dicts stay.
     """
-    blocks = [block for block in find_blocks(model, wrap) if wrap or any(True for _ in block.children())]
+    blocks = find_checkpointed(model, wrap)
     for block in blocks:
         if not isinstance(vars(block).get("forward"), _Checkpointed):
             block.forward = _Checkpointed(block, block.forward)
     return blocks
+
+
+def find_checkpointed(model: nn.Module, wrap: Sequence[str] = ()) -> list[nn.Module]:
+    """The blocks that can be checkpointed."""
+    return [block for block in find_blocks(model, wrap) if wrap or any(True for _ in block.children())]
 
 
 class _Checkpointed:

@@ -47,8 +47,7 @@ def shard_module(module: nn.Module, blocks: Sequence[nn.Module], sharding: Modul
         of a network; a change of gathered parameters would be lost.
     """
     kept, replicated = _unsupported(module, is_mixed=sharding.options["mp_policy"].param_dtype is not None)
-    inside = {p for block in blocks for p in block.parameters()}
-    frozen = [p for p in module.parameters() if not (p.requires_grad or p in inside or p in kept or _is_sharded(p))]
+    frozen = _frozen_outside(module, blocks, kept)
     kept, replicated = kept | set(frozen), [*replicated, *frozen]
     options = {**sharding.options, "ignored_params": kept}
     for block in reversed(blocks):
@@ -57,6 +56,17 @@ def shard_module(module: nn.Module, blocks: Sequence[nn.Module], sharding: Modul
     _prepare(module, sharding.device)
     _shard(module, reshard_after_forward=False, **options)
     return replicated
+
+
+def find_whole(module: nn.Module, blocks: Sequence[nn.Module], *, is_mixed: bool) -> set[nn.Parameter]:
+    """The parameters that `shard_module` leaves complete on every rank."""
+    kept, _ = _unsupported(module, is_mixed=is_mixed)
+    return kept | set(_frozen_outside(module, blocks, kept))
+
+
+def _frozen_outside(module: nn.Module, blocks: Sequence[nn.Module], kept: set[nn.Parameter]) -> list[nn.Parameter]:
+    inside = {p for block in blocks for p in block.parameters()}
+    return [p for p in module.parameters() if not (p.requires_grad or p in inside or p in kept or _is_sharded(p))]
 
 
 def _shard(module: nn.Module, **options: Any) -> None:

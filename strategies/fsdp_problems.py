@@ -9,7 +9,7 @@ from typing import Any
 from weakref import ReferenceType
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import ModelPruning, StochasticWeightAveraging, WeightAveraging
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
@@ -27,9 +27,9 @@ def check_callbacks(trainer: Trainer) -> None:
         StrategyError: names the callback.
     """
     for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
-        if isinstance(callback, StochasticWeightAveraging | WeightAveraging):
+        if isinstance(callback, ModelPruning | StochasticWeightAveraging | WeightAveraging):
             raise StrategyError(
-                f"{type(callback).__name__} averages copies of the complete model, but under FSDP2 a rank has shards; "
+                f"{type(callback).__name__} needs whole parameters, but FSDP2 shards them; "
                 "remove the callback, or use `strategy: ddp`"
             )
 

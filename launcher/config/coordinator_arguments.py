@@ -38,6 +38,9 @@ class CoordinatorSettings(TypedDict, total=False):
 _KEYS = {name: key for key, name in ARGUMENT_NAMES.items()}
 _GROUPS: Mapping[str, type[Any]] = {"checkpoint": CheckpointOptions, "fsdp": FsdpOptions, "wandb": WandbOptions,
                                      "watch": WatchOptions}  # fmt: skip
+# Lightning's classes, and the name to give instead of an object.
+_STRATEGY_CLASSES = {"DDPStrategy": "ddp", "FSDPStrategy": "fsdp2", "ModelParallelStrategy": "fsdp2",
+                     "DeepSpeedStrategy": "deepspeed_stage_2", "SingleDeviceStrategy": "single_device"}  # fmt: skip
 _FLAGS = ("use_gpu", "notebook_processes")
 # The arguments of the constructor that are values, not objects of Lightning's classes or further settings.
 CONSTRUCTOR_VALUES = ("output_dir", "strategy", "precision", "gradient_clip_val", "devices", "num_nodes", "wandb",
@@ -96,6 +99,10 @@ def find_wrong_values(arguments: Mapping[str, Any]) -> list[Problem]:
         if name in _FLAGS:
             if not isinstance(value, bool):
                 problems.append(Problem(name, f"given {value!r}; expected True or False"))
+        elif name == "strategy" and type(value).__name__ in _STRATEGY_CLASSES:
+            given, meant = type(value).__name__, _STRATEGY_CLASSES[type(value).__name__]
+            text = f"given a {given}, which the launcher creates itself; give its name, {meant!r}"
+            problems.append(Problem(name, text))
         elif group is not None and isinstance(value, group):
             values[key] = dataclasses.asdict(value)
         elif isinstance(value, os.PathLike):

@@ -35,7 +35,7 @@ def translate_fsdp(name: str, arguments: dict[str, Any], path: str) -> dict[str,
 def describe_fsdp(given: Any) -> list[str]:
     """Notices about valid settings of Lightning's strategies that have another effect here."""
     if isinstance(given, str):
-        return [f"strategy {given} is {NAMES[given]} here: {_REPLACED}"] if given in NAMES else []
+        return [f"strategy {given} is {NAMES[given]} here ({_REPLACED})"] if given in NAMES else []
     name = str(given.get("class_path")).rpartition(".")[2] if isinstance(given, Mapping) else ""
     if name not in CLASSES:
         return []
@@ -44,8 +44,8 @@ def describe_fsdp(given: Any) -> list[str]:
         strategy = translate_fsdp(name, arguments, "")["strategy"]
     except ConfigError:
         return []  # reported as an error
-    why = _REPLACED if name == "FSDPStrategy" else "the launcher shards any module"
-    notices = [f"{name} is `strategy: {strategy}` here: {why}"]
+    why = _REPLACED if name == "FSDPStrategy" else "it shards any module"
+    notices = [f"{name} is `strategy: {strategy}` here ({why})"]
     if arguments.get("state_dict_type") == "full" or arguments.get("save_distributed_checkpoint") is False:
         notices.append(_FULL)
     unused = [key for key in _NOT_NEEDED if arguments.get(key) is not None]
@@ -54,7 +54,7 @@ def describe_fsdp(given: Any) -> list[str]:
     return notices
 
 
-_REPLACED = "FSDP2 replaces FSDP1 in PyTorch"
+_REPLACED = "FSDP2 replaces FSDP1"
 
 
 class _Translation:

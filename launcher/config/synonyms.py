@@ -264,7 +264,7 @@ VALUES: Mapping[str, Mapping[str, str]] = {
     "devices": {"-1": "auto", "gpu": "auto", "cpu": "auto"},
     "strategy": _by_name(
         {
-            "fsdp1 fully_shard fully_sharded FSDP FSDP2 FULL_SHARD full_shard sharded zero": "fsdp2",
+            "fsdp fsdp1 fully_shard fully_sharded FSDP FSDP2 FULL_SHARD full_shard sharded zero": "fsdp2",
             "SHARD_GRAD_OP shard_grad_op": "fsdp2_grad_op",
             "HYBRID_SHARD hybrid_shard hybrid hfsdp hsdp2": "hsdp",
             "fsdp2_cpu_offload fsdp_offload fsdp2-offload": "fsdp2_offload",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import ModelPruning, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import CheckpointIO, LayerSync, Precision
 from lightning.pytorch.profilers import Profiler
@@ -173,8 +173,10 @@ def callback_classes(config: RunConfig) -> list[type[pl.Callback]]:
 
 
 def list_weight_callbacks(kinds: Iterable[type[pl.Callback]]) -> list[str]:
-    """The names of those that copy or average the weights of the whole model."""
-    return [kind.__name__ for kind in kinds if issubclass(kind, WeightAveraging | StochasticWeightAveraging)]
+    """The names of those that copy, average or mask the weights of the whole model."""
+    return [
+        kind.__name__ for kind in kinds if issubclass(kind, ModelPruning | StochasticWeightAveraging | WeightAveraging)
+    ]
 
 
 def make_loggers(config: RunConfig) -> list[Logger]:

@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.plugins.precision import DoublePrecision
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from torch.utils.data import DataLoader
 
 import launcher.coordinator as module
@@ -491,6 +492,22 @@ def test_wrong_names_of_arguments_are_reported_in_the_terms_of_python() -> None:
         coordinator(checkpoint={"every": 3})
     with pytest.raises(ConfigError, match="watch: given 3; expected WatchOptions"):
         coordinator(watch=3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(DDPStrategy, "ddp"), (FSDPStrategy, "fsdp2"), (ModelParallelStrategy, "fsdp2")]
+)
+def test_an_object_of_lightnings_strategies_is_replaced_by_a_name(kind: type[Any], name: str) -> None:
+    with pytest.raises(ConfigError, match=f"given a {kind.__name__}, which the launcher .*; give its name.*'{name}'"):
+        coordinator(strategy=kind())
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"), [("fsdp", "fsdp2"), ("full_shard", "fsdp2"), ("zero3", "deepspeed_stage_3")]
+)
+def test_a_name_of_another_tool_is_replaced_by_the_launchers(given: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match=rf"strategy: given '{given}'; .*did you mean {meant}\?"):
+        coordinator(strategy=given)
 
 
 def test_a_restart_that_nothing_would_make_is_an_error(fits: Fits) -> None:

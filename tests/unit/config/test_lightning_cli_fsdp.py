@@ -113,15 +113,15 @@ def test_arguments_without_an_equivalent_are_rejected(
 @pytest.mark.parametrize(
     ("strategy", "notices"),
     [
-        ("fsdp", ["strategy fsdp is fsdp2 here: FSDP2 replaces FSDP1 in PyTorch"]),
+        ("fsdp", ["strategy fsdp is fsdp2 here (FSDP2 replaces FSDP1)"]),
         (of_class("FSDPStrategy", sharding_strategy="SHARD_GRAD_OP"),
-         ["FSDPStrategy is `strategy: fsdp2_grad_op` here: FSDP2 replaces FSDP1 in PyTorch"]),
+         ["FSDPStrategy is `strategy: fsdp2_grad_op` here (FSDP2 replaces FSDP1)"]),
         (of_class("FSDPStrategy", state_dict_type="full", use_orig_params=True),
-         ["FSDPStrategy is `strategy: fsdp2` here: FSDP2 replaces FSDP1 in PyTorch",
+         ["FSDPStrategy is `strategy: fsdp2` here (FSDP2 replaces FSDP1)",
           "checkpoints are sharded here; `launcher convert` writes one file",
           "use_orig_params of FSDPStrategy has no effect on FSDP2"]),
         (of_class("ModelParallelStrategy", tensor_parallel_size=1),
-         ["ModelParallelStrategy is `strategy: fsdp2` here: the launcher shards any module"]),
+         ["ModelParallelStrategy is `strategy: fsdp2` here (it shards any module)"]),
         (of_class("FSDPStrategy", mixed_precision=3), []),
         (of_class("DDPStrategy"), []),
     ],
@@ -129,3 +129,4 @@ def test_arguments_without_an_equivalent_are_rejected(
 def test_another_effect_gets_a_notice(strategy: Any, notices: list[str], tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(json.dumps({"trainer": {"strategy": strategy}}))
     assert find_notices([tmp_path / "run.yaml"], [], NO_COMMAND) == notices
+    assert all(len(f"notice: {text}") <= 80 for text in notices)

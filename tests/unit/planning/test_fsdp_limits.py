@@ -8,8 +8,14 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
-from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, StochasticWeightAveraging, WeightAveraging
-from torch import nn
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    EMAWeightAveraging,
+    ModelPruning,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
+from torch import Tensor, nn
 
 from launcher.agreement.facts import Agreement, RankFacts
 from launcher.config.loading import load_values
@@ -20,7 +26,6 @@ from launcher.planning.fit_plan import check_blocks, check_model
 from launcher.planning.fsdp_limits import find_block_problem, fsdp_obstacles
 from launcher.planning.plan import Plan, make_plan
 from launcher.user_code.objects import UserObjects
-from strategies import fsdp_blocks
 from strategies.fsdp import FullyShard
 from strategies.registry import list_candidates, list_strategies
 from tests.support.rank_threads import CPU, H100, facts
@@ -28,12 +33,24 @@ from tests.support.toy import Toy
 
 NAMES = [entry.name for entry in list_strategies() if isinstance(entry, FullyShard)]
 SWA = StochasticWeightAveraging(swa_lrs=0.1)
+PRUNING = ModelPruning("l1_unstructured", amount=0.1)
 
 
 class Layer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.inner = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+
+class Flat(pl.LightningModule):
+    """A model without blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(4, 4)
 
 
 class Layers(pl.LightningModule):
@@ -63,10 +80,12 @@ def test_a_preset_has_a_plan_on_its_machines(preset: str, nodes: int, strategy: 
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("callback", [WeightAveraging(), EMAWeightAveraging(), SWA], ids=lambda c: type(c).__name__)
-def test_a_callback_that_copies_the_weights_is_an_error(name: str, callback: pl.Callback) -> None:
+@pytest.mark.parametrize(
+    "callback", [WeightAveraging(), EMAWeightAveraging(), SWA, PRUNING], ids=lambda c: type(c).__name__
+)
+def test_a_callback_that_needs_whole_parameters_is_an_error(name: str, callback: pl.Callback) -> None:
     traits = UserObjects(Toy(), callbacks=[EarlyStopping("loss"), callback]).traits()
-    expected = f"the callback {type(callback).__name__} copies whole parameters, but FSDP2 shards them; remove it, or"
+    expected = f"the callback {type(callback).__name__} needs whole parameters, but FSDP2 shards them; remove it, or"
     with pytest.raises(PlanError, match=expected):
         planned(ranks_of([2], **traits), name)
     assert planned(ranks_of([2], **traits), "ddp").strategy.name == "ddp"
@@ -76,8 +95,8 @@ def test_a_callback_that_copies_the_weights_is_an_error(name: str, callback: pl.
 def test_such_a_callback_rules_the_candidates_out() -> None:
     traits = UserObjects(Toy(), callbacks=[SWA]).traits()
     names = {each.name for each in list_candidates() if isinstance(each, FullyShard)}
-    assert {*fsdp_obstacles(ranks_of([2], **traits))} == names
-    assert fsdp_obstacles(ranks_of([2])) == {}
+    assert {*fsdp_obstacles(RunConfig(), ranks_of([2], **traits))} == names
+    assert fsdp_obstacles(RunConfig(), ranks_of([2])) == {}
 
 
 @pytest.mark.parametrize(
@@ -103,7 +122,6 @@ def test_hybrid_sharding_needs_equal_groups_of_ranks(
     assert planned(ranks_of(sizes), "fsdp2").strategy.name == "fsdp2"
 
 
-@pytest.mark.skipif(not hasattr(fsdp_blocks, "check_wrap"), reason="fsdp_blocks has no check_wrap yet")
 @pytest.mark.parametrize("strategy", ["auto", *NAMES])
 def test_a_block_class_that_the_model_lacks_is_an_error(strategy: str) -> None:
     config = RunConfig(strategy=strategy, fsdp=FsdpOptions(wrap=["Layr"]))
@@ -125,25 +143,20 @@ def test_a_block_class_that_the_model_lacks_is_an_error(strategy: str) -> None:
     ],
 )  # fmt: skip
 def test_settings_of_blocks_need_a_model_with_blocks(settings: dict[str, Any], named: str) -> None:
-    class Flat(pl.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = nn.Linear(4, 4)
-
     config = RunConfig(strategy="fsdp2", **settings)
     assert (find_block_problem(Flat(), config, "fsdp2") or "").startswith(f"{named}: given True, but the model has no")
     assert find_block_problem(Layers(), config, "fsdp2") is None
     assert find_block_problem(Flat(), RunConfig(strategy="fsdp2"), "fsdp2") is None
-    assert find_block_problem(Flat(), dataclasses.replace(config, strategy="auto"), "auto") is None, "DDP may be chosen"
+    problem = find_block_problem(Flat(), dataclasses.replace(config, strategy="auto"), "auto")
+    assert (problem is None) is (named == "fsdp.compile"), "DDP may be chosen, which compiles no blocks"
 
 
-def test_activation_checkpointing_without_effect_gets_a_notice() -> None:
-    notices: list[str] = []
+def test_activation_checkpointing_needs_blocks_under_every_strategy() -> None:
     plan = planned(Agreement((facts(0, CPU), facts(1, CPU))), "auto")
-    check_model(Layers(), plan, notices.append, RunConfig(activation_checkpointing=True))
-    assert notices == ["activation_checkpointing has no effect: the strategy is ddp; use `strategy: fsdp2`"]
-    check_model(Layers(), plan, notices.append, RunConfig())
-    assert len(notices) == 1
+    given = RunConfig(activation_checkpointing=True)
+    check_model(Layers(), plan, pytest.fail, given)
+    with pytest.raises(PlanError, match="activation_checkpointing: given True, but the model has no blocks"):
+        check_model(Flat(), plan, pytest.fail, given)
 
 
 def test_the_facts_of_ranks_carry_the_callbacks() -> None:
