@@ -45,7 +45,7 @@ def describe_alternatives(
         # Without blocks there is nothing that the launcher can compute again by itself.
         own = (
             "`activation_checkpointing: true`"
-            if len(profile.model.blocks) > 1
+            if options.offers_checkpointing and len(profile.model.blocks) > 1
             else "activation checkpointing in the module"
         )
         ideas.append(shorter if is_checkpointed else f"{own}, or {shorter}")

@@ -31,11 +31,10 @@ def find_blocks(model: nn.Module, wrap: Sequence[str] = ()) -> list[nn.Module]:
         wrap: names of classes, whose modules and those of subclasses are taken instead.
 
     Returns:
-        In the model's order, but a module that contains another block after it, as `fully_shard` needs.
+        In the model's order. A block that contains another one is before it; `fully_shard` needs the reverse.
     """
     if wrap:
-        chosen = [m for m in model.modules() if m is not model and _matches(m, wrap) and _has_parameters(m)]
-        return _inner_first(chosen)
+        return [m for m in model.modules() if m is not model and _matches(m, wrap) and _has_parameters(m)]
     composite = _repeated(model, has_children=True)
     return composite or _repeated(model, has_children=False)
 
@@ -83,32 +82,14 @@ def _has_parameters(module: nn.Module) -> bool:
     return next(module.parameters(), None) is not None
 
 
-def _inner_first(modules: Sequence[nn.Module]) -> list[nn.Module]:
-    waiting = set(map(id, modules))
-    ordered: list[nn.Module] = []
-
-    def add(module: nn.Module) -> None:
-        waiting.discard(id(module))
-        inner = {id(each) for each in module.modules()}
-        for other in modules:
-            if id(other) in waiting and id(other) in inner:
-                add(other)
-        ordered.append(module)
-
-    for module in modules:
-        if id(module) in waiting:
-            add(module)
-    return ordered
-
-
 def _repeated(model: nn.Module, *, has_children: bool) -> list[nn.Module]:
-    total = sum(p.numel() for p in model.parameters()) or 1
+    total = sum(map(_numel, model.parameters())) or 1
     shared = _shared(model)
     counts: Counter[type] = Counter()
     sizes: Counter[type] = Counter()
     for module in model.modules():
         counts[type(module)] += 1
-        sizes[type(module)] += sum(p.numel() for p in module.parameters())
+        sizes[type(module)] += sum(map(_numel, module.parameters()))
 
     def is_block(module: nn.Module) -> bool:
         kind = type(module)
@@ -120,6 +101,11 @@ def _repeated(model: nn.Module, *, has_children: bool) -> list[nn.Module]:
         return bool(own) and not any(shared[id(p)] > 1 for p in own)
 
     return list({id(block): block for block in _outermost(model, is_block)}.values())
+
+
+def _numel(parameter: nn.Parameter) -> int:
+    """Elements, of a parameter that DeepSpeed has partitioned too."""
+    return getattr(parameter, "ds_numel", parameter.numel())
 
 
 def _outermost(module: nn.Module, is_block: Callable[[nn.Module], bool]) -> Iterator[nn.Module]:

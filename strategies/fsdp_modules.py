@@ -39,25 +39,34 @@ class ModuleSharding:
 
 
 def shard_module(module: nn.Module, blocks: Sequence[nn.Module], sharding: ModuleSharding) -> list[nn.Parameter]:
-    """Shard each block, then the rest with the module itself as root.
+    """Shard each block, inner ones first, then the rest with the module itself as root.
 
     Returns:
         The parameters that every rank has completely: trained ones that `fully_shard` does not support, and frozen ones
         outside of blocks. Those are needed in the whole step anyway, and a step may change them, as the averaged copy
         of a network; a change of gathered parameters would be lost.
     """
-    check_initialized(module)
     kept, replicated = _unsupported(module, is_mixed=sharding.options["mp_policy"].param_dtype is not None)
-    inside = {p for block in blocks for p in block.parameters()}
-    frozen = [p for p in module.parameters() if not (p.requires_grad or p in inside or p in kept or _is_sharded(p))]
+    frozen = _frozen_outside(module, blocks, kept)
     kept, replicated = kept | set(frozen), [*replicated, *frozen]
     options = {**sharding.options, "ignored_params": kept}
-    for block in blocks:
+    for block in reversed(blocks):
         _prepare(block, sharding.device)
         _shard(block, reshard_after_forward=sharding.reshard, **options)
     _prepare(module, sharding.device)
     _shard(module, reshard_after_forward=False, **options)
     return replicated
+
+
+def find_whole(module: nn.Module, blocks: Sequence[nn.Module], *, is_mixed: bool) -> set[nn.Parameter]:
+    """The parameters that `shard_module` leaves complete on every rank."""
+    kept, _ = _unsupported(module, is_mixed=is_mixed)
+    return kept | set(_frozen_outside(module, blocks, kept))
+
+
+def _frozen_outside(module: nn.Module, blocks: Sequence[nn.Module], kept: set[nn.Parameter]) -> list[nn.Parameter]:
+    inside = {p for block in blocks for p in block.parameters()}
+    return [p for p in module.parameters() if not (p.requires_grad or p in inside or p in kept or _is_sharded(p))]
 
 
 def _shard(module: nn.Module, **options: Any) -> None:
@@ -69,19 +78,30 @@ def _shard(module: nn.Module, **options: Any) -> None:
     kind.__module__, kind.__doc__ = original.__module__, original.__doc__
 
 
-def check_initialized(module: nn.Module) -> None:
-    """Check that all parameters have a shape.
+def check_shards(module: nn.Module) -> None:
+    """Check that the parameters can be replaced by shards.
 
     Raises:
-        StrategyError: names those of lazy modules that have none yet.
+        StrategyError: names those that have no shape yet, or hooks on their gradients.
     """
+    name = type(module).__name__
     tensors = [*module.named_parameters(), *module.named_buffers()]
     lazy = [name for name, t in tensors if isinstance(t, UninitializedParameter | UninitializedBuffer)]
     if lazy:
         raise StrategyError(
-            f"{join_some(lazy)} of {type(module).__name__} have no shape yet, and FSDP2 shards them before the "
-            "optimizer is made; run a batch through the lazy modules in `configure_model` or `setup`"
+            f"{join_some(lazy)} of {name} have no shape yet, and FSDP2 shards them before the optimizer is made; run a "
+            "batch through the lazy modules in `configure_model` or `setup`"
         )
+    hooked = [key for key, p in module.named_parameters() if _has_hooks(p)]
+    if hooked:
+        raise StrategyError(
+            f"{join_some(hooked)} of {name} has a gradient hook, but FSDP2 replaces the parameter by a shard; register "
+            "the hook in `on_fit_start`, where it gets the gradient of the shard"
+        )
+
+
+def _has_hooks(parameter: Any) -> bool:
+    return not _is_sharded(parameter) and bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
 
 
 def _unsupported(module: nn.Module, *, is_mixed: bool) -> tuple[set[nn.Parameter], list[nn.Parameter]]:

@@ -6,18 +6,20 @@ The order of events is that of torch 2.13's `fsdp/_fully_shard`: `_fsdp_param_gr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from strategies.base import TrainingStep
-from strategies.model_states import FP32, ModelStates
+from strategies.model_states import FP32, ModelStates, is_sharded
 from strategies.sharding import ShardVariant
 from strategies.step_trace import BlockEvent, Moment
 
 _SUM_TYPES = {"fp32": FP32}
 
 
-@dataclass(slots=True)
+@dataclass
 class ShardedStep:
     """One step of FSDP2, from which its moments follow; use it once.
 
@@ -33,6 +35,7 @@ class ShardedStep:
     _phase: str = "forward"
     _live: int = 0
     _sharded_gradients: int = 0
+    _replica_gradients: int = 0
     # By block: gathered parameters, all-gather outputs, and gradients that are not sharded yet.
     _gathered: dict[int, int] = field(default_factory=dict[int, int])
     _buffers: dict[int, int] = field(default_factory=dict[int, int])
@@ -57,8 +60,9 @@ class ShardedStep:
     def _forward(self, events: tuple[BlockEvent, ...]) -> Iterator[Moment]:
         """The gradients of the last step are freed between the passes."""
         accumulates = self.step.accumulate > 1
-        if accumulates and not self.step.sharding.reduce_every_batch:
+        if self._is_deferred:
             self._whole_gradients = {block: self._whole_gradient(block) for block in range(len(self._blocks))}
+            self._sharded_gradients = self._replicas
         else:
             self._sharded_gradients = self.states.gradients
         self._live = self.step.trace.inputs
@@ -97,14 +101,35 @@ class ShardedStep:
                 yield from self._reduce(block)
             self._buffers.pop(block, None)
         self._reduce_input = self._all_reduced = 0
+        yield from self._reduce_replicas()
 
-    @property
+    @cached_property
     def _blocks(self) -> tuple[tuple[int, ...], ...]:
-        return self.step.model.blocks or (tuple(range(len(self.step.model.parameters))),)
+        """Sharded parameters by block; those outside of all blocks are last."""
+        parameters, types = self.step.model.parameters, self.step.types
+        blocks = self.step.model.blocks or (tuple(range(len(parameters))),)
+        return tuple(tuple(i for i in block if is_sharded(parameters[i], types)) for block in blocks)
+
+    @cached_property
+    def _block_of(self) -> dict[int, int]:
+        """Block of each sharded parameter."""
+        return {index: number for number, block in enumerate(self._blocks) for index in block}
+
+    @cached_property
+    def _replicas(self) -> int:
+        """Gradients of the parameters that are not sharded."""
+        width = self.step.types.parameter_bytes
+        trained = self._trained(range(len(self.step.model.parameters)))
+        return width * sum(self.step.model.parameters[i].numel for i in trained if i not in self._block_of)
 
     @property
     def _root(self) -> int:
         return len(self._blocks) - 1
+
+    @property
+    def _is_deferred(self) -> bool:
+        """Gradients are summed over the ranks only once per step."""
+        return self.step.accumulate > 1 and not self.step.sharding.reduce_every_batch
 
     @property
     def _width(self) -> int:
@@ -122,7 +147,7 @@ class ShardedStep:
         return sum(p.shard(self.ranks) for p in parameters if p.trainable or not trainable)
 
     def _moment(self, activations: int, extra: int = 0) -> Moment:
-        gradients = self._sharded_gradients + sum(self._whole_gradients.values())
+        gradients = self._sharded_gradients + self._replica_gradients + sum(self._whole_gradients.values())
         held = sum(self._gathered.values()) + sum(self._buffers.values()) + self._reduce_input + self._all_reduced
         return Moment(self._phase, gradients, activations, held + extra)
 
@@ -183,9 +208,12 @@ class ShardedStep:
                 yield from self._start_gathering(self._order[position - 1])
 
     def _add_gradient(self, parameter: int) -> None:
-        if self.step.accumulate > 1 and not self.step.sharding.reduce_every_batch:
+        if parameter not in self._block_of:
+            self._replica_gradients += self.step.model.parameters[parameter].numel * self.step.types.parameter_bytes
+            return
+        if self._is_deferred:
             return  # added to the one of earlier micro batches
-        block = next(number for number, block in enumerate(self._blocks) if parameter in block)
+        block = self._block_of[parameter]
         self._whole_gradients[block] = self._whole_gradients.get(block, 0) + self._gradient(parameter)
 
     def _gradient(self, parameter: int) -> int:
@@ -193,8 +221,7 @@ class ShardedStep:
 
     def _whole_gradient(self, block: int) -> int:
         """Gradients of earlier micro batches, which are kept in the type in which they are summed."""
-        parameters = (self.step.model.parameters[i] for i in self._blocks[block])
-        return sum(p.numel * self._sum_width for p in parameters if p.trainable)
+        return sum(self.step.model.parameters[i].numel * self._sum_width for i in self._trained(self._blocks[block]))
 
     def _reduce(self, block: int) -> Iterator[Moment]:
         """`post_backward`: frees the parameters, and sums the gradients into the shard's."""
@@ -219,18 +246,24 @@ class ShardedStep:
             yield self._moment(self._live, last + output + own)
         if self.variant.hybrid and is_cast:
             self._all_reduced += output
-        if self.step.accumulate == 1 or not self.step.sharding.reduce_every_batch:
+        if self.step.accumulate == 1 or self._is_deferred:
             self._sharded_gradients += 0 if self.variant.offload else own
+
+    def _reduce_replicas(self) -> Iterator[Moment]:
+        """Gradients of parameters that are not sharded are averaged in one flat tensor."""
+        if self._replicas:
+            yield self._moment(self._live, 2 * self._replicas)
+        self._sharded_gradients += self._replicas if self.step.accumulate == 1 else 0
+        self._replica_gradients = 0
 
     def _optimizer_temporaries(self) -> int:
         """Those of the whole model's step, by the share of the parameters that this rank updates."""
         trained = [p for p in self.step.model.parameters if p.trainable]
-        if self.variant.offload or not trained:
+        if self.variant.offload or not sum(p.numel for p in trained):
             return 0
-        largest = max(trained, key=lambda p: p.numel)
-        shares = [(p.shard(self.ranks), p.numel) for p in (largest,)]
-        shares.append((sum(p.shard(self.ranks) for p in trained), sum(p.numel for p in trained)))
-        return max(-(-self.step.trace.step * own // whole) for own, whole in shares if whole)
+        own = [p.shard(self.ranks) if is_sharded(p, self.step.types) else p.numel for p in trained]
+        share = max(max(own) / max(p.numel for p in trained), sum(own) / sum(p.numel for p in trained))
+        return math.ceil(self.step.trace.step * share)
 
     def _assumed_events(self) -> Iterator[BlockEvent]:
         """The events if they were not traced: blocks run in their order, and all activations stay alive."""
@@ -247,5 +280,5 @@ class ShardedStep:
         yield from (BlockEvent("gradient", i, backward, backward) for i in self._trained(self._blocks[-1]))
         yield BlockEvent("end", None, backward, backward)
 
-    def _trained(self, block: tuple[int, ...]) -> list[int]:
+    def _trained(self, block: Iterable[int]) -> list[int]:
         return [i for i in block if self.step.model.parameters[i].trainable]

@@ -54,19 +54,27 @@ class ReplicatedParameters:
     @contextmanager
     def plain(self) -> Iterator[None]:
         """Within it the module has ordinary parameters."""
+        self.enter()
+        try:
+            yield
+        finally:
+            self.leave()
+
+    def enter(self) -> None:
+        """Give the module ordinary parameters, until as many calls of `leave`."""
         self._depth += 1
         if self._depth == 1:
             for replica in self._replicas:
                 replica.plain.requires_grad_(replica.held.requires_grad)
                 replica.put(replica.plain)
-        try:
-            yield
-        finally:
-            self._depth -= 1
-            if self._depth == 0:
-                for replica in self._replicas:
-                    replica.join()
-                    replica.put(replica.held)
+
+    def leave(self) -> None:
+        """See `enter`."""
+        self._depth -= 1
+        if self._depth == 0:
+            for replica in self._replicas:
+                replica.join()
+                replica.put(replica.held)
 
     def reduce(self) -> None:
         """Average the gradients of a backward pass, and add them. A collective of all ranks."""

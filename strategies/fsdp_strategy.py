@@ -25,7 +25,7 @@ from strategies.base import BuildOptions, StrategyChoice
 from strategies.dtensor_patches import patch_dtensors
 from strategies.environment import FixedClusterEnvironment, devices_of
 from strategies.fsdp_blocks import check_wrap, find_blocks
-from strategies.fsdp_modules import ModuleSharding, shard_module, sharded_modules
+from strategies.fsdp_modules import ModuleSharding, check_shards, shard_module, sharded_modules
 from strategies.fsdp_problems import check_callbacks, check_changed_parameters, check_new_parameters, explain_unsharded
 from strategies.fsdp_replicas import ReplicatedParameters
 from strategies.fsdp_steps import ShardedSteps
@@ -99,11 +99,15 @@ class FullyShardedStrategy(ModelParallelStrategy):
         _update_properties(model, device=self.root_device)
         if not isinstance(model, FSDPModule):
             # Parts that `configure_model` has sharded stay as they are.
+            check_shards(model)
             blocks = [] if sharded_modules(model) else self._find_blocks(model)
             if not sharded_modules(model):
                 self.precision_plugin.convert_module(model)
             sharding = ModuleSharding(self.root_device, self._variant.reshard, self._fully_shard_options())
             replicated = shard_module(model, blocks, sharding)
+            if self._options.compile:
+                for block in blocks:
+                    block.forward = torch.compile(block.forward)
         assert self._shard_mesh is not None  # noqa: S101 -- made in `setup_environment`
         self._replicas = ReplicatedParameters(model, replicated, self._shard_mesh)
         self._steps = ShardedSteps(model)
@@ -192,10 +196,13 @@ class FullyShardedStrategy(ModelParallelStrategy):
     def pre_backward(self, closure_loss: Tensor) -> None:
         super().pre_backward(closure_loss)
         self._steps.before_backward(closure_loss)
+        # A block may be computed again.
+        self._replicas.enter()
 
     @override
     def post_backward(self, closure_loss: Tensor) -> None:
         super().post_backward(closure_loss)
+        self._replicas.leave()
         self._replicas.reduce()
 
     @override

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from strategies.fake_mode import FakeMode
 from strategies.fsdp_blocks import find_blocks
+from strategies.fsdp_modules import find_whole
 from strategies.model_states import ModelShape, OptimizerShape, ParameterShape
 from strategies.storage_tracker import StorageTracker
 
@@ -58,37 +59,39 @@ def describe_model(
     parameters = list(module.parameters())
     index = {id(p): i for i, p in enumerate(parameters)}
     groups = tuple(tuple(index[id(p)] for p in group["params"] if id(p) in index) for group in optimizer.param_groups)
+    shapes, blocks = _describe_parameters(module, wrap)
     floating = [b for b in module.buffers() if b.is_floating_point()]
     return ModelShape(
-        tuple(map(_shape_of, parameters)),
+        shapes,
         groups,
         probe_optimizer(optimizer, foreach=foreach),
         sum(_bytes(b) for b in floating),
         sum(_bytes(b) for b in module.buffers() if not b.is_floating_point()),
-        _split_parameters(parameters, find_blocks(module, wrap)),
+        blocks,
     )
 
 
 def describe_parameters(module: nn.Module, wrap: Sequence[str] = ()) -> ModelShape:
     """The shape of a module whose optimizer could not be made: Adam's over all parameters is assumed."""
-    parameters = list(module.parameters())
-    shapes = tuple(map(_shape_of, parameters))
-    blocks = _split_parameters(parameters, find_blocks(module, wrap))
+    shapes, blocks = _describe_parameters(module, wrap)
     return ModelShape(shapes, (tuple(range(len(shapes))),), blocks=blocks)
 
 
-def _shape_of(parameter: Tensor) -> ParameterShape:
-    rows = len(parameter) if parameter.ndim else 0
-    return ParameterShape(parameter.numel(), parameter.requires_grad, rows)
-
-
-def _split_parameters(parameters: Sequence[Tensor], blocks: Sequence[nn.Module]) -> tuple[tuple[int, ...], ...]:
-    """Indices of each block's parameters, and of the rest. Of nested blocks the innermost one has the parameter."""
-    owner = {id(p): number for number, block in enumerate(blocks) for p in block.parameters()}
+def _describe_parameters(
+    module: nn.Module, wrap: Sequence[str]
+) -> tuple[tuple[ParameterShape, ...], tuple[tuple[int, ...], ...]]:
+    """The module's parameters, and which of them FSDP2 gathers together: of nested blocks, the inner one has them."""
+    blocks = find_blocks(module, wrap)
+    whole, in_mixed = (find_whole(module, blocks, is_mixed=is_mixed) for is_mixed in (False, True))
+    owner = {id(p): number for number, block in reversed(list(enumerate(blocks))) for p in block.parameters()}
+    shapes: list[ParameterShape] = []
     owned: list[list[int]] = [[] for _ in range(len(blocks) + 1)]
-    for index, parameter in enumerate(parameters):
-        owned[owner.get(id(parameter), len(blocks))].append(index)
-    return tuple(map(tuple, owned))
+    for index, p in enumerate(module.parameters()):
+        rows = len(p) if p.ndim else 0
+        shapes.append(ParameterShape(p.numel(), p.requires_grad, rows, p in whole, p in in_mixed))
+        if p not in whole:
+            owned[owner.get(id(p), len(blocks))].append(index)
+    return tuple(shapes), tuple(map(tuple, owned))
 
 
 def probe_optimizer(optimizer: Optimizer, *, foreach: bool = False) -> OptimizerShape:

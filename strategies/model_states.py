@@ -24,14 +24,18 @@ class ParameterShape:
     Attributes:
         trainable: whether it gets gradients.
         rows: size of dimension 0; 0 for a scalar, which has none; None for a flat parameter.
+        is_whole: FSDP2 does not shard it.
+        is_whole_in_mixed: FSDP2 does not shard it in mixed precision (batch norms).
     """
 
     numel: int
     trainable: bool = True
     rows: int | None = None
+    is_whole: bool = False
+    is_whole_in_mixed: bool = False
 
     def shard(self, ranks: int) -> int:
-        """Elements of the part that FSDP2 keeps on each of `ranks` ranks: rows, padded to the same number on each."""
+        """Elements of one of the parts if FSDP2 shards it on `ranks` ranks: rows, padded to the same number on each."""
         rows = self.numel if self.rows is None else self.rows
         return -(-rows // ranks) * (self.numel // rows) if rows else self.numel
 
@@ -62,6 +66,7 @@ class ModelShape:
         float_buffer_bytes: the module's floating-point buffers, as the module creates them.
         other_buffer_bytes: its other buffers, which no precision changes.
         blocks: for each module that FSDP2 gathers as one, indices into `parameters`; last those outside of all blocks.
+            Parameters that it never shards are in none.
     """
 
     parameters: tuple[ParameterShape, ...]
@@ -169,17 +174,28 @@ def replicated_states(model: ModelShape, types: StateTypes, measured_optimizer: 
     )
 
 
+def is_sharded(parameter: ParameterShape, types: StateTypes) -> bool:
+    """Whether FSDP2 shards this parameter if it computes in these types."""
+    return not (parameter.is_whole or (parameter.is_whole_in_mixed and types.compute_bytes is not None))
+
+
 def fully_sharded_states(model: ModelShape, ranks: int, types: StateTypes, *, offloads: bool = False) -> ModelStates:
     """The states of the rank that holds most under FSDP2, of `ranks` ranks that share them."""
-    shards = [p.shard(ranks) for p in model.parameters]
-    trained = [i for group in model.groups for i in group if model.parameters[i].trainable]
-    parameters = sum(shards) * types.parameter_bytes
-    gradients = sum(s for s, p in zip(shards, model.parameters, strict=True) if p.trainable) * types.parameter_bytes
-    states = sum(shards[i] for i in trained) * int(model.optimizer.state_bytes_per_element * types.state_scale)
-    states += len(trained) * model.optimizer.state_bytes_per_tensor
+    per_element = int(model.optimizer.state_bytes_per_element * types.state_scale)
+    per_tensor = model.optimizer.state_bytes_per_tensor
+    trained = {i for group in model.groups for i in group if model.parameters[i].trainable}
+    # Of parameters that are sharded, and of others.
+    parameters, gradients, states = [0, 0], [0, 0], [0, 0]
+    for index, p in enumerate(model.parameters):
+        part = 0 if is_sharded(p, types) else 1
+        own = p.numel if part else p.shard(ranks)
+        parameters[part] += own * types.parameter_bytes
+        gradients[part] += own * types.parameter_bytes if p.trainable else 0
+        states[part] += own * per_element + per_tensor if index in trained else 0
     if offloads:
-        return ModelStates(types.buffers(model), 0, 0, host=parameters + gradients + states)
-    return ModelStates(parameters + types.buffers(model), gradients, states)
+        host = parameters[0] + gradients[0] + states[0]
+        return ModelStates(parameters[1] + types.buffers(model), gradients[1], states[1], host=host)
+    return ModelStates(sum(parameters) + types.buffers(model), sum(gradients), sum(states))
 
 
 def zero_states(

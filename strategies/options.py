@@ -19,12 +19,14 @@ class ComparisonOptions:
         settings: DeepSpeed's buckets.
         obstacles: name of a candidate to why these ranks cannot run it, for reasons not visible here.
         sharding: how FSDP2 shards, and whether blocks' activations are computed again.
+        offers_checkpointing: activation checkpointing is off by request, so that messages may propose it.
     """
 
     memory_share: float = 0.92
     settings: ZeroSettings = DEFAULT_SETTINGS
     obstacles: Mapping[str, str] = field(default_factory=dict[str, str])
     sharding: ShardOptions = DEFAULT_SHARDING
+    offers_checkpointing: bool = False
 
     def limit(self, machine: MachineModel) -> int:
         """Bytes that a rank may use."""

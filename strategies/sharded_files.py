@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import io
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint import CheckpointException, DefaultLoadPlanner, FileSystemReader, load
+from torch.distributed.checkpoint import (
+    CheckpointException,
+    DefaultLoadPlanner,
+    FileSystemReader,
+    FileSystemWriter,
+    load,
+    save,
+)
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import ReadItem
 from typing_extensions import override
 
-from strategies.sharded_metadata import DamagedCheckpointError, read_metadata
+from strategies.sharded_metadata import METADATA, DamagedCheckpointError
 
 
 class _SafeReader(FileSystemReader):
@@ -50,7 +58,9 @@ def read_values(path: Path, metadata: Metadata, values: dict[str, Any], *, alone
         DamagedCheckpointError: a value cannot be read.
     """
     planner = _SafePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-    with plain_errors(path):
+    with plain_errors(path), warnings.catch_warnings():
+        # That one process reads alone.
+        warnings.simplefilter("ignore")
         load(values, storage_reader=_SafeReader(path, metadata), planner=planner, no_dist=alone)
 
 
@@ -73,12 +83,23 @@ def empty_value(entry: Any) -> Any:
     return torch.empty(entry.size, dtype=entry.properties.dtype) if isinstance(entry, TensorStorageMetadata) else None
 
 
-def read_all(path: Path, metadata: Metadata | None = None) -> dict[str, Any]:
-    """All values of a checkpoint, complete, on this process alone."""
-    metadata = metadata or read_metadata(path)
-    flat = {name: empty_value(entry) for name, entry in metadata.state_dict_metadata.items()}
+def read_all(path: Path, metadata: Metadata, only: str | None = None) -> dict[str, Any]:
+    """All values of a checkpoint, or those under one key, complete, on this process alone."""
+    paths: Mapping[str, tuple[str | int, ...]] = metadata.planner_data
+    entries = metadata.state_dict_metadata.items()
+    flat = {name: empty_value(entry) for name, entry in entries if only in (None, paths[name][0])}
     read_values(path, metadata, flat, alone=True)
-    return nest(flat, metadata)
+    try:
+        return nest(flat, metadata)
+    except (AttributeError, TypeError) as error:
+        raise DamagedCheckpointError(path, METADATA, f"has paths that exclude each other: {error}") from error
+
+
+def write_all(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a checkpoint's values as one part, on this process alone."""
+    with plain_errors(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        save(dict(values), storage_writer=FileSystemWriter(path), no_dist=True)
 
 
 def nest(flat: Mapping[str, Any], metadata: Metadata) -> dict[str, Any]:

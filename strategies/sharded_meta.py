@@ -21,6 +21,24 @@ from strategies.base import StrategyError
 OTHERS = "launcher_sharded"
 
 
+# The key of values of the state dict whose structure torch's sharded checkpoints do not keep, such as numbers as keys.
+NESTED = "launcher_extra_states"
+
+
+def split_content(checkpoint: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Lightning's content as the values for torch's sharded checkpoints, and the rest; the inverse of `put_back`.
+
+    Weights and optimizer states are removed from `checkpoint`, as Lightning does.
+    """
+    weights = checkpoint.pop("state_dict")
+    tensors: dict[str, Any] = {"state_dict": weights}
+    for number, state in enumerate(checkpoint.pop("optimizer_states", [])):
+        tensors[f"optimizer_{number}"] = state
+    nested = {name: value for name, value in weights.items() if isinstance(value, Mapping | list)}
+    meta, others = take_out({**checkpoint, NESTED: nested} if nested else checkpoint)
+    return {**tensors, OTHERS: others} if others else tensors, meta
+
+
 def take_out(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, DTensor]]:
     """A copy of the content with references in place of sharded tensors, and these by the references."""
     found: dict[str, DTensor] = {}
@@ -35,15 +53,16 @@ def take_out(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, D
     return replaced(dict(checkpoint)), found
 
 
-def put_back(checkpoint: Mapping[str, Any], tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `take_out`."""
+def put_back(meta: Mapping[str, Any], weights: dict[str, Any], tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The content as Lightning saves it, from what `take_out` has left, the weights, and the tensors taken out."""
 
     def replaced(value: Any) -> Any:
         if type(value) is dict and value.keys() == {OTHERS} and value[OTHERS] in tensors:
             return tensors[value[OTHERS]]
         return _mapped(value, replaced)
 
-    return replaced(dict(checkpoint))
+    content: dict[str, Any] = dict(replaced(dict(meta)))
+    return {**content, "state_dict": {**weights, **content.pop(NESTED, {})}}
 
 
 def _mapped(value: Any, change: Any) -> Any:
@@ -114,4 +133,4 @@ def _reduced(module: nn.Module) -> Any:
 
 def _is_fsdp(hook: Any) -> bool:
     found = getattr(hook, "hook", hook)  # Module wraps the hooks of a state dict
-    return (getattr(found, "__module__", None) or "").startswith("torch.distributed")
+    return (getattr(found, "__module__", None) or "").startswith(("torch.distributed", "strategies."))

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from strategies.base import CheckpointHooks
 from strategies.folder_save import saved_folder
 from strategies.sharded_files import empty_value, nest, plain_errors, read_values, to_plain_optimizer
-from strategies.sharded_meta import OTHERS, put_back, take_out, write_meta
+from strategies.sharded_meta import OTHERS, put_back, split_content, write_meta
 from strategies.sharded_metadata import META, read_metadata
 
 # Parts of names that wrappers of a block add, which its state dict does not have.
@@ -32,12 +32,7 @@ def save_sharded(
     strategy: ParallelStrategy, checkpoint: dict[str, Any], path: str | Path, hooks: CheckpointHooks | None
 ) -> None:
     """Every rank saves its shards in one folder, and rank zero what is not sharded."""
-    tensors: dict[str, Any] = {"state_dict": checkpoint.pop("state_dict")}
-    for number, state in enumerate(checkpoint.pop("optimizer_states", [])):
-        tensors[f"optimizer_{number}"] = state
-    meta, others = take_out(checkpoint)
-    if others:
-        tensors[OTHERS] = others
+    tensors, meta = split_content(checkpoint)
     with saved_folder(strategy, path, checkpoint, hooks) as fresh:
         with plain_errors(fresh):
             save(_whole(tensors), storage_writer=FileSystemWriter(fresh))
@@ -77,8 +72,7 @@ class ShardedRestore:
         folder = _Folder(path, read_metadata(path))
         with contextlib.nullcontext() if self._hooks is None else self._hooks.reading(path):
             meta: dict[str, Any] = torch.load(path / META, weights_only=True)
-            checkpoint = {**meta, "state_dict": folder.read_weights(module)}
-            checkpoint = put_back(checkpoint, folder.read_others(mesh))
+            checkpoint = put_back(meta, folder.read_weights(module), folder.read_others(mesh))
             if "lr_schedulers" in meta:
                 states = [folder.read_optimizer(n, optimizer) for n, optimizer in enumerate(strategy.optimizers)]
                 checkpoint["optimizer_states"] = states

@@ -42,3 +42,8 @@ class ShardVariant:
     reshard: bool = True
     hybrid: bool = False
     offload: bool = False
+
+
+def describe_strategy(name: str, is_checkpointed: bool) -> str:
+    """A strategy in a message, with the plan's decision on activation checkpointing."""
+    return f"{name} with activation checkpointing" if is_checkpointed else name

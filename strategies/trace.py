@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +22,7 @@ from strategies.block_hooks import BlockHooks
 from strategies.cpu_workspaces import CpuWorkspaces
 from strategies.fake_mode import FakeMode
 from strategies.fsdp_blocks import find_blocks
+from strategies.fsdp_modules import find_whole
 from strategies.model_shape import describe_model, find_optimizer, use_foreach
 from strategies.model_states import ModelShape
 from strategies.step_trace import BlockEvent, GradientArrival, StepTrace
@@ -137,7 +138,9 @@ def trace_step(
     with _quiet(), within():
         with torch.device(device):
             module = make_module()
-        _cast(module, types.module or types.parameters, buffers=types.module is not None)
+        blocks = find_blocks(module, options.wrap)
+        kept = () if types.parameters is None else find_whole(module, blocks, is_mixed=True)
+        _cast(module, types.module or types.parameters, kept, buffers=types.module is not None)
         inputs = tree_map(lambda leaf: _prepare(leaf, mode, types.module, device), batch)
         attach(module, trainer or PlannedTrainer())
         module.train()
@@ -153,12 +156,12 @@ def trace_step(
             for number, p in enumerate(module.parameters())
             if p.requires_grad
         ]
-        blocks = BlockHooks(find_blocks(module, options.wrap), tracker.record)
+        ends = BlockHooks(blocks, tracker.record)
         with tracker, workspaces, count if options.with_optimizer else nullcontext():
-            forward, backward, both, course, events = _forward_and_backward(module, inputs, types, tracker, blocks)
+            forward, backward, both, course, events = _forward_and_backward(module, inputs, types, tracker, ends)
         with tracker:
             temporary = _optimizer_step(optimizer, tracker) if options.with_optimizer else 0
-        for hook in (*hooks, blocks):
+        for hook in (*hooks, ends):
             hook.remove()
         states = sum(_rounded(t, granularity) for s in optimizer.state.values() for t in s.values()
                      if isinstance(t, Tensor))  # fmt: skip
@@ -214,14 +217,14 @@ def _loss(output: Any) -> Tensor:
     return output
 
 
-def _cast(module: nn.Module, dtype: torch.dtype | None, *, buffers: bool) -> None:
+def _cast(module: nn.Module, dtype: torch.dtype | None, kept: Collection[nn.Parameter], *, buffers: bool) -> None:
     """`module.to(dtype)` with new parameters, as fake ones cannot be swapped. Tied parameters stay tied."""
     if dtype is None:
         return
     new: dict[int, nn.Parameter] = {}
     for part in module.modules():
         for name, parameter in part.named_parameters(recurse=False):
-            if parameter.is_floating_point():
+            if parameter.is_floating_point() and parameter not in kept:
                 if id(parameter) not in new:
                     new[id(parameter)] = nn.Parameter(parameter.detach().to(dtype), parameter.requires_grad)
                 setattr(part, name, new[id(parameter)])

@@ -14,6 +14,7 @@ from launcher.agent.failure_report import RankOutcome
 from launcher.agent.restart_policy import RestartDecision, RestartHistory, decide_restart
 from launcher.process.heartbeat import NO_STEPS
 from launcher.runs.oom_record import FILE_NAME, add_attempt_oom_record
+from strategies.sharding import describe_strategy
 
 
 class RestartTracker:
@@ -66,7 +67,9 @@ def find_next_strategy(failure: RankOutcome, run: Path | None) -> str | None:
         # The kernel kills for the host's memory; a strategy that needs less on a GPU may need more on the host.
         if _uses_gpus(run):
             return None
-        return memory["next"] if memory and config["on_oom"] == "next" else None
+        if not memory or config["on_oom"] != "next" or memory["next"] is None:
+            return None
+        return describe_strategy(memory["next"], memory.get("next_checkpointed", False))
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         # A damaged file does not name a strategy; the usual restart policy applies.
         return None

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from typing_extensions import override
+
 from launcher.checkpoint.deepspeed import ZeroLayout, read_consolidated, read_zero_outline, zero_layout
 from launcher.checkpoint.reader import Trust, as_mapping, read_file
 from launcher.checkpoint.sharded import (
@@ -16,6 +18,7 @@ from launcher.checkpoint.sharded import (
     is_sharded_folder,
     read_sharded,
     read_sharded_outline,
+    read_sharded_weights,
 )
 from strategies.registry import find_strategy, list_strategies
 from strategies.sharded_metadata import META
@@ -46,6 +49,10 @@ class CheckpointFormat(ABC):
     @abstractmethod
     def read_consolidated(self, path: Path, trust: Trust | None = None) -> Mapping[str, Any]:
         """The content as Lightning would have saved it in one file. Raises as `read_outline`."""
+
+    def read_weights(self, path: Path) -> Any:
+        """The state dict of the module; None without one. Raises as `read_outline`."""
+        return self.read_consolidated(path).get("state_dict")
 
     @abstractmethod
     def is_loadable(self, path: Path, planned: CheckpointFormat, deepspeed: Settings | None, ranks: int) -> bool:
@@ -133,6 +140,10 @@ class ShardedFolder(CheckpointFormat):
     def read_consolidated(self, path: Path, trust: Trust | None = None) -> Mapping[str, Any]:
         """See `CheckpointFormat`."""
         return read_sharded(path, trust)
+
+    @override
+    def read_weights(self, path: Path) -> Any:
+        return read_sharded_weights(path)
 
     def is_loadable(self, path: Path, planned: CheckpointFormat, deepspeed: Settings | None, ranks: int) -> bool:
         """See `CheckpointFormat`."""

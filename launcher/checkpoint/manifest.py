@@ -43,11 +43,7 @@ def publish(temporary: Path, checkpoint: Path, step: int | None, *, with_manifes
     Raises:
         OSError: the disk is full or read-only; the older checkpoint is kept.
     """
-    if with_manifest:
-        write_manifest(temporary, checkpoint, step)
-    else:
-        _sync(temporary)
-        manifest_path(checkpoint).unlink(missing_ok=True)
+    write_manifest(temporary, checkpoint, step, with_manifest=with_manifest)
     # A DeepSpeed folder of that name, if the run used DeepSpeed before.
     before = checkpoint.with_name(f"{checkpoint.stem}-before{checkpoint.suffix}") if checkpoint.is_dir() else None
     if before is not None:
@@ -59,10 +55,16 @@ def publish(temporary: Path, checkpoint: Path, step: int | None, *, with_manifes
         shutil.rmtree(before, ignore_errors=True)
 
 
-def write_manifest(temporary: Path, checkpoint: Path, step: int | None) -> None:
-    """Sync a complete checkpoint, a file or a directory, and write the manifest for its final name."""
+def write_manifest(temporary: Path, checkpoint: Path, step: int | None, *, with_manifest: bool = True) -> None:
+    """Sync a complete checkpoint, a file or a directory, and write the manifest for its final name.
+
+    Without a manifest, one of an older checkpoint is removed.
+    """
     for file in _files(temporary):
         _sync(file)
+    if not with_manifest:
+        manifest_path(checkpoint).unlink(missing_ok=True)
+        return
     before = _read_manifest(checkpoint) or {}
     versions = [{"files": _hashes(temporary)}, *before.get("versions", [])[:1]]
     write_file(manifest_path(checkpoint), json.dumps({"step": step, "versions": versions}) + "\n")

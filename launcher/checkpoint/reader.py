@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import pickle
 import stat
@@ -142,6 +143,9 @@ def _load(file: Path | BinaryIO, map_location: Any, mmap: bool) -> tuple[Any, bo
         return _torch_load(file, **options, weights_only=True), False
     except pickle.UnpicklingError:
         # Formats other than the current one of `torch.save` can only be unpickled.
+        if not isinstance(file, Path):
+            file.seek(0)
+            file = io.BytesIO(file.read())
         if not _is_archive(file):
             raise
         if not isinstance(file, Path):

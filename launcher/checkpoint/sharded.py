@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from launcher.checkpoint.precision import RECORD
 from launcher.checkpoint.reader import Trust, as_mapping, guarded_loads, read_file
 from launcher.core.errors import ResumeError
-from strategies.sharded_files import read_all, to_plain_optimizer
-from strategies.sharded_meta import OTHERS, put_back
+from strategies.sharded_files import read_all, to_plain_optimizer, write_all
+from strategies.sharded_meta import OTHERS, put_back, split_content
 from strategies.sharded_metadata import META, METADATA, DamagedCheckpointError, read_metadata
 
 
@@ -55,11 +55,41 @@ def read_sharded(path: Path, trust: Trust | None = None) -> dict[str, Any]:
     meta = as_mapping(read_file(path / META, trust, of=path), path)
     with guarded_loads(path, trust), _explained():
         values = read_all(path, metadata)
-    made = put_back({**meta, "state_dict": values.get("state_dict", {})}, values.get(OTHERS, {}))
+    made = put_back(meta, values.get("state_dict", {}), values.get(OTHERS, {}))
     if _has_optimizers(meta):
         keys = [key for n in range(len(values)) if (key := f"optimizer_{n}") in values]
         made["optimizer_states"] = [to_plain_optimizer(values[key])[0] for key in keys]
     return made
+
+
+def read_sharded_weights(path: Path) -> dict[str, Any]:
+    """The weights, without the other tensors. Raises as `read_sharded_outline`."""
+    metadata = check_sharded_folder(path)
+    meta = as_mapping(read_file(path / META, None, of=path), path)
+    with guarded_loads(path, None), _explained():
+        return put_back(meta, read_all(path, metadata, "state_dict").get("state_dict", {}), {})["state_dict"]
+
+
+def write_sharded(content: Mapping[str, Any], path: Path) -> None:
+    """Write the content of one file as a new folder, whose tensors are read in parts.
+
+    The names of an optimizer's parameters are those in `parameter_names`, else numbers.
+    """
+    names = content.get("parameter_names")
+    states = [_by_names(state, names) for state in content.get("optimizer_states", [])]
+    made = {key: value for key, value in content.items() if key not in ("parameter_names", "optimizer_states")}
+    tensors, meta = split_content({**made, "optimizer_states": states})
+    path.mkdir()
+    write_all(path, tensors)
+    torch.save(meta, path / META)
+
+
+def _by_names(state: Mapping[str, Any], names: Sequence[str] | None) -> dict[str, Any]:
+    def name(number: int) -> str:
+        return str(number) if names is None else names[number]
+
+    groups = [{**group, "params": [name(number) for number in group["params"]]} for group in state["param_groups"]]
+    return {"state": {name(number): values for number, values in state["state"].items()}, "param_groups": groups}
 
 
 def describe_sharded(path: Path) -> str:

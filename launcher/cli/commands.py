@@ -73,7 +73,7 @@ _TABLE = (
     Command("cancel", "stop a run; its ranks save first", "launcher.cli.cancel"),
     Command("init", "write a config: asks for model, hardware, precision and logging", "launcher.wizard.command",
             takes_settings=True, on_interrupt="\ncancelled; nothing was written"),
-    Command("convert", "write a checkpoint of any strategy as one plain state dict", "launcher.cli.convert"),
+    Command("convert", "write a checkpoint of any strategy in another format", "launcher.cli.convert"),
     Command("doctor", "check this machine and its cluster", "launcher.doctor.command"),
     Command("report", "write a page about a run, or compare two", "launcher.report.command"),
     Command("help", "show the options of a command", "launcher.cli.help"),
@@ -91,7 +91,7 @@ _SYNONYMS = {
     "logs": "log tail output",
     "cancel": "stop kill abort scancel terminate",
     "init": "new create setup wizard configure config",
-    "convert": "export consolidate merge",
+    "convert": "export consolidate merge safetensors",
     "doctor": "check diagnose info env",
     "report": "compare plot summary",
 }

@@ -15,7 +15,7 @@ _DEFAULTS = dataclasses.asdict(FsdpOptions())
 
 
 def find_fsdp_contradictions(values: Mapping[str, Any], strategy: StrategyEntry | None) -> Iterator[Problem]:
-    """Problems of `fsdp` and `activation_checkpointing` with the other settings.
+    """Problems of `fsdp` with the other settings.
 
     `strategy` is the requested one; None for `auto`, which may choose FSDP2.
     """
@@ -23,8 +23,9 @@ def find_fsdp_contradictions(values: Mapping[str, Any], strategy: StrategyEntry 
     given = {key: value for key, value in group.items() if key in _DEFAULTS and value != _DEFAULTS[key]} if (
         isinstance(group, Mapping)) else {}  # fmt: skip
     if strategy is not None and not isinstance(strategy, FullyShard):
-        unread = [f"fsdp.{key}" for key in given]
-        unread += ["activation_checkpointing"] if values.get("activation_checkpointing") is True else []
+        # It names the blocks of activation checkpointing under every strategy.
+        reads_wrap = values.get("activation_checkpointing") is True
+        unread = [f"fsdp.{key}" for key in given if not (key == "wrap" and reads_wrap)]
         for path in unread:
             yield Problem(path, f"given, but the strategy is {strategy.name}; remove it, or use `strategy: fsdp2`")
         return

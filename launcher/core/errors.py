@@ -205,7 +205,7 @@ class OutOfMemoryError(TrainingError):
     Attributes:
         expected_bytes: peak of a step in the plan; None if the plan has no memory estimate.
         allocated_bytes: peak that was allocated on this rank's device; None if unknown (a CPU).
-        next_strategy: the next strategy that needs less memory; None if there is none.
+        next_strategy: the next strategy that needs less, if `next_checkpointed` with activation checkpointing; or None.
         restarts: whether the run restarts with that strategy (`on_oom: next`).
     """
 
@@ -222,7 +222,7 @@ class OutOfMemoryError(TrainingError):
         super().__init__(message, rank=rank)
         self.expected_bytes = expected_bytes
         self.allocated_bytes = allocated_bytes
-        self.next_strategy = next_strategy
+        self.next_strategy, self.next_checkpointed = next_strategy, False
         self.restarts = restarts
 
 

@@ -45,8 +45,9 @@ EVENT_KINDS: Mapping[str, EventKind] = MappingProxyType({
         "run": "precision of this attempt",
     }),
     "strategy_changed": EventKind("Strategies ran out of memory in earlier attempts; the plan uses another one.", {
-        "ran_out": "names of the strategies that ran out of memory",
+        "ran_out": "names of the strategies that ran out of memory, if on `with activation checkpointing`",
         "strategy": "the strategy of this attempt",
+        "activation_checkpointing": "whether activation checkpointing is on",
     }),
     "notice": EventKind("A notice to the user, also printed on the terminal.", {"message": "text of the notice"}),
     "resumed": EventKind("The attempt continues from a checkpoint.", {"checkpoint": "path of the checkpoint"}),
@@ -142,6 +143,7 @@ EVENT_KINDS: Mapping[str, EventKind] = MappingProxyType({
         "host": _HOST,
         "strategy": "strategy of the attempt",
         "next": "strategy that needs less memory; null if there is none",
+        "next_checkpointed": "whether it needs less with activation checkpointing, which is off",
         "expected_bytes": "peak that the plan expected",
         "allocated_bytes": "peak that was allocated; null on a CPU",
         "go_on": "whether the config asks for a restart with the next strategy (`on_oom: next`)",

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
+from strategies.sharding import describe_strategy
 from strategies.unused_parameters import describe_parameters
 
 # Longer texts are truncated.
@@ -61,7 +62,9 @@ def describe_event(event: Mapping[str, Any], kind: str) -> str:
             text += f" after step {event['step']}; {end}"
     elif kind == "strategy_changed":
         before = " and ".join(map(str, event.get("ran_out") or ()))
-        text = f"{before} ran out of memory in this run; it continues with {event.get('strategy')}"
+        is_checkpointed = bool(event.get("activation_checkpointing"))
+        now = describe_strategy(str(event.get("strategy")), is_checkpointed)
+        text = f"{before} ran out of memory in this run; it continues with {now}"
     elif kind == "unused_parameters":
         names = describe_parameters(event.get("names") or ())
         text = f"{names} received no gradient; from now on DDP searches for unused parameters"

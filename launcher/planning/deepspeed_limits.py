@@ -36,6 +36,10 @@ def find_obstacles(
     `precision` is None if the ranks have none, or if the user's plugin decides.
     """
     found: list[Obstacle] = []
+    missing = select(agreement.facts, lambda fact: _version(fact, "deepspeed") is None)
+    if missing:
+        reason = f"DeepSpeed is not installed on {join_some(list_hosts(missing))}"
+        found.append(Obstacle(reason, "install it (`pip install deepspeed`), or use `strategy: fsdp2`"))
     plugin = agreement.facts[0].traits.get("precision_plugin")
     if plugin is not None:
         reason = f"the user's own {plugin} decides the precision, but DeepSpeed's engine has its own plugin"
@@ -51,11 +55,9 @@ def find_obstacles(
         )
     for path in nvme_paths(name, user):
         found += _folder_obstacles(path, agreement.facts)
-        missing = find_missing_tools(agreement)
-        if missing:
-            found.append(
-                Obstacle(f"{name} compiles DeepSpeed's async_io at its first start, but {missing[0]}", missing[1])
-            )
+        tools = find_missing_tools(agreement)
+        if tools:
+            found.append(Obstacle(f"{name} compiles DeepSpeed's async_io at its first start, but {tools[0]}", tools[1]))
     return list(dict.fromkeys(found))
 
 
@@ -95,8 +97,12 @@ def find_missing_tools(agreement: Agreement) -> tuple[str, str] | None:
 
 
 def _find_missing(fact: RankFacts) -> list[str]:
-    versions = fact.hardware.versions if fact.hardware else {}
-    return [tool for tool in BUILD_TOOLS if versions.get(tool, "unknown") is None]
+    return [tool for tool in BUILD_TOOLS if _version(fact, tool) is None]
+
+
+def _version(fact: RankFacts, name: str) -> str | None:
+    """Version of a library or path of a tool on a rank; None if it is not installed there."""
+    return fact.hardware.versions.get(name, "unknown") if fact.hardware else "unknown"
 
 
 def _folder_obstacles(path: str, facts: Sequence[RankFacts]) -> list[Obstacle]:

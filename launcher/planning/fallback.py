@@ -19,8 +19,10 @@ from strategies.assessment import choose_fastest
 from strategies.comparison import Comparison, next_after
 from strategies.deepspeed_config import as_block
 from strategies.machine import MachineModel
+from strategies.registry import find_strategy
 
 # Settings of DeepSpeed that fix the variant of ZeRO.
+ONLY_DEEPSPEED = "deepspeed_config was given, which only DeepSpeed reads; remove it"
 _RAN_OUT = "ran out of memory in this run"
 _FIXING = ("stage", "offload_optimizer", "offload_param")
 
@@ -32,6 +34,11 @@ def with_next(found: Comparison, name: str, machine: MachineModel, why_not: Call
     """
     following = next_after(name, found.assessments, machine)
     obstacle = None if following is None else why_not(following)
+    if obstacle == ONLY_DEEPSPEED:
+        # The user's config is for DeepSpeed: what it allows of its variants comes first.
+        own = [a for a in found.assessments if a.name == name or find_strategy(a.name).needs_deepspeed]
+        following = next_after(name, own, machine) or following
+        obstacle = None if following is None else why_not(following)
     if obstacle is not None:
         able = [a for a in found.assessments if a.name == name or why_not(a.name) is None]
         obstacle = f"`strategy: {following}` needs less, but {obstacle}"
@@ -95,6 +102,8 @@ def why_not_planned(
         make_plan(dataclasses.replace(config, strategy=name), agreement, checkpoint)
     except PlanError as error:
         problems = [line.strip() for line in str(error).splitlines()[1:]]
+        if config.deepspeed_config is not None and not find_strategy(name).needs_deepspeed:
+            return ONLY_DEEPSPEED
         fixed = _describe_fixed(config.deepspeed_config)
         if fixed and any(problem.startswith("deepspeed_config.zero_optimization:") for problem in problems):
             return f"deepspeed_config fixes {fixed}; set that to 'auto' there"

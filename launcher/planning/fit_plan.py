@@ -18,7 +18,6 @@ from launcher.planning.spinner import find_terminal, show_activity
 from launcher.runs.oom_record import MemoryRecord
 from launcher.user_code.classes import UserClasses, import_classes
 from launcher.user_code.objects import UserObjects
-from strategies.fsdp import FullyShard
 from strategies.registry import find_strategy
 from strategies.step_trace import ModelProfile, Unprofiled
 
@@ -42,8 +41,6 @@ def check_model(
     problem = strategy.model_problem(model) or find_block_problem(model, config, plan.strategy.name)
     if problem is not None:
         raise PlanError(problem)
-    if config.activation_checkpointing is True and not isinstance(strategy, FullyShard):
-        notice(f"activation_checkpointing has no effect: the strategy is {strategy.name}; use `strategy: fsdp2`")
     for text in strategy.model_notices(model):
         notice(text)
 

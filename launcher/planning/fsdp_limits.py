@@ -26,43 +26,45 @@ def find_fsdp_problems(name: str, config: RunConfig, agreement: Agreement) -> li
     return problems
 
 
-def fsdp_obstacles(agreement: Agreement) -> dict[str, str]:
-    """The reasons why FSDP2's candidates do not work with the user's objects, by their names."""
-    obstacles = _callback_obstacles(agreement)
-    names = [each.name for each in list_candidates() if isinstance(each, FullyShard)]
-    return dict.fromkeys(names, "; ".join(obstacles)) if obstacles else {}
+def fsdp_obstacles(config: RunConfig, agreement: Agreement) -> dict[str, str]:
+    """The reasons why FSDP2's candidates do not work with the ranks and the user's objects, by their names."""
+    shared = _callback_obstacles(agreement)
+    found = {each.name: shared for each in list_candidates() if isinstance(each, FullyShard)}
+    found[HSDP.name] = [*shared, *_find_mesh_problems(config.fsdp, agreement)]
+    return {name: "; ".join(obstacles) for name, obstacles in found.items() if obstacles}
 
 
 def reads_blocks(config: RunConfig) -> bool:
-    """Whether a setting of FSDP2 is about the blocks of the model, and the strategy may read it."""
+    """Whether a setting is about the blocks of the model, and the strategy may read it."""
     may_shard = config.strategy == AUTO or isinstance(find_strategy(config.strategy), FullyShard)
-    return may_shard and bool(config.fsdp.wrap or _needs_of_blocks(config))
+    return config.activation_checkpointing is True or (may_shard and bool(config.fsdp.wrap or config.fsdp.compile))
 
 
 def find_block_problem(model: nn.Module, config: RunConfig, strategy: str) -> str | None:
     """Why the settings of FSDP2 do not fit the model, with what to do; None if they do, or have no effect."""
     is_fsdp = strategy != AUTO and isinstance(find_strategy(strategy), FullyShard)
-    if not is_fsdp and strategy != AUTO:
+    if not is_fsdp and strategy != AUTO and config.activation_checkpointing is not True:
         return None
     from strategies import fsdp_blocks
+    from strategies.block_checkpoints import find_checkpointed
 
     if config.fsdp.wrap:
         try:
             fsdp_blocks.check_wrap(model, config.fsdp.wrap)
         except StrategyError as error:
             return str(error)
-    needs = _needs_of_blocks(config)
-    if is_fsdp and needs and not fsdp_blocks.find_blocks(model, config.fsdp.wrap):
-        return (
-            f"{' and '.join(needs)}: given True, but the model has no blocks, which are modules of a class that occurs "
-            "at least twice; name their classes in `fsdp.wrap`, or remove it"
-        )
-    return None
-
-
-def _needs_of_blocks(config: RunConfig) -> list[str]:
-    wanted = {"activation_checkpointing": config.activation_checkpointing is True, "fsdp.compile": config.fsdp.compile}
-    return [name for name, is_wanted in wanted.items() if is_wanted]
+    needs: list[str] = []
+    if config.activation_checkpointing is True and not find_checkpointed(model, config.fsdp.wrap):
+        needs.append("activation_checkpointing")
+    # Without FSDP2 no block is compiled.
+    if is_fsdp and config.fsdp.compile and not fsdp_blocks.find_blocks(model, config.fsdp.wrap):
+        needs.append("fsdp.compile")
+    if not needs:
+        return None
+    return (
+        f"{' and '.join(needs)}: given True, but the model has no blocks, which are modules of a class that occurs at "
+        "least twice; name their classes in `fsdp.wrap`, or remove it"
+    )
 
 
 def _callback_obstacles(agreement: Agreement) -> list[str]:

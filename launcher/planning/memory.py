@@ -15,7 +15,7 @@ from launcher.planning.checkpointing import CheckpointedChoice, ComparisonInputs
 from launcher.planning.deepspeed_limits import assumed_folders, candidate_obstacles, nvme_room
 from launcher.planning.fallback import skip_candidates, why_not_planned, with_checkpointed_next, with_next
 from launcher.planning.fsdp_limits import fsdp_obstacles
-from launcher.planning.plan import CUSTOM, Plan, describe_strategy, make_plan, shard_options
+from launcher.planning.plan import CUSTOM, Plan, make_plan, shard_options
 from launcher.runs.oom_record import MemoryRecord, OomRecord
 from strategies.batch import BatchSplit
 from strategies.choice import AUTO, Rejected, StrategyChoice
@@ -27,6 +27,7 @@ from strategies.model_states import ZeroSettings
 from strategies.options import ComparisonOptions
 from strategies.precision import Precision
 from strategies.repeated import RepeatedRecords
+from strategies.sharding import describe_strategy
 from strategies.step_trace import ModelProfile, Unprofiled
 from strategies.units import format_bytes
 from strategies.zero import ZERO_3_NVME
@@ -120,8 +121,9 @@ def _inputs(
             config.memory_share,
             zero_settings(plan.device_kind, plan.deepspeed),
             candidate_obstacles(agreement, None if plan.precision == CUSTOM else planned_precision(plan), user)
-            | fsdp_obstacles(agreement),
+            | fsdp_obstacles(config, agreement),
             shard_options(config, checkpoint_activations=plan.activation_checkpointing),
+            offers_checkpointing=config.activation_checkpointing is False,
         ),
     )
 

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -73,7 +74,7 @@ def profile_objects(
             found = Unprofiled(describe_error(error))
     if isinstance(found, ModelProfile):
         again = found.checkpointed
-        return found if again is None else replace(found, checkpointed=lambda: _preserving(given.model, again))
+        return found if again is None else replace(found, checkpointed=cache(partial(_preserving, given.model, again)))
     model = describe_parameters(given.model)
     by_hand = None if given.model.automatic_optimization else MANUAL_OPTIMIZATION
     failure = f"the module was not copied for a trace ({found.why}): Adam's states are assumed"

@@ -7,6 +7,7 @@ from typing import Any
 
 from launcher.core.errors import OutOfMemoryError, first_line
 from launcher.planning.plan import Plan
+from strategies.sharding import describe_strategy
 from strategies.units import format_bytes
 
 # Messages of allocators without an exception class like that of CUDA's caching allocator.
@@ -54,7 +55,8 @@ def out_of_memory(
     `allocated_bytes` is the peak of the rank's device allocator; None if not known.
     """
     own = planned_memory(plan, plan.strategy.name)
-    lines = [f"rank {rank} ({host}) is out of memory with {plan.strategy.name}: {first_line(error)}"]
+    name = describe_strategy(plan.strategy.name, plan.activation_checkpointing)
+    lines = [f"rank {rank} ({host}) is out of memory with {name}: {first_line(error)}"]
     if own is None:
         lines.append("the plan has no memory estimate; `launcher plan` shows it for this config")
     else:
@@ -64,22 +66,29 @@ def out_of_memory(
     if allocated_bytes is not None:
         lines.append(f"at most {format_bytes(allocated_bytes)} were allocated")
     following = plan.memory["next"] if plan.memory else None
-    if following:
+    is_checkpointed = bool(plan.memory and plan.memory.get("next_checkpointed"))
+    if following and is_checkpointed:
+        lines.append(f"next: `activation_checkpointing: true` with `strategy: {following}`")
+    elif following:
         needs = planned_memory(plan, following) or {"total": 0}
         lines.append(f"next: `strategy: {following}`, which is expected to need {format_bytes(needs['total'])}")
     elif plan.memory and plan.memory["next_obstacle"]:
         lines.append(plan.memory["next_obstacle"])
     elif (plan.batch.micro_batch_size or 2) > 1:
         lines.append("next: a smaller micro batch (the data's batch_size; global_batch_size keeps the step the same)")
+    elif plan.activation_checkpointing:
+        lines.append("next: a device with more memory")
     else:
-        lines.append("next: activation checkpointing in the module, or a device with more memory")
-    return OutOfMemoryError(
+        lines.append("next: `activation_checkpointing: true`, or a device with more memory")
+    found = OutOfMemoryError(
         "\n  ".join(lines),
         expected_bytes=None if own is None else own["total"],
         allocated_bytes=allocated_bytes,
         next_strategy=following,
         restarts=on_oom == "next" and following is not None,
     )
+    found.next_checkpointed = is_checkpointed
+    return found
 
 
 _PARTS = {

@@ -95,11 +95,6 @@ class Plan:
         return cls(**fields)
 
 
-def describe_strategy(name: str, has_checkpointing: bool) -> str:
-    """The strategy in a message."""
-    return f"{name} with activation checkpointing" if has_checkpointing else name
-
-
 def shard_options(config: RunConfig, *, checkpoint_activations: bool) -> ShardOptions:
     """How FSDP2 shards, with the plan's decision on activation checkpointing."""
     given = config.fsdp

@@ -12,7 +12,9 @@ from launcher.config.schema import RunConfig
 from launcher.core.distribution import describe_install
 from launcher.core.errors import MissingLibraryError, UsageError
 from launcher.planning.memory import list_splits, machine_of, planned_precision, zero_settings
-from strategies.comparison import ComparisonOptions, compare_strategies
+from launcher.planning.plan import shard_options
+from strategies.comparison import compare_strategies
+from strategies.options import ComparisonOptions
 from strategies.registry import find_strategy, list_candidates
 from strategies.units import format_bytes
 
@@ -51,7 +53,7 @@ def plot_memory(found: DryRun, config: RunConfig, path: Path) -> None:
         # Offload to NVMe needs as much of the device as offload to the host: one line must not hide the other.
         style = "--" if find_strategy(name).offload == "nvme" else "-"
         # Earlier lines are wider, so that they are visible below others with the same values.
-        width = 1.4 + 0.7 * (len(lines) - 1 - position)
+        width = 1.4 + 5 * (len(lines) - 1 - position) / len(lines)
         label = f"{name} (chosen)" if name == found.plan.strategy.name else name
         marker = _MARKERS[position % len(_MARKERS)]
         axes.plot(counts, sizes, style, marker=marker, markersize=4 + width, linewidth=width, label=label)
@@ -92,7 +94,7 @@ def plot_memory(found: DryRun, config: RunConfig, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-_MARKERS = "os^vD<>P"
+_MARKERS = "os^vD<>PXpdh*8"
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _MOST_TICKS, _MOST_RANK_TICKS = 12, 8
 
@@ -101,7 +103,9 @@ def memory_by_gpus(found: DryRun, config: RunConfig) -> tuple[list[int], dict[st
     """Numbers of ranks, and by strategy its bytes on the device for each number."""
     if found.profile is None:
         raise ValueError("memory_by_gpus needs a profile, the dry run has none")
-    precision = planned_precision(found.plan)
+    precision, profile = planned_precision(found.plan), found.profile
+    if found.plan.activation_checkpointing and profile.checkpointed is not None:
+        profile = profile.checkpointed() or profile
     machine = machine_of(found.agreement, precision)
     last = max(found.plan.world_size * 4, 64)
     counts = [1]
@@ -112,11 +116,15 @@ def memory_by_gpus(found: DryRun, config: RunConfig) -> tuple[list[int], dict[st
     for count in counts:
         ranks = dataclasses.replace(machine, world_size=count, ranks_per_node=min(count, machine.ranks_per_node))
         compared = compare_strategies(
-            found.profile,
+            profile,
             ranks,
             precision,
             [dataclasses.replace(batch, world_size=count)],
-            ComparisonOptions(config.memory_share, zero_settings(machine.device_kind)),
+            ComparisonOptions(
+                config.memory_share,
+                zero_settings(machine.device_kind),
+                sharding=shard_options(config, checkpoint_activations=found.plan.activation_checkpointing),
+            ),
         )
         for assessed in compared.assessments:
             lines[assessed.name].append(assessed.memory.total)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import torch
@@ -29,9 +29,6 @@ T = TypeVar("T")
 _CUDA_GRANULARITY = 512  # torch's caching allocator rounds up to it
 MANUAL_OPTIMIZATION = "the module optimizes by hand, and ZeRO steps by itself"
 SETTING_UP = "setting up the data (its `setup`) and reading a batch"
-_NO_BLOCKS = (
-    "`activation_checkpointing: true` has no effect: the model has no repeated blocks; name their classes in fsdp.wrap"
-)
 # Copies kept of an element of a layer's output, in traces: the product, its norm, activation and residual.
 _KEPT_PER_OUTPUT = 4
 _HALF = {Precision.FP16_TRUE: torch.float16, Precision.BF16_TRUE: torch.bfloat16}
@@ -172,12 +169,9 @@ def _trace(
     notes = [] if options.is_fake else [f"{failure}; one real step was measured instead"]
     if options.foreach and options.device == "cpu":
         notes.append("activations were traced as a CPU computes them: kernels of a GPU may keep other temporaries")
-    if options.checkpoint_activations:
-        if len(model.blocks) == 1:
-            notes.append(_NO_BLOCKS)
-        again = None
-    else:
-        again = partial(_trace_checkpointed, make, batch, precision, trainer, options)
+    again = None
+    if not options.checkpoint_activations:
+        again = cache(partial(_trace_checkpointed, make, batch, precision, trainer, options))
     method = "traced" if options.is_fake else "probed"
     return ModelProfile(model, traces, halved, method, tuple(notes), gathered=cast, checkpointed=again)
 

@@ -42,6 +42,8 @@ def print_plan(plan: Plan, console: Console) -> None:
         ("precision", plan.precision, plan.precision_reasons),
         ("batch", str(plan.batch.global_batch_size or "the loader's own"), plan.batch_reasons),
     ]
+    if plan.activation_checkpointing:
+        rows.append(("memory", "activation checkpointing", plan.checkpointing_reasons))
     # With memory, the second table lists all of them.
     rejected = plan.strategy.rejected if plan.memory is None else ()
     rows += [("not taken", each.name, [each.reason]) for each in rejected]
@@ -136,6 +138,10 @@ def _read_figures(memory: Mapping[str, Any]) -> _Figures:
         "nvme": [entry["memory"]["nvme"] for entry in entries],
         "sent": [entry["step"]["bytes_per_rank"] for entry in entries],
     }
+    # Rings over all ranks cross nodes; with `hsdp` only a part does.
+    across = [entry["step"]["bytes_across_nodes"] for entry in entries]
+    if across != sizes["sent"]:
+        sizes["across"] = across
     columns = {name: [_format_size(size, scale) for size in values] for name, values in sizes.items() if any(values)}
     batches = [f"{entry['micro_batch_size']} x {entry['accumulate']}" for entry in entries]
     common: list[str] = []

@@ -23,6 +23,7 @@ from launcher.core.atomic_write import write_file
 from launcher.core.errors import Interrupted, LateUsageError, OutOfMemoryError, StorageError, TrainingError, UsageError
 from launcher.core.secrets import scrub
 from launcher.process.heartbeat import BEFORE_TRAINING, HeartbeatWriter
+from strategies.sharding import describe_strategy
 
 FOLDER_VARIABLE = "LAUNCHER_ATTEMPT_DIR"
 # `multiprocessing` gives this exit code if the fork server died before it could report the real one.
@@ -40,6 +41,11 @@ _LOST_PEER = ("connection closed by peer", "connection reset by peer", "broken p
 _REPEATING = (UsageError, LateUsageError, StorageError, ImportError, SyntaxError)
 # Errors whose message is complete.
 _EXPLAINED = (UsageError, LateUsageError, OutOfMemoryError, StorageError)
+
+
+def _describe_next(error: OutOfMemoryError) -> str | None:
+    name = error.next_strategy
+    return None if name is None else describe_strategy(name, error.next_checkpointed)
 
 
 def _shorten(lines: Sequence[str]) -> tuple[str, ...]:
@@ -62,7 +68,7 @@ class RankError:
         repeats: whether every further attempt would raise it again.
         explained: whether the message is complete, so that no traceback is needed.
         interrupted: whether a signal caused it.
-        next_strategy: the strategy to restart with after running out of memory (`on_oom: next`).
+        next_strategy: the strategy to restart with, as text, after running out of memory (`on_oom: next`).
         checkpoint: what a rank that a signal stopped has saved.
         storage: why a file could not be written, as `StorageError.reason`.
     """
@@ -103,7 +109,7 @@ class RankError:
             interrupted=isinstance(cause, Interrupted),
             checkpoint=cause.checkpoint if isinstance(cause, Interrupted | LateUsageError | StorageError) else None,
             storage=cause.reason if isinstance(cause, StorageError) else None,
-            next_strategy=no_memory.next_strategy if no_memory and no_memory.restarts else None,
+            next_strategy=_describe_next(no_memory) if no_memory and no_memory.restarts else None,
         )
 
     @classmethod

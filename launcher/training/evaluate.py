@@ -20,6 +20,7 @@ from typing_extensions import override
 
 from launcher.agreement.facts import RankFacts, agree_on
 from launcher.agreement.process_group import GroupSettings, open_store, process_group
+from launcher.checkpoint.export import save_private
 from launcher.checkpoint.resume import read_checkpoint
 from launcher.config.schema import RunConfig
 from launcher.core.errors import UsageError
@@ -41,7 +42,7 @@ from launcher.training.decision import ask_rank_zero, gather_facts
 from launcher.training.evaluated_run import find_evaluated_run
 from launcher.training.failures import error_boundary, explain_error
 from launcher.training.quiet_lightning import EVALUATION_WARNINGS, quiet_lightning
-from launcher.training.resume.convert import loadable_checkpoint, save_private
+from launcher.training.resume.convert import loadable_checkpoint
 from launcher.training.session import rank_session
 from launcher.training.trainer import build_trainer
 from launcher.training.wandb_session import wandb_session

@@ -224,7 +224,8 @@ def _record_out_of_memory(ctx: RunContext, error: Exception, done: int | None) -
                             allocated_bytes=device_peak(plan.device_kind), on_oom=ctx.config.on_oom)  # fmt: skip
     newest, step = _find_checkpoint(ctx)
     ctx.output.events.write("out_of_memory", step=done, host=topology.host, strategy=plan.strategy.name,
-                            next=failure.next_strategy, expected_bytes=failure.expected_bytes,
+                            next=failure.next_strategy, next_checkpointed=failure.next_checkpointed,
+                            expected_bytes=failure.expected_bytes,
                             allocated_bytes=failure.allocated_bytes, go_on=failure.restarts,
                             checkpoint=newest, checkpoint_step=step)  # fmt: skip
     add_oom_record(ctx.run.path, OomRecord.of(ctx.config.to_dict(), plan.to_dict()))

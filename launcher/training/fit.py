@@ -122,7 +122,8 @@ def announce(ctx: RunContext) -> None:
     if plan.precision_before is not None:
         events.write("precision_changed", checkpoint=plan.precision_before, run=plan.precision)
     if plan.ran_out:
-        events.write("strategy_changed", ran_out=plan.ran_out, strategy=plan.strategy.name)
+        events.write("strategy_changed", ran_out=plan.ran_out, strategy=plan.strategy.name,
+                     activation_checkpointing=plan.activation_checkpointing)  # fmt: skip
     for notice in plan.notices:
         events.write("notice", message=notice)
     print_plan(plan, console)

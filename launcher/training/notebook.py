@@ -63,7 +63,7 @@ def read_result(config: RunConfig, given: UserObjects, count: int, folder: Path)
     if weights is None and values["checkpoint"] is not None:
         from launcher.checkpoint.formats import format_of
 
-        weights = format_of(values["checkpoint"]).read_consolidated(values["checkpoint"])["state_dict"]
+        weights = format_of(values["checkpoint"]).read_weights(values["checkpoint"])
     if weights is not None:
         # As Lightning does: a rank may have added or removed layers.
         given.model.load_state_dict(weights, strict=False)

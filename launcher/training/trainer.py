@@ -126,8 +126,10 @@ def _checkpoint_hooks(ctx: RunContext, read_back: ReadBack) -> CheckpointHooks:
 
     def on_written(written: Path, name: Path, step: int | None) -> None:
         read_back(written, name)
+        # A folder of the user gets the same files as with plain Lightning.
+        is_own = name.absolute().is_relative_to(ctx.run.path.absolute())
         with explained_writes(name.parent):
-            write_manifest(written, name, step)
+            write_manifest(written, name, step, with_manifest=is_own)
 
     resume = ctx.run.resume_from
     return CheckpointHooks(

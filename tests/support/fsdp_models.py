@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import BaseFinetuning
+from lightning.pytorch.callbacks import BaseFinetuning, EMAWeightAveraging, StochasticWeightAveraging
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
@@ -73,7 +73,7 @@ class Base(pl.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=self.lr)
 
 
-def data(size: int = 64, batch: int = 4) -> DataLoader[Any]:
+def data(size: int, batch: int = 4) -> DataLoader[Any]:
     g = torch.Generator().manual_seed(1)
     samples = TensorDataset(torch.randn(size, 6, generator=g), torch.randint(0, 4, (size,), generator=g))
     return DataLoader(samples, batch)
@@ -221,6 +221,10 @@ class BatchNorms(Base):
         self.head = nn.Sequential(nn.BatchNorm1d(WIDTH), nn.Linear(WIDTH, 4))  # type: ignore[assignment]
         for block in self.blocks:
             block.norm = nn.BatchNorm1d(WIDTH)  # type: ignore[union-attr]
+
+    def configure_optimizers(self) -> Any:
+        # The gradient of a bias before a norm is only noise, which Adam would scale up.
+        return torch.optim.SGD(self.parameters(), lr=0.05)
 
 
 class Scalars(Base):
@@ -390,9 +394,79 @@ class Dropped(Base):
         self.blocks = nn.ModuleList(Block(dropout=0.2) for _ in range(3))
 
 
+class InnerCalled(Base):
+    """Calls a layer inside of a block."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.blocks[1].up(self.enter(x))[:, :4]  # type: ignore[operator, union-attr]
+
+
+class InnerUsed(Base):
+    """Uses the weight of a layer inside of a block."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        penalty = functional.linear(batch[0], self.blocks[1].down.weight[:, :6]).sum()  # type: ignore[union-attr]
+        return super().training_step(batch, batch_idx) + penalty
+
+
+class Created(Base):
+    """Makes a layer in its first step."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "late"):
+            self.late = nn.Linear(4, 4)
+        return self.late(super().forward(x))
+
+
+class LazyLayers(Base):
+    def make(self) -> None:
+        super().make()
+        self.head = nn.LazyLinear(4)
+
+
+class Averaged(Base):
+    def configure_callbacks(self) -> Any:
+        return [StochasticWeightAveraging(0.01)]
+
+
+class ExponentiallyAveraged(Base):
+    def configure_callbacks(self) -> Any:
+        return [EMAWeightAveraging()]
+
+
+class OnMeta(Base):
+    """Has a parameter on the meta device that nothing initialises."""
+
+    def configure_model(self) -> None:
+        with torch.device("meta"):
+            self.position = nn.Parameter(torch.ones(3))
+
+
+class Hooked(Base):
+    """Registers a hook on a gradient before the parameter is sharded."""
+
+    def make(self) -> None:
+        super().make()
+        self.head.weight.register_hook(lambda gradient: gradient * 2)
+
+
+# Models that FSDP2 cannot train, and parts of the error.
+REFUSED = {
+    "Normalizing": ("changes head.weight in its step", "on_train_batch_end"),
+    "InnerCalled": ("calls blocks.1.up (Linear) directly", "when blocks.1 (Block) is called", "fsdp.wrap", "[Linear]"),
+    "InnerUsed": ("fsdp_models.py:", "those of a block outside of its forward pass"),
+    "Created": ("created late.weight, late.bias in its first step", "configure_model"),
+    "LazyLayers": ("head.weight, head.bias of LazyLayers have no shape yet", "configure_model"),
+    "Averaged": ("StochasticWeightAveraging", "`strategy: ddp`"),
+    "ExponentiallyAveraged": ("EMAWeightAveraging", "`strategy: ddp`"),
+    "OnMeta": ("OnMeta are on the meta device", "reset_parameters"),
+    "Hooked": ("head.weight of Hooked has a gradient hook", "on_fit_start"),
+}
+
 MODELS = {
     kind.__name__: kind
     for kind in (Base, Tied, FrozenInBlocks, Finetuned, ByHand, PlainByHand, Gan, CalledDirectly, Normed, OldWeightNorm,
                  BatchNorms, Scalars, Parts, OneLayer, Scheduled, Plateau, Watched, OwnList, Metric, Configured,
-                 Momentum, MomentumAfter, Normalizing, Dropped)
+                 Momentum, MomentumAfter, Normalizing, Dropped, InnerCalled, InnerUsed, Created, LazyLayers, Averaged,
+                 ExponentiallyAveraged, OnMeta, Hooked)
 }  # fmt: skip

@@ -16,9 +16,11 @@ from typing import Any
 import lightning.pytorch as pl
 import torch.distributed as dist
 
+from launcher.training.callbacks.activation_checkpointing import ActivationCheckpointing
 from strategies.base import BuildOptions, RankLocation
 from strategies.build import build_strategy, precision_plugin
 from strategies.choice import choose_strategy
+from strategies.loss_scale import read_loss_scale
 from strategies.precision import Precision
 from strategies.sharding import ShardOptions
 from tests.support.fsdp_models import MODELS, data
@@ -39,10 +41,11 @@ def build(strategy: str, precision: str = "32-true", options: dict[str, Any] | N
 
 
 def fit(model: str, strategy: str, trainer: dict[str, Any], precision: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Train one case; its losses, or its error."""
+    """Train one case; its losses, or its error. `options` are the fields of `ShardOptions`."""
     pl.seed_everything(0, verbose=False)
     module = MODELS[model]()
-    settings = {"max_epochs": 3, "limit_val_batches": 2, **trainer}
+    settings = {"max_epochs": 2, "limit_val_batches": 1, "num_sanity_val_steps": 1, **trainer}
+    callbacks = [ActivationCheckpointing(options.get("wrap", ()))] if options.get("checkpoint_activations") else []
     try:
         fitted = pl.Trainer(
             **build(strategy, precision, options),
@@ -52,12 +55,19 @@ def fit(model: str, strategy: str, trainer: dict[str, Any], precision: str, opti
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
+            callbacks=callbacks,
             **settings,
         )
-        fitted.fit(module, data(), data(16))
+        fitted.fit(module, data(40 * dist.get_world_size()), data(16))
     except Exception as error:  # noqa: BLE001 -- the test expects it
         return {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
-    return {"losses": module.losses, "steps": fitted.global_step, "name": type(module).__name__}
+    scale = read_loss_scale(fitted)
+    return {
+        "losses": module.losses,
+        "steps": fitted.global_step,
+        "name": type(module).__name__,
+        "skipped": None if scale is None else scale.skipped_steps,
+    }
 
 
 def main(folder: Path) -> None:

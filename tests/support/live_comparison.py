@@ -10,8 +10,16 @@ from pathlib import Path
 
 from strategies.deepspeed_config import ZeroVariant
 from strategies.model_shape import describe_model, find_optimizer
-from strategies.model_states import ModelShape, StateTypes, ZeroSettings, replicated_states, zero_states
-from tests.support.model_zoo import MODELS
+from strategies.model_states import (
+    ModelShape,
+    StateTypes,
+    ZeroSettings,
+    fully_sharded_states,
+    replicated_states,
+    zero_states,
+)
+from tests.support.live_shards import shard_ranks, variant_of
+from tests.support.model_families import SMALL
 from tests.support.runs import start_commands_by_hand
 from tests.support.warm import DEEPSPEED
 
@@ -25,7 +33,7 @@ class Compared:
     """One part of one case: bytes on the rank with the most."""
 
     model: str
-    stage: int
+    stage: int | str
     dtype: str
     world_size: int
     part: str
@@ -35,7 +43,7 @@ class Compared:
 
 def compare(
     models: Sequence[str],
-    stages: Sequence[int],
+    stages: Sequence[int | str],
     dtypes: Sequence[str],
     world_size: int,
     folder: Path,
@@ -65,10 +73,18 @@ def compare(
         first = cases[0]
         name, stage, dtype = first["model"], first["stage"], first["dtype"]
         types = types_of(stage, dtype)
-        if stage:
+        if isinstance(stage, str):
+            ranks_of_state, offloads = shard_ranks(stage, world_size), variant_of(stage).offload
+            states = fully_sharded_states(shapes[name], ranks_of_state, types, offloads=offloads)
+        elif stage:
             states = zero_states(shapes[name], ZeroVariant(stage), world_size, types, SETTINGS)
         else:
             states = replicated_states(shapes[name], types)
+        if states.host:
+            # The device is the host: all states are together.
+            live, formula = max(sum(case[part] for part in PARTS) for case in cases), states.parameters + states.host
+            yield Compared(name, stage, dtype, world_size, "all", live, formula)
+            continue
         for part in PARTS:
             live = max(case[part] for case in cases)
             yield Compared(name, stage, dtype, world_size, part, live, getattr(states, part))
@@ -76,12 +92,12 @@ def compare(
 
 def shape_of(name: str) -> ModelShape:
     """The model's shape for the plan."""
-    module = MODELS[name].make()
+    module = SMALL[name].make()
     return describe_model(module, find_optimizer(module.configure_optimizers()))
 
 
-def types_of(stage: int, dtype: str) -> StateTypes:
+def types_of(stage: int | str, dtype: str) -> StateTypes:
     """Without ZeRO all types follow the parameters; ZeRO keeps fp32 states, and buffers unchanged."""
-    if dtype == "fp32":
-        return StateTypes()
-    return StateTypes(2, 0.5, 0.5) if stage == 0 else StateTypes(2)
+    if dtype != "bf16":
+        return StateTypes(compute_bytes=2 if dtype == "mixed" else None)
+    return StateTypes(2, 0.5, 0.5) if stage == 0 or isinstance(stage, str) else StateTypes(2)

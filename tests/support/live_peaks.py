@@ -6,7 +6,8 @@ torch's CPU allocator does not count memory that gloo's threads free; steps of o
     torchrun --nproc-per-node N -m tests.support.live_peaks OUT MODELS STAGES DTYPES BATCH
 
 Stage 0 is one device with one rank, DDP with several; names are FSDP2's variants, which also know 'mixed'. A name may
-end in '+' with 'every' or 'last': two micro batches a step, with gradients summed after each one or once.
+end in '+every' or '+last' (two micro batches a step, with gradients summed after each one or once) and in '+checkpoint'
+(with activation checkpointing).
 Writes to OUT-RANK one JSON line a case.
 """
 
@@ -19,6 +20,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
+from strategies.block_checkpoints import checkpoint_blocks
 from strategies.deepspeed_patches import compute_with_fp32_weights
 from strategies.deterministic_ddp import DeterministicDistributedDataParallel
 from strategies.storage_tracker import StorageTracker
@@ -70,25 +72,30 @@ def measure(name: str, stage: int | str, dtype: str, batch_size: int) -> int:
 def _measure_sharded(name: str, stage: str, dtype: str, batch_size: int) -> int:
     """The same under one of FSDP2's variants."""
     torch.manual_seed(0)
-    variant, _, accumulation = stage.partition("+")
+    variant, *extras = stage.split("+")
+    accumulates = "every" in extras or "last" in extras
     tracker, peaks = ShardTracker(), list[int]()
     with tracker.following(), tracker:
         batch = SMALL[name].batch(batch_size, DTYPES[dtype])
         module = SMALL[name].make()
         if dtype == "bf16":
             module.to(torch.bfloat16)
-        net = shard(Stepping(module), variant, dtype)
+        net = Stepping(module)
+        if "checkpoint" in extras:
+            checkpoint_blocks(net)
+        replicas = shard(net, variant, dtype)
         optimizer = module.configure_optimizers()
-        for _ in range(_STEPS):
+        for _ in range(_STEPS // 2):
             tracker.reset_peak()
-            for last in (False, True) if accumulation else (True,):
-                set_last(net, is_last=last, every=accumulation != "last")
-                with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "mixed"):
+            for last in (False, True) if accumulates else (True,):
+                set_last(net, is_last=last, every="last" not in extras)
+                with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "mixed"), replicas.plain():
                     loss = net(batch)
-                if last != bool(accumulation):
+                if last != accumulates:
                     optimizer.zero_grad()
                 loss.backward()
                 del loss
+                replicas.reduce()
             optimizer.step()
             peaks.append(tracker.peak_total)
     return min(peaks[1:])

@@ -1,4 +1,4 @@
-"""Plain FSDP2 over gloo, without the launcher's strategy, for tests of memory formulas."""
+"""FSDP2 over gloo as the strategy applies it, without Lightning, for tests of memory formulas."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy
 from torch.distributed.fsdp._fully_shard import _fsdp_param, _fsdp_param_group
 from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
 from strategies.fsdp_blocks import find_blocks
+from strategies.fsdp_modules import ModuleSharding, shard_module
+from strategies.fsdp_replicas import ReplicatedParameters
 from strategies.registry import find_strategy
 from strategies.sharding import ShardVariant
 from strategies.storage_tracker import StorageTracker
@@ -34,8 +36,8 @@ def shard_ranks(name: str, world_size: int) -> int:
     return max(world_size // 2, 1) if name == "hsdp" else world_size
 
 
-def shard(root: nn.Module, name: str, dtype: str, in_type: str = "fp32") -> nn.Module:
-    """Shard the module over all ranks; `dtype` is 'fp32', 'bf16' (true) or 'mixed'."""
+def shard(root: nn.Module, name: str, dtype: str, in_type: str = "fp32") -> ReplicatedParameters:
+    """Shard the module over all ranks, as the strategy does; `dtype` is 'fp32', 'bf16' (true) or 'mixed'."""
     variant, world = variant_of(name), dist.get_world_size()
     mesh = init_device_mesh("cpu", (world,))
     if variant.hybrid:
@@ -44,9 +46,9 @@ def shard(root: nn.Module, name: str, dtype: str, in_type: str = "fp32") -> nn.M
     sums = torch.float32 if in_type == "fp32" and dtype != "fp32" else None
     policy = MixedPrecisionPolicy(torch.bfloat16 if dtype == "mixed" else None, sums, cast_forward_inputs=False)
     offload = CPUOffloadPolicy(pin_memory=False) if variant.offload else OffloadPolicy()
-    for block in find_blocks(root):
-        fully_shard(block, mesh=mesh, mp_policy=policy, offload_policy=offload, reshard_after_forward=variant.reshard)
-    return fully_shard(root, mesh=mesh, mp_policy=policy, offload_policy=offload, reshard_after_forward=False)
+    options = {"mesh": mesh, "mp_policy": policy, "offload_policy": offload}
+    sharding = ModuleSharding(torch.device("cpu"), variant.reshard, options)
+    return ReplicatedParameters(root, shard_module(root, find_blocks(root), sharding), mesh)
 
 
 def set_last(net: nn.Module, *, is_last: bool, every: bool) -> None:

@@ -24,7 +24,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from tests.support.live_shards import shard
-from tests.support.model_zoo import MODELS
+from tests.support.model_families import SMALL
 
 BUCKET = 1000
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "mixed": torch.float32}
@@ -79,7 +79,7 @@ def measure(name: str, stage: int | str, dtype: str) -> dict[str, int]:
     torch.manual_seed(0)
     if isinstance(stage, str):
         return _measure_sharded(name, stage, dtype)
-    entry = MODELS[name]
+    entry = SMALL[name]
     module = entry.make()
     batch = entry.batch(2, DTYPES[dtype])
     optimizer = module.configure_optimizers()
@@ -121,18 +121,20 @@ def measure(name: str, stage: int | str, dtype: str) -> dict[str, int]:
 
 def _measure_sharded(name: str, variant: str, dtype: str) -> dict[str, int]:
     """The same under one of FSDP2's variants."""
-    module = MODELS[name].make()
+    module = SMALL[name].make()
     if dtype == "bf16":
         module.to(torch.bfloat16)
-    net = shard(Stepping(module), variant, dtype)
+    net = Stepping(module)
+    replicas = shard(net, variant, dtype)
     optimizer = module.configure_optimizers()
-    batch = MODELS[name].batch(2, DTYPES[dtype])
+    batch = SMALL[name].batch(2, DTYPES[dtype])
     found: dict[str, int] = {}
     for _ in range(2):
         optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "mixed"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "mixed"), replicas.plain():
             loss = net(batch)
         loss.backward()
+        replicas.reduce()
         if optimizer.state or not found:
             found = parts(module, optimizer)
         optimizer.step()

@@ -55,6 +55,8 @@ class Model(pl.LightningModule):
 
     def __init__(self, optimizer: str = "adamw") -> None:
         super().__init__()
+        # The same initial weights in each training.
+        torch.manual_seed(3)
         self.automatic_optimization = optimizer != "two"
         self.kind = optimizer
         self.embed = nn.Embedding(11, 5)
@@ -170,9 +172,12 @@ OPTIMIZERS: Mapping[str, Callable[[Model], Any]] = {
 }
 
 
-def data(batch: int) -> DataLoader[Any]:
+def data(batch: int, *, is_same: bool = False) -> DataLoader[Any]:
+    """40 samples, in one order or another, or 40 times the first one."""
     draw = torch.Generator().manual_seed(5)
-    return DataLoader(TensorDataset(*torch.randint(0, 11, (2, 40), generator=draw)), batch, shuffle=True)
+    samples = torch.randint(0, 11, (2, 40), generator=draw)
+    own = samples[:, :1].expand(2, 40) if is_same else samples
+    return DataLoader(TensorDataset(*own), batch, shuffle=True)
 
 
 def hooks(folder: Path) -> CheckpointHooks:
@@ -212,6 +217,7 @@ def fit(
     steps: int = STEPS,
     accumulate: int = 1,
     callbacks: Sequence[pl.Callback] = (),
+    is_same: bool = False,
     **sharding: Any,
 ) -> pl.Trainer:
     """Train to a step, and save in the middle and at the end; see `saved`."""
@@ -234,7 +240,7 @@ def fit(
     start = None if resume is None else loadable(resume, strategy, deepspeed, folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer.fit(model, data(4 // ranks), ckpt_path=start, weights_only=True)
+        trainer.fit(model, data(4 // ranks, is_same=is_same), ckpt_path=start, weights_only=True)
     return trainer
 
 

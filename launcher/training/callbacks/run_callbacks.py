@@ -18,6 +18,7 @@ from launcher.loggers.wandb_run import QueuedWandbLogger
 from launcher.monitoring.buffers import BufferMonitor
 from launcher.monitoring.rank_monitor import RankMonitor
 from launcher.runs.selection import LAST_CHECKPOINT
+from launcher.training.callbacks.activation_checkpointing import ActivationCheckpointing
 from launcher.training.callbacks.events import EventWriter
 from launcher.training.callbacks.heartbeat import heartbeat_callbacks
 from launcher.training.callbacks.memory import MeasuredMemory, MemoryReporter
@@ -65,6 +66,7 @@ def run_callbacks(ctx: RunContext, parts: RunParts, event_writer: EventWriter) -
     return [
         *tuned.kept,
         tuned,
+        *([ActivationCheckpointing(config.fsdp.wrap)] if ctx.plan.activation_checkpointing else []),
         *([] if wandb is None else [WandbStarter(wandb.values, parts.described, notice)]),
         monitor,
         BufferMonitor(monitor.alert, events, notice),

@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
+from launcher.checkpoint.export import save_private, save_safetensors, save_sharded_folder
 from launcher.checkpoint.formats import format_of, format_written_by
-from launcher.checkpoint.reader import CONSOLIDATED
-from launcher.core.atomic_write import replace_file
+from launcher.checkpoint.reader import CONSOLIDATED, Trust
 from launcher.core.errors import LauncherError, ResumeError
 from launcher.training.context import RunContext
+
+# What `convert_checkpoint` writes: a state dict or all that Lightning saves, as one file or as a folder.
+KINDS = ("weights", "safetensors", "lightning", "sharded")
 
 
 @contextlib.contextmanager
@@ -45,8 +47,14 @@ def loadable_checkpoint(ctx: RunContext) -> Iterator[Path | None]:
             consolidated.unlink(missing_ok=True)
 
 
-def convert_checkpoint(source: Path, target: Path) -> int:
-    """Write a checkpoint's weights as one plain state dict for `weights_only`, and return the number of tensors.
+def convert_checkpoint(source: Path, target: Path, kind: str = "weights", *, trusted: bool = False) -> int:
+    """Write a checkpoint in another format, and return the number of weights.
+
+    Args:
+        source: a checkpoint of any strategy.
+        target: the file or folder to write.
+        kind: one of `KINDS`.
+        trusted: whether loading may run code in the checkpoint; for the formats with all content.
 
     Raises:
         ResumeError: `source` is not a checkpoint, or `target` exists or cannot be written.
@@ -55,23 +63,24 @@ def convert_checkpoint(source: Path, target: Path) -> int:
         raise ResumeError(f"convert: {source} does not exist; give the path of a checkpoint")
     if target.exists():
         raise ResumeError(f"convert: {target} exists already and is not overwritten; give another name")
-    content = format_of(source).read_consolidated(source)
-    state: Any = content.get("state_dict")
+    found = format_of(source)
+    has_all = kind in ("lightning", "sharded")
+    content = found.read_consolidated(source, Trust(everywhere=trusted)) if has_all else {}
+    state: Any = content.get("state_dict") if has_all else found.read_weights(source)
     if not isinstance(state, Mapping):
         raise ResumeError(f"convert: {source} has no state_dict; give a checkpoint that Lightning or DeepSpeed wrote")
     try:
-        save_private(dict(state), target)
+        if kind == "safetensors":
+            return save_safetensors(state, target)
+        if kind == "sharded":
+            save_sharded_folder(content, target)
+        else:
+            save_private(dict(content if has_all else state), target)
     except OSError as error:
         raise ResumeError(
             f"convert: {target} cannot be written: {error.strerror or error}; give another path"
         ) from error
     return len(state)
-
-
-def save_private(content: Any, path: Path) -> None:
-    """`torch.save` to a file of mode 0600, atomically."""
-    with replace_file(path) as file:
-        torch.save(content, file)
 
 
 def _on_rank_zero(rank: int, action: Callable[[], None]) -> None:

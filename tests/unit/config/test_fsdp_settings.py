@@ -18,7 +18,6 @@ SETTINGS: dict[str, Any] = {
     "fsdp.reduce_every_batch": {"fsdp": {"reduce_every_batch": False}},
     "fsdp.compile": {"fsdp": {"compile": True}},
     "fsdp.shard_ranks": {"fsdp": {"shard_ranks": 2}},
-    "activation_checkpointing": {"activation_checkpointing": True},
 }
 NAMES = ["auto", *(entry.name for entry in list_strategies())]
 READERS = {entry.name for entry in list_strategies() if isinstance(entry, FullyShard)}
@@ -33,6 +32,12 @@ def test_a_setting_that_the_strategy_does_not_read_is_reported(path: str, name: 
     wrong = f"but {name} shards over all ranks" if name in READERS else f"but the strategy is {name}"
     assert all(problem.message.startswith(f"given, {wrong}; ") for problem in problems)
     assert all("; remove it, or use `strategy: " in problem.message for problem in problems)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_strategy_has_activation_checkpointing_of_blocks_with_given_classes(name: str) -> None:
+    values = {"strategy": name, "activation_checkpointing": True, "fsdp": {"wrap": ["Block"]}}
+    assert find_problems(values) == []
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -45,6 +45,14 @@ class Layer(nn.Module):
         return self.inner(x)
 
 
+class Flat(pl.LightningModule):
+    """A model without blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(4, 4)
+
+
 class Layers(pl.LightningModule):
     def __init__(self) -> None:
         super().__init__()
@@ -87,8 +95,8 @@ def test_a_callback_that_needs_whole_parameters_is_an_error(name: str, callback:
 def test_such_a_callback_rules_the_candidates_out() -> None:
     traits = UserObjects(Toy(), callbacks=[SWA]).traits()
     names = {each.name for each in list_candidates() if isinstance(each, FullyShard)}
-    assert {*fsdp_obstacles(ranks_of([2], **traits))} == names
-    assert fsdp_obstacles(ranks_of([2])) == {}
+    assert {*fsdp_obstacles(RunConfig(), ranks_of([2], **traits))} == names
+    assert fsdp_obstacles(RunConfig(), ranks_of([2])) == {}
 
 
 @pytest.mark.parametrize(
@@ -135,25 +143,20 @@ def test_a_block_class_that_the_model_lacks_is_an_error(strategy: str) -> None:
     ],
 )  # fmt: skip
 def test_settings_of_blocks_need_a_model_with_blocks(settings: dict[str, Any], named: str) -> None:
-    class Flat(pl.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = nn.Linear(4, 4)
-
     config = RunConfig(strategy="fsdp2", **settings)
     assert (find_block_problem(Flat(), config, "fsdp2") or "").startswith(f"{named}: given True, but the model has no")
     assert find_block_problem(Layers(), config, "fsdp2") is None
     assert find_block_problem(Flat(), RunConfig(strategy="fsdp2"), "fsdp2") is None
-    assert find_block_problem(Flat(), dataclasses.replace(config, strategy="auto"), "auto") is None, "DDP may be chosen"
+    problem = find_block_problem(Flat(), dataclasses.replace(config, strategy="auto"), "auto")
+    assert (problem is None) is (named == "fsdp.compile"), "DDP may be chosen, which compiles no blocks"
 
 
-def test_activation_checkpointing_without_effect_gets_a_notice() -> None:
-    notices: list[str] = []
+def test_activation_checkpointing_needs_blocks_under_every_strategy() -> None:
     plan = planned(Agreement((facts(0, CPU), facts(1, CPU))), "auto")
-    check_model(Layers(), plan, notices.append, RunConfig(activation_checkpointing=True))
-    assert notices == ["activation_checkpointing has no effect: the strategy is ddp; use `strategy: fsdp2`"]
-    check_model(Layers(), plan, notices.append, RunConfig())
-    assert len(notices) == 1
+    given = RunConfig(activation_checkpointing=True)
+    check_model(Layers(), plan, pytest.fail, given)
+    with pytest.raises(PlanError, match="activation_checkpointing: given True, but the model has no blocks"):
+        check_model(Flat(), plan, pytest.fail, given)
 
 
 def test_the_facts_of_ranks_carry_the_callbacks() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from launcher.agreement.facts import Agreement
 from launcher.config.schema import RunConfig, TrainerOptions
 from launcher.planning.memory import plan_with_memory
 from launcher.planning.oom import out_of_memory
@@ -56,7 +57,12 @@ def test_next_candidate_is_one_that_the_config_allows() -> None:
 
 def test_other_plan_problems_block_the_next_candidate() -> None:
     clip = TrainerOptions(gradient_clip_val=1.0, gradient_clip_algorithm="value")
-    error = ended(planned(asked(strategy="ddp", trainer=clip)))
+    given = asked(strategy="ddp", trainer=clip)
+    assert ended(planned(given)).next_strategy == "fsdp2", "only ZeRO is blocked"
+    averaged = Agreement(
+        tuple(dataclasses.replace(f, traits={**f.traits, "weight_callbacks": ["Averaging"]}) for f in ranks(3).facts)
+    )
+    error = ended(plan_with_memory(given, averaged, profile()))
     assert error.next_strategy is None
     assert "DeepSpeed clips gradients only by their norm" in str(error)
 
@@ -65,4 +71,4 @@ def test_other_plan_problems_block_the_next_candidate() -> None:
 def test_no_obstacle_is_reported_without_one(strategy: str) -> None:
     memory = planned(asked(strategy=strategy)).memory
     assert memory is not None
-    assert (memory["next"], memory["next_obstacle"]) == ("deepspeed_stage_1", None)
+    assert (memory["next"], memory["next_obstacle"]) == ("fsdp2", None)

@@ -42,7 +42,7 @@ def test_plot_marks_the_chosen_strategy_and_shows_sizes_with_units(tmp_path: Pat
     plot_memory(dry_run(), RunConfig(), tmp_path / "memory.svg")
     # Text is drawn as shapes, and each text is kept in a comment.
     texts = re.findall("<!-- (.*) -->", (tmp_path / "memory.svg").read_text())
-    assert "deepspeed_stage_1 (chosen)" in texts
+    assert "fsdp2 (chosen)" in texts
     assert {"10 GiB", "100 GiB", "limit 73.6 GiB of 80 GiB"} <= set(texts)
 
 

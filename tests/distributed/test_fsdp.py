@@ -1,0 +1,138 @@
+"""FSDP2 on real ranks: modules as users write them train as under DDP, or an error says what to change."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.fsdp_models import MODELS, REFUSED
+from tests.support.program_ranks import run_program
+
+pytestmark = pytest.mark.slow
+_ACCUMULATE = {"accumulate_grad_batches": 3}
+_LAST = {"reduce_every_batch": False}
+_RECOMPUTE = {"checkpoint_activations": True}
+
+
+def case(model: str, strategy: str = "fsdp2", **options: Any) -> dict[str, Any]:
+    empty = {"trainer": {}, "precision": "32-true", "options": {}}
+    return {"model": model, "strategy": strategy, **empty, **options}
+
+
+# By name: a case, which trains as the same one under DDP.
+EQUAL = {
+    **{name: case(name) for name in MODELS if name not in REFUSED},
+    "clip by norm": case("Base", trainer={"gradient_clip_val": 0.1}),
+    "clip by norm with a scalar": case("Scalars", trainer={"gradient_clip_val": 0.1}),
+    "clip by value": case("Base", trainer={"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}),
+    "accumulate": case("Base", trainer=_ACCUMULATE),
+    "accumulate, sum once": case("BatchNorms", trainer=_ACCUMULATE, options=_LAST),
+    "accumulate unused parameters": case("Parts", trainer=_ACCUMULATE),
+    "accumulate unused parameters, sum once": case("Parts", trainer=_ACCUMULATE, options=_LAST),
+    "grad_op": case("CalledDirectly", "fsdp2_grad_op", trainer=_ACCUMULATE),
+    "grad_op with two optimizers": case("Gan", "fsdp2_grad_op"),
+    "grad_op with a copy": case("MomentumAfter", "fsdp2_grad_op"),
+    "offload": case("CalledDirectly", "fsdp2_offload", trainer={"gradient_clip_val": 0.1}),
+    "offload with two optimizers": case("Gan", "fsdp2_offload"),
+    "offload with a scalar": case("Scalars", "fsdp2_offload"),
+    "hsdp": case("CalledDirectly", "hsdp", trainer={"gradient_clip_val": 0.1}),
+    "hsdp that shards on one rank": case("Scalars", "hsdp", options={"shard_ranks": 1}),
+    "nested blocks": case("Base", options={"wrap": ["Linear", "Block"]}),
+    "64-true": case("Scalars", precision="64-true"),
+    "bf16-true": case("Base", precision="bf16-true"),
+    "compile": case("Base", options={"compile": True, **_RECOMPUTE}),
+}
+# Mixed precision: FSDP2 gathers weights in the computation's type, DDP converts them for each operation.
+CLOSE = {
+    f"{precision} {model}": case(model, precision=precision)
+    for precision in ("bf16-mixed", "16-mixed")
+    for model in ("Base", "BatchNorms", "ByHand")
+}
+# With activation checkpointing all losses are those without it.
+RECOMPUTED = {
+    f"{strategy} {model} {precision}": case(model, strategy, precision=precision)
+    for strategy, model, precision in (
+        ("ddp", "BatchNorms", "32-true"),
+        ("fsdp2", "Dropped", "32-true"),
+        ("fsdp2", "BatchNorms", "bf16-mixed"),
+        ("fsdp2_grad_op", "OldWeightNorm", "32-true"),
+        ("hsdp", "CalledDirectly", "32-true"),
+    )
+}
+FOUR = ("Tied", "FrozenInBlocks", "Gan", "Parts", "Scalars", "clip by norm", "accumulate, sum once")
+FOUR_RANKS = {name: EQUAL[name] for name in FOUR} | {
+    "hsdp in two nodes": case("BatchNorms", "hsdp", options={"shard_ranks": 2}, trainer={"gradient_clip_val": 0.1}),
+    "hsdp, sum once": case("Parts", "hsdp", options={"shard_ranks": 2, **_LAST}, trainer=_ACCUMULATE),
+}
+
+
+def run_cases(folder: Path, cases: dict[str, dict[str, Any]], ranks: int = 2) -> list[dict[str, Any]]:
+    (folder / "cases.json").write_text(json.dumps(cases))
+    return run_program("tests.support.fsdp_ranks", folder, ranks=ranks)
+
+
+def _with_ddp(cases: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The cases, and each different one of them under DDP."""
+    return {_ddp_of(each): {**each, "strategy": "ddp", "options": {}} for each in cases.values()} | cases
+
+
+def _ddp_of(each: dict[str, Any]) -> str:
+    return f"ddp: {each['model']} {each['precision']} {each['trainer']}"
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Results of two ranks; one start for all tests."""
+    recomputed = {f"again: {name}": {**each, "options": _RECOMPUTE} for name, each in RECOMPUTED.items()}
+    refused = {name: case(name) for name in REFUSED}
+    cases = {**_with_ddp(EQUAL | CLOSE), **RECOMPUTED, **recomputed, **refused}
+    return run_cases(tmp_path_factory.mktemp("two"), cases)
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return run_cases(tmp_path_factory.mktemp("four"), _with_ddp(FOUR_RANKS), 4)
+
+
+def assert_like_ddp(ranks: list[dict[str, Any]], name: str, tolerance: float) -> None:
+    for rank in ranks:
+        ours, theirs = rank[name], rank[_ddp_of((EQUAL | FOUR_RANKS | CLOSE)[name])]
+        assert "error" not in theirs, theirs["trace"]
+        assert "error" not in ours, ours["trace"]
+        assert ours["losses"] == pytest.approx(theirs["losses"], rel=tolerance, abs=tolerance)
+        assert len(ours["losses"]) >= 20
+        assert (ours["steps"], ours["name"], ours["skipped"]) == (theirs["steps"], theirs["name"], theirs["skipped"])
+
+
+@pytest.mark.parametrize("name", EQUAL)
+def test_losses_are_those_of_ddp(two: list[dict[str, Any]], name: str) -> None:
+    assert_like_ddp(two, name, 1e-5)
+
+
+@pytest.mark.parametrize("name", FOUR_RANKS)
+def test_losses_on_four_ranks_are_those_of_ddp(four: list[dict[str, Any]], name: str) -> None:
+    assert_like_ddp(four, name, 1e-5)
+
+
+@pytest.mark.parametrize("name", CLOSE)
+def test_losses_in_mixed_precision_are_close_to_those_of_ddp(two: list[dict[str, Any]], name: str) -> None:
+    assert_like_ddp(two, name, 0.02)
+
+
+@pytest.mark.parametrize("name", RECOMPUTED)
+def test_activation_checkpointing_changes_no_loss(two: list[dict[str, Any]], name: str) -> None:
+    for rank in two:
+        assert "error" not in rank[f"again: {name}"], rank[f"again: {name}"]["trace"]
+        assert rank[f"again: {name}"]["losses"] == rank[name]["losses"]
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_shards_cannot_train_is_an_error_of_one_line_with_advice(two: list[dict[str, Any]], name: str) -> None:
+    for rank in two:
+        assert rank[name]["error"].startswith("StrategyError: ")
+        assert "\n" not in rank[name]["error"]
+        for part in REFUSED[name]:
+            assert part in rank[name]["error"]
