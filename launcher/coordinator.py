@@ -116,8 +116,8 @@ class TrainingCoordinator:
             normalize_precision(precision)
         if problems:
             raise CallError(problems)
-        given.update(checkpoint=to_group(CheckpointOptions, given["checkpoint"]),
-                     fsdp=to_group(FsdpOptions, given["fsdp"]), watch=to_group(WatchOptions, given["watch"]))  # fmt: skip
+        given["checkpoint"] = to_group(CheckpointOptions, given["checkpoint"])
+        given |= {"fsdp": to_group(FsdpOptions, given["fsdp"]), "watch": to_group(WatchOptions, given["watch"])}
         self._config = RunConfig(
             runs_dir=os.fspath(output_dir),
             accelerator="auto" if use_gpu else "cpu",
