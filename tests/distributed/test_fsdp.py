@@ -140,7 +140,9 @@ def test_what_shards_cannot_train_is_an_error_of_one_line_with_advice(two: list[
 
 
 @pytest.mark.parametrize("strategy", ["fsdp2", "hsdp"])
-def test_one_model_is_fitted_validated_tested_and_used_for_predictions(two: list[dict[str, Any]], strategy: str) -> None:
+def test_one_model_is_fitted_validated_tested_and_used_for_predictions(
+    two: list[dict[str, Any]], strategy: str
+) -> None:
     for rank in two:
         assert rank["evaluated"][strategy] == pytest.approx(rank["evaluated"]["ddp"], rel=1e-5)
 

@@ -74,7 +74,12 @@ def evaluate(strategy: str) -> list[float]:
     """Fit, validate, test and predict with one Trainer, then validate with another one."""
     pl.seed_everything(0, verbose=False)
     module = MODELS["Scalars"]()
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
     options: dict[str, Any] = {"accelerator": "cpu", "devices": dist.get_world_size(), "max_steps": 4, **quiet}
     trainer = pl.Trainer(**build(strategy), **options)
     trainer.fit(module, data(64), data(16))
