@@ -66,7 +66,7 @@ def with_frozen(state: Mapping[str, Any], names: Sequence[str], groups: Sequence
 
     `names` are of the parameters in `state`, `groups` those of each group before DeepSpeed.
     """
-    states = {names[number]: values for number, values in state["state"].items()}
+    states = {names[int(number)]: values for number, values in state["state"].items()}
     ordered = [name for group in groups for name in group]
     numbers = {name: number for number, name in enumerate(ordered)}
     pairs = zip(state["param_groups"], groups, strict=True)
