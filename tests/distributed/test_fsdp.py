@@ -73,7 +73,7 @@ FOUR_RANKS = {name: EQUAL[name] for name in FOUR} | {
 
 def run_cases(folder: Path, cases: dict[str, dict[str, Any]], ranks: int = 2) -> list[dict[str, Any]]:
     (folder / "cases.json").write_text(json.dumps(cases))
-    return run_program("tests.support.fsdp_ranks", folder, ranks=ranks)
+    return run_program("tests.support.fsdp_ranks", folder, ranks=ranks, timeout=500)
 
 
 def _with_ddp(cases: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -47,7 +47,9 @@ def fit(model: str, strategy: str, trainer: dict[str, Any], precision: str, opti
     pl.seed_everything(0, verbose=False)
     module = MODELS[model]()
     settings = {"max_epochs": 2, "limit_val_batches": 1, "num_sanity_val_steps": 1, **trainer}
-    callbacks = [ActivationCheckpointing(options.get("wrap", ()))] if options.get("checkpoint_activations") else []
+    callbacks: list[pl.Callback] = (
+        [ActivationCheckpointing(options.get("wrap", ()))] if options.get("checkpoint_activations") else []
+    )
     try:
         fitted = pl.Trainer(
             **build(strategy, precision, options),
@@ -78,7 +80,7 @@ def evaluate(strategy: str) -> list[float]:
     trainer.fit(module, data(64), data(16))
     trainer.validate(module, data(16), verbose=False)
     trainer.test(module, data(16), verbose=False)
-    predicted = trainer.predict(module, data(16)) or []
+    predicted: list[Any] = trainer.predict(module, data(16)) or []
     other = pl.Trainer(**build(strategy), **options)
     other.validate(module, data(16), verbose=False)
     fresh = MODELS["Scalars"]()
