@@ -191,7 +191,8 @@ class OneRank:
             trainer.save_checkpoint(save)
         scaler: Any = getattr(plugin, "scaler", None)
         return {"losses": model.losses, "peak": watch.peak, "foreach": watch.foreach, "seconds": watch.seconds,
-                "types": watch.types, "calls": Layer.calls, "scale": None if scaler is None else scaler.get_scale()}  # fmt: skip
+                "types": watch.types, "calls": Layer.calls,
+                "scale": None if scaler is None else scaler.get_scale()}  # fmt: skip
 
     def build(self, name: str, sharding: ShardOptions) -> Any:
         with socket.create_server(("127.0.0.1", 0)) as server:
