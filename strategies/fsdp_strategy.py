@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.device_dtype_mixin import _update_properties
+from lightning.fabric.utilities.init import _materialize_distributed_module
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -36,6 +37,9 @@ from strategies.sharding import ShardVariant
 # Of a training that are checked for what FSDP2 would lose.
 _CHECKED_STEPS = 4
 _COMPUTE_TYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+# A Trainer may fit, validate and test the same model; so may another Trainer.
+_SHARDED: weakref.WeakKeyDictionary[nn.Module, tuple[ReplicatedParameters, ShardedSteps]] = weakref.WeakKeyDictionary()
 
 
 class FullyShardedStrategy(ModelParallelStrategy):
@@ -94,25 +98,34 @@ class FullyShardedStrategy(ModelParallelStrategy):
 
     def _shard(self) -> None:
         model = self._module
-        replicated: list[nn.Parameter] = []
         held = [(weakref.ref(p), name) for name, p in model.named_parameters()]
         _update_properties(model, device=self.root_device)
-        if not isinstance(model, FSDPModule):
-            # Parts that `configure_model` has sharded stay as they are.
-            check_shards(model)
-            blocks = [] if sharded_modules(model) else self._find_blocks(model)
-            if not sharded_modules(model):
-                self.precision_plugin.convert_module(model)
-            sharding = ModuleSharding(self.root_device, self._variant.reshard, self._fully_shard_options())
-            replicated = shard_module(model, blocks, sharding)
-            if self._options.compile:
-                for block in blocks:
-                    block.forward = torch.compile(block.forward)
-        assert self._shard_mesh is not None  # noqa: S101 -- made in `setup_environment`
-        self._replicas = ReplicatedParameters(model, replicated, self._shard_mesh)
-        self._steps = ShardedSteps(model)
+        if model not in _SHARDED:
+            replicated = self._shard_model(model)
+            assert self._shard_mesh is not None  # noqa: S101 -- made in `setup_environment`
+            _SHARDED[model] = ReplicatedParameters(model, replicated, self._shard_mesh), ShardedSteps(model)
+        self._replicas, self._steps = _SHARDED[model]
         new = dict(model.named_parameters())
         self._replaced = [(old, new[name]) for old, name in held if name in new]
+
+    def _shard_model(self, model: LightningModule) -> list[nn.Parameter]:
+        """Shard the model; return the parameters that every rank has completely."""
+        is_users = bool(sharded_modules(model))
+        if is_users:
+            # Parts that `configure_model` has sharded stay as they are.
+            _materialize_distributed_module(model, self.root_device)
+        else:
+            check_shards(model)
+            self.precision_plugin.convert_module(model)
+        if isinstance(model, FSDPModule):
+            return []
+        blocks = [] if is_users else self._find_blocks(model)
+        sharding = ModuleSharding(self.root_device, self._variant.reshard, self._fully_shard_options())
+        replicated = shard_module(model, blocks, sharding)
+        if self._options.compile:
+            for block in blocks:
+                block.forward = torch.compile(block.forward)
+        return replicated
 
     def _find_blocks(self, model: nn.Module) -> list[nn.Module]:
         check_wrap(model, self._options.wrap)

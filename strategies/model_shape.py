@@ -83,7 +83,8 @@ def _describe_parameters(
     """The module's parameters, and which of them FSDP2 gathers together: of nested blocks, the inner one has them."""
     blocks = find_blocks(module, wrap)
     whole, in_mixed = (find_whole(module, blocks, is_mixed=is_mixed) for is_mixed in (False, True))
-    owner = {id(p): number for number, block in reversed(list(enumerate(blocks))) for p in block.parameters()}
+    outer_first = sorted(enumerate(blocks), key=lambda pair: -sum(1 for _ in pair[1].modules()))
+    owner = {id(p): number for number, block in outer_first for p in block.parameters()}
     shapes: list[ParameterShape] = []
     owned: list[list[int]] = [[] for _ in range(len(blocks) + 1)]
     for index, p in enumerate(module.parameters()):

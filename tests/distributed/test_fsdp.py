@@ -24,7 +24,7 @@ def case(model: str, strategy: str = "fsdp2", **options: Any) -> dict[str, Any]:
 
 # By name: a case, which trains as the same one under DDP.
 EQUAL = {
-    **{name: case(name) for name in MODELS if name not in REFUSED},
+    **{name: case(name) for name in MODELS if name not in (*REFUSED, "Overflowing")},
     "clip by norm": case("Base", trainer={"gradient_clip_val": 0.1}),
     "clip by norm with a scalar": case("Scalars", trainer={"gradient_clip_val": 0.1}),
     "clip by value": case("Base", trainer={"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}),
@@ -49,7 +49,8 @@ EQUAL = {
 CLOSE = {
     f"{precision} {model}": case(model, precision=precision)
     for precision in ("bf16-mixed", "16-mixed")
-    for model in ("Base", "BatchNorms", "ByHand")
+    for model in ("Base", "BatchNorms", "ByHand", "Overflowing")
+    if (precision, model) != ("bf16-mixed", "Overflowing")
 }
 # With activation checkpointing all losses are those without it.
 RECOMPUTED = {
@@ -136,3 +137,20 @@ def test_what_shards_cannot_train_is_an_error_of_one_line_with_advice(two: list[
         assert "\n" not in rank[name]["error"]
         for part in REFUSED[name]:
             assert part in rank[name]["error"]
+
+
+@pytest.mark.parametrize("strategy", ["fsdp2", "hsdp"])
+def test_one_model_is_fitted_validated_tested_and_used_for_predictions(
+    two: list[dict[str, Any]], strategy: str
+) -> None:
+    for rank in two:
+        assert rank["evaluated"][strategy] == pytest.approx(rank["evaluated"]["ddp"], rel=1e-5)
+
+
+def test_an_overflow_on_one_rank_halves_the_scale_and_skips_the_step_on_all(two: list[dict[str, Any]]) -> None:
+    name = "16-mixed Overflowing"
+    scales = [[value for value in rank[name]["losses"] if value >= 1000] for rank in two]
+    assert scales[0] == scales[1]
+    assert set(scales[0]) == {65536.0, 32768.0}
+    assert [rank[name]["skipped"] for rank in two] == [rank[_ddp_of(CLOSE[name])]["skipped"] for rank in two]
+    assert two[0][name]["skipped"] >= 1

@@ -7,7 +7,9 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import BaseFinetuning, EMAWeightAveraging, StochasticWeightAveraging
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -68,6 +70,12 @@ class Base(pl.LightningModule):
         loss = self.loss(batch)
         self.losses.append(loss.item())
         self.log("val_loss", loss, sync_dist=True)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.losses.append(self.loss(batch).item())
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self(batch[0])
 
     def configure_optimizers(self) -> Any:
         return torch.optim.AdamW(self.parameters(), lr=self.lr)
@@ -394,6 +402,69 @@ class Dropped(Base):
         self.blocks = nn.ModuleList(Block(dropout=0.2) for _ in range(3))
 
 
+class Fixed(nn.Linear):
+    """Has the same values wherever it is initialised."""
+
+    def reset_parameters(self) -> None:
+        with torch.no_grad():
+            for p in self.parameters():
+                p.copy_(torch.arange(p.numel()).sin().view(p.shape))
+
+
+class OnDemand(Base):
+    """Builds its layers on the meta device where they are sharded; two are tied."""
+
+    on_meta = True
+
+    def make(self) -> None: ...
+
+    def configure_model(self) -> None:
+        if hasattr(self, "head"):
+            return
+        with torch.device("meta" if self.is_sharded() and self.on_meta else "cpu"):
+            self.enter, self.blocks = Fixed(6, WIDTH), nn.ModuleList(self.block() for _ in range(3))
+            self.head, self.tied = Fixed(WIDTH, 4, bias=False), Fixed(WIDTH, 4, bias=False)
+            self.tied.weight = self.head.weight
+            self.norm = nn.BatchNorm1d(4)
+
+    def is_sharded(self) -> bool:
+        return isinstance(self.trainer.strategy, ModelParallelStrategy)
+
+    @staticmethod
+    def block() -> nn.Module:
+        block = Block()
+        block.up, block.down = Fixed(WIDTH, 2 * WIDTH), Fixed(2 * WIDTH, WIDTH)
+        return block
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.enter(x)
+        for block in self.blocks:
+            hidden = block(hidden)
+        return self.norm(self.head(hidden) + self.tied(hidden))
+
+
+class ShardedByUser(OnDemand):
+    """Calls `fully_shard` for some modules; the launcher shards the rest."""
+
+    on_meta = False
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        if self.is_sharded() and not isinstance(self.enter, FSDPModule):
+            for block in self.blocks:
+                fully_shard(block, mesh=self.device_mesh["data_parallel"])  # type: ignore[index]
+            fully_shard(self.enter, mesh=self.device_mesh["data_parallel"])  # type: ignore[index]
+
+
+class Overflowing(Base):
+    """The gradients of rank 1 overflow in one step."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        self.losses.append(self.trainer.precision_plugin.scaler.get_scale())  # type: ignore[union-attr]
+        return loss * 1e30 if self.global_rank == 1 and self.global_step == 3 and self.current_epoch == 0 else loss
+
+
 class InnerCalled(Base):
     """Calls a layer inside of a block."""
 
@@ -468,5 +539,5 @@ MODELS = {
     for kind in (Base, Tied, FrozenInBlocks, Finetuned, ByHand, PlainByHand, Gan, CalledDirectly, Normed, OldWeightNorm,
                  BatchNorms, Scalars, Parts, OneLayer, Scheduled, Plateau, Watched, OwnList, Metric, Configured,
                  Momentum, MomentumAfter, Normalizing, Dropped, InnerCalled, InnerUsed, Created, LazyLayers, Averaged,
-                 ExponentiallyAveraged, OnMeta, Hooked)
+                 ExponentiallyAveraged, OnMeta, Hooked, OnDemand, ShardedByUser, Overflowing)
 }  # fmt: skip

@@ -70,11 +70,35 @@ def fit(model: str, strategy: str, trainer: dict[str, Any], precision: str, opti
     }
 
 
+def evaluate(strategy: str) -> list[float]:
+    """Fit, validate, test and predict with one Trainer, then validate with another one."""
+    pl.seed_everything(0, verbose=False)
+    module = MODELS["Scalars"]()
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    options: dict[str, Any] = {"accelerator": "cpu", "devices": dist.get_world_size(), "max_steps": 4, **quiet}
+    trainer = pl.Trainer(**build(strategy), **options)
+    trainer.fit(module, data(64), data(16))
+    trainer.validate(module, data(16), verbose=False)
+    trainer.test(module, data(16), verbose=False)
+    predicted = trainer.predict(module, data(16)) or []
+    other = pl.Trainer(**build(strategy), **options)
+    other.validate(module, data(16), verbose=False)
+    fresh = MODELS["Scalars"]()
+    other.test(fresh, data(16), verbose=False)
+    return [*module.losses, *fresh.losses, *(each.sum().item() for each in predicted)]
+
+
 def main(folder: Path) -> None:
     cases = json.loads(Path(folder, "cases.json").read_text())
     with results_of_rank(folder) as seen:
         for name, case in cases.items():
             seen[name] = fit(**case)
+        seen["evaluated"] = {strategy: evaluate(strategy) for strategy in ("ddp", "fsdp2", "hsdp")}
 
 
 if __name__ == "__main__":
