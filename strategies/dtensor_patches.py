@@ -26,8 +26,9 @@ def patch_dtensors() -> None:
     handlers[torch.ops.aten._local_scalar_dense.default] = _read_number
     DTensor.data = property(_read_data, _assign_data)  # pyright: ignore[reportAttributeAccessIssue]
     DTensor.__format__ = _format  # pyright: ignore[reportAttributeAccessIssue]
-    vars(grads)["torch"] = _CompleteTensors()
-    _ResultCollection.log = _complete_logs(_ResultCollection.log)
+    grads.torch = _CompleteTensors()  # pyright: ignore[reportAttributeAccessIssue]
+    log: Any = _ResultCollection.log  # pyright: ignore[reportAttributeAccessIssue]
+    _ResultCollection.log = _complete_logs(log)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _read_number(_: Any, args: tuple[Any, ...], __: Any) -> Any:
@@ -40,16 +41,16 @@ def _read_data(tensor: DTensor) -> Any:
 
 def _assign_data(tensor: DTensor, value: Tensor) -> None:
     """Copy a value like the shards into them, as torch would only change the wrapper."""
-    is_like = isinstance(value, DTensor) and (value.shape, value.dtype, value.device_mesh) == (
-        tensor.shape,
-        tensor.dtype,
-        tensor.device_mesh,
-    )
-    if not is_like or tensor.to_local().device != value.to_local().device:
+    if not isinstance(value, DTensor) or not _is_like(tensor, value):
         _ASSIGN(tensor, value)
         return
     with torch.no_grad():
         tensor.to_local().copy_(value.redistribute(placements=tensor.placements).to_local())
+
+
+def _is_like(one: DTensor, other: DTensor) -> bool:
+    is_same_kind = (one.shape, one.dtype, one.device_mesh) == (other.shape, other.dtype, other.device_mesh)
+    return is_same_kind and one.to_local().device == other.to_local().device
 
 
 def _complete_logs(log: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import _get_default_group
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -160,7 +161,7 @@ def broadcast_values(tensors: Iterable[Tensor]) -> None:
     """Give all ranks rank zero's values."""
     values = [tensor.detach() for tensor in tensors if tensor.numel()]
     if values:
-        dist._broadcast_coalesced(dist.group.WORLD, values, _BROADCAST_BYTES, 0)  # pyright: ignore[reportAttributeAccessIssue]
+        dist._broadcast_coalesced(_get_default_group(), values, _BROADCAST_BYTES, 0)
 
 
 def _materialize(module: nn.Module, device: torch.device) -> None:

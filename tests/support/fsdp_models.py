@@ -151,6 +151,31 @@ class PlainByHand(ByHand):
         return self.head(self.body(x))
 
 
+class StepsInBackward(ByHand):
+    """Steps each parameter as soon as it has its gradient. Under DDP that is before the sum: it steps afterwards."""
+
+    def on_fit_start(self) -> None:
+        self.single = {p: torch.optim.SGD([p], 0.05) for p in self.parameters()}
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            for p in self.single:
+                p.register_post_accumulate_grad_hook(self.step)
+
+    def step(self, parameter: Tensor) -> None:
+        self.single[parameter].step()  # type: ignore[index]
+        parameter.grad = None
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        loss = self.loss(batch)
+        self.manual_backward(loss)
+        if not isinstance(self.trainer.strategy, ModelParallelStrategy):
+            for p in self.single:
+                self.step(p)
+        self.keep(loss)
+
+    def configure_optimizers(self) -> Any:
+        return None
+
+
 class Gan(Base):
     def __init__(self) -> None:
         super().__init__()
@@ -295,13 +320,13 @@ class Watched(Base):
         self.losses.append(float(norms["grad_2.0_norm_total"]))
         self.losses.append(self.enter.weight.grad.norm().item())  # type: ignore[union-attr]
 
-    def configure_gradient_clipping(self, optimizer: Any, **options: Any) -> None:
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         torch.nn.utils.clip_grad_norm_(self.parameters(), 0.5)
 
     def on_before_zero_grad(self, optimizer: Any) -> None:
         self.losses.append(self.blocks[0].up.weight.detach().sum().item())  # type: ignore[union-attr]
 
-    def on_train_batch_end(self, *_: Any) -> None:
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         with torch.no_grad():
             for p in self.parameters():
                 p.clamp_(-0.4, 0.4)
@@ -382,7 +407,7 @@ class Momentum(Base):
 class MomentumAfter(Momentum):
     after = True
 
-    def on_train_batch_end(self, *_: Any) -> None:
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         for ours, theirs in self._pairs():
             theirs.data.mul_(0.9).add_(0.1 * ours.detach().data)
 
@@ -536,8 +561,8 @@ REFUSED = {
 
 MODELS = {
     kind.__name__: kind
-    for kind in (Base, Tied, FrozenInBlocks, Finetuned, ByHand, PlainByHand, Gan, CalledDirectly, Normed, OldWeightNorm,
-                 BatchNorms, Scalars, Parts, OneLayer, Scheduled, Plateau, Watched, OwnList, Metric, Configured,
-                 Momentum, MomentumAfter, Normalizing, Dropped, InnerCalled, InnerUsed, Created, LazyLayers, Averaged,
-                 ExponentiallyAveraged, OnMeta, Hooked, OnDemand, ShardedByUser, Overflowing)
+    for kind in (Base, Tied, FrozenInBlocks, Finetuned, ByHand, PlainByHand, StepsInBackward, Gan, CalledDirectly,
+                 Normed, OldWeightNorm, BatchNorms, Scalars, Parts, OneLayer, Scheduled, Plateau, Watched, OwnList,
+                 Metric, Configured, Momentum, MomentumAfter, Normalizing, Dropped, InnerCalled, InnerUsed, Created,
+                 LazyLayers, Averaged, ExponentiallyAveraged, OnMeta, Hooked, OnDemand, ShardedByUser, Overflowing)
 }  # fmt: skip

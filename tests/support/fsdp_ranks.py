@@ -26,6 +26,8 @@ from strategies.sharding import ShardOptions
 from tests.support.fsdp_models import MODELS, data
 from tests.support.program_ranks import results_of_rank
 
+_QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+
 
 def build(strategy: str, precision: str = "32-true", options: dict[str, Any] | None = None) -> dict[str, Any]:
     """The Trainer's arguments for a strategy."""
@@ -45,16 +47,15 @@ def fit(model: str, strategy: str, trainer: dict[str, Any], precision: str, opti
     pl.seed_everything(0, verbose=False)
     module = MODELS[model]()
     settings = {"max_epochs": 2, "limit_val_batches": 1, "num_sanity_val_steps": 1, **trainer}
-    callbacks = [ActivationCheckpointing(options.get("wrap", ()))] if options.get("checkpoint_activations") else []
+    callbacks: list[pl.Callback] = (
+        [ActivationCheckpointing(options.get("wrap", ()))] if options.get("checkpoint_activations") else []
+    )
     try:
         fitted = pl.Trainer(
             **build(strategy, precision, options),
             accelerator="cpu",
             devices=dist.get_world_size(),
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
+            **_QUIET,
             callbacks=callbacks,
             **settings,
         )
@@ -74,18 +75,12 @@ def evaluate(strategy: str) -> list[float]:
     """Fit, validate, test and predict with one Trainer, then validate with another one."""
     pl.seed_everything(0, verbose=False)
     module = MODELS["Scalars"]()
-    quiet = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    options: dict[str, Any] = {"accelerator": "cpu", "devices": dist.get_world_size(), "max_steps": 4, **quiet}
+    options: dict[str, Any] = {"accelerator": "cpu", "devices": dist.get_world_size(), "max_steps": 4, **_QUIET}
     trainer = pl.Trainer(**build(strategy), **options)
     trainer.fit(module, data(64), data(16))
     trainer.validate(module, data(16), verbose=False)
     trainer.test(module, data(16), verbose=False)
-    predicted = trainer.predict(module, data(16)) or []
+    predicted: list[Any] = trainer.predict(module, data(16)) or []
     other = pl.Trainer(**build(strategy), **options)
     other.validate(module, data(16), verbose=False)
     fresh = MODELS["Scalars"]()
