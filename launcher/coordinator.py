@@ -116,8 +116,8 @@ class TrainingCoordinator:
             normalize_precision(precision)
         if problems:
             raise CallError(problems)
-        for key, kind in (("checkpoint", CheckpointOptions), ("fsdp", FsdpOptions), ("watch", WatchOptions)):
-            given[key] = to_group(kind, given[key])
+        given["checkpoint"] = to_group(CheckpointOptions, given["checkpoint"])
+        given |= {"fsdp": to_group(FsdpOptions, given["fsdp"]), "watch": to_group(WatchOptions, given["watch"])}
         self._config = RunConfig(
             runs_dir=os.fspath(output_dir),
             accelerator="auto" if use_gpu else "cpu",

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from strategies.base import StrategyError
+from strategies.loss_scale import state_problem
 
 _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
@@ -79,6 +80,7 @@ def restore_consolidated(engine: Any, checkpoint: Mapping[str, Any], names: Sequ
     if len(saved) != 1:
         raise StrategyError(f"the checkpoint has the states of {len(saved)} optimizers; DeepSpeed takes one")
     _restore_optimizer(engine.optimizer, parameters, saved[0], checkpoint.get("parameter_names") or names)
+    _restore_loss_scale(engine.optimizer, checkpoint.get("MixedPrecision"))
     engine.global_steps = checkpoint["global_step"]
 
 
@@ -142,6 +144,14 @@ def _restore_optimizer(
         for key, value in values.items():
             if isinstance(value, Tensor) and value.dim() > 0 and value.numel() == _numel(parameter):
                 _set_state(parameter, value, key)
+
+
+def _restore_loss_scale(zero: Any, saved: Any) -> None:
+    """Set DeepSpeed's dynamic loss scale to that of torch's scaler, and the steps since its last change."""
+    scaler = getattr(zero, "loss_scaler", None)
+    if saved and getattr(scaler, "dynamic", False) and state_problem(saved) is None:
+        scaler.cur_scale = saved["scale"]
+        scaler.cur_iter = scaler.last_overflow_iter + 1 + saved.get("_growth_tracker", 0)
 
 
 def _make_states(zero: Any, example: Mapping[str, Any], numel: int) -> None:

@@ -59,7 +59,7 @@ class FullyShard(StrategyEntry):
             return "a CPU's memory is the host's: there is nowhere to offload to"
         if self.offload is None and machine.world_size == 1:
             return "one rank has no other rank to share states with"
-        return None
+        return profile.fsdp_obstacle
 
     def traces(self, profile: ModelProfile) -> tuple[StepTrace, StepTrace]:
         """See `StrategyEntry`. In mixed precision autocast runs over parameters that are gathered in its type."""

@@ -58,24 +58,33 @@ def read_values(path: Path, metadata: Metadata, values: dict[str, Any], *, alone
         DamagedCheckpointError: a value cannot be read.
     """
     planner = _SafePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-    with plain_errors(path), warnings.catch_warnings():
+    with _damage_errors(path), warnings.catch_warnings():
         # That one process reads alone.
         warnings.simplefilter("ignore")
         load(values, storage_reader=_SafeReader(path, metadata), planner=planner, no_dist=alone)
 
 
 @contextlib.contextmanager
-def plain_errors(path: Path) -> Iterator[None]:
+def own_errors() -> Iterator[None]:
     """Replace torch's error, which collects those of all ranks, by this rank's, or else by the first one."""
     try:
         yield
     except CheckpointException as error:
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-        cause = error.failures.get(rank, next(iter(error.failures.values())))[0]
-        if isinstance(cause, OSError) or type(cause).__module__.partition(".")[0] in ("launcher", "strategies"):
-            raise cause from None
-        reason = f"cannot be read: {str(cause).partition(chr(10))[0]}"
-        raise DamagedCheckpointError(path, "a file", reason) from cause
+        raise error.failures.get(rank, next(iter(error.failures.values())))[0] from None
+
+
+@contextlib.contextmanager
+def _damage_errors(path: Path) -> Iterator[None]:
+    """Describe errors of a damaged file; those of the disk and the launcher's own stay as they are."""
+    try:
+        with own_errors():
+            yield
+    except Exception as error:  # a damaged file may raise any error
+        if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in ("launcher", "strategies"):
+            raise
+        reason = f"cannot be read: {str(error).partition(chr(10))[0]}"
+        raise DamagedCheckpointError(path, "a file", reason) from error
 
 
 def empty_value(entry: Any) -> Any:
@@ -97,7 +106,7 @@ def read_all(path: Path, metadata: Metadata, only: str | None = None) -> dict[st
 
 def write_all(path: Path, values: Mapping[str, Any]) -> None:
     """Write a checkpoint's values as one part, on this process alone."""
-    with plain_errors(path), warnings.catch_warnings():
+    with own_errors(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         save(dict(values), storage_writer=FileSystemWriter(path), no_dist=True)
 

@@ -17,10 +17,11 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.distributed.tensor import DeviceMesh, DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement
 from torch.optim import Optimizer
+from typing_extensions import override
 
 from strategies.base import CheckpointHooks
 from strategies.folder_save import saved_folder
-from strategies.sharded_files import empty_value, nest, plain_errors, read_values, to_plain_optimizer
+from strategies.sharded_files import empty_value, nest, own_errors, read_values, to_plain_optimizer
 from strategies.sharded_meta import OTHERS, put_back, split_content, write_meta
 from strategies.sharded_metadata import META, read_metadata
 
@@ -33,11 +34,21 @@ def save_sharded(
 ) -> None:
     """Every rank saves its shards in one folder, and rank zero what is not sharded."""
     tensors, meta = split_content(checkpoint)
-    with saved_folder(strategy, path, checkpoint, hooks) as fresh:
-        with plain_errors(fresh):
-            save(_whole(tensors), storage_writer=FileSystemWriter(fresh))
-        if strategy.is_global_zero:
-            write_meta(meta, fresh / META)
+    with saved_folder(strategy, path, checkpoint, hooks) as fresh, own_errors():
+        save(_whole(tensors), storage_writer=_Writer(fresh, meta))
+
+
+class _Writer(FileSystemWriter):
+    """torch's writer; rank zero writes the rest in its last step, whose errors all ranks raise."""
+
+    def __init__(self, path: Path, meta: Mapping[str, Any]) -> None:
+        super().__init__(path)
+        self._file, self._meta = path / META, meta
+
+    @override
+    def finish(self, metadata: Metadata, results: list[list[Any]]) -> None:
+        write_meta(self._meta, self._file)
+        super().finish(metadata, results)
 
 
 def optimizer_by_names(module: nn.Module, optimizer: Optimizer) -> dict[str, Any]:

@@ -110,6 +110,7 @@ class ModelProfile:
         method: 'traced', 'probed' or 'bound'.
         notes: what the user should know about the method.
         zero_obstacle: why DeepSpeed cannot train the module; None if no reason is known.
+        fsdp_obstacle: the same for FSDP2.
         checkpointed: traces the module again with activation checkpointing, and returns None if that fails. None if it
             was traced so already, or not at all.
     """
@@ -120,6 +121,7 @@ class ModelProfile:
     method: str
     notes: tuple[str, ...] = ()
     zero_obstacle: str | None = None
+    fsdp_obstacle: str | None = None
     gathered: tuple[StepTrace, StepTrace] | None = None
     checkpointed: Callable[[], ModelProfile | None] | None = field(default=None, compare=False)
 

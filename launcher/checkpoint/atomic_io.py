@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,10 @@ from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 from typing_extensions import override
 
 from launcher.checkpoint.manifest import publish, remove_checkpoint
-from launcher.checkpoint.read_back import ReadBack, find_unsaveable
+from launcher.checkpoint.read_back import ReadBack
 from launcher.checkpoint.reader import Trust, read_file
 from launcher.checkpoint.secrets import hide_hyperparameters
 from launcher.checkpoint.storage import explained_writes, save_to_file
-from launcher.core.errors import TrainingError
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -60,7 +58,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         # Lightning does not call the callbacks when it saves weights only.
         hide_hyperparameters(checkpoint)
         try:
-            _save(checkpoint, temporary, _private if private else None)
+            save_to_file(checkpoint, temporary, _private if private else None)
             if self._read_back is not None:
                 self._read_back(temporary, target)
             with explained_writes(target.parent):
@@ -97,18 +95,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 def _local(path: str | Path) -> Path:
     return Path(LocalFileSystem._strip_protocol(str(path))).absolute()  # pyright: ignore[reportPrivateUsage]
-
-
-def _save(checkpoint: dict[str, Any], file: Path, opener: Callable[[str, int], int] | None) -> None:
-    try:
-        save_to_file(checkpoint, file, opener)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        found = find_unsaveable(checkpoint)
-        if found is None:
-            raise
-        raise TrainingError(
-            f"the checkpoint cannot be saved: {found}: {error}; remove this object from the state"
-        ) from error
 
 
 def _private(path: str, flags: int) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from launcher.checkpoint.precision import RESTORED_SCALER_KEYS
 from launcher.checkpoint.reader import Trust, as_mapping, guarded_loads, read_file
 from launcher.core.errors import ResumeError, first_line
 from strategies.empty_groups import EMPTY_GROUPS, GROUP_NAMES, with_empty_groups, with_frozen
@@ -119,7 +120,8 @@ def read_consolidated(path: Path, trust: Trust | None = None) -> dict[str, Any]:
             f"resume: {path} cannot be consolidated: {first_line(error)}; give another checkpoint"
         ) from error
     state.update({name: value for name, value in _unpartitioned(content).items() if name not in state})
-    return {**_lightning_part(content), "state_dict": state, "optimizer_states": [optimizer], "parameter_names": names}
+    return {**_loss_scale(content, pieces[0]), **_lightning_part(content), "state_dict": state,
+            "optimizer_states": [optimizer], "parameter_names": names}  # fmt: skip
 
 
 class _Partitions:
@@ -211,6 +213,19 @@ def _folder(path: Path) -> Path:
     except (OSError, UnicodeDecodeError):
         tag = "checkpoint"
     return path / Path(tag).name
+
+
+def _loss_scale(content: Mapping[str, Any], piece: Mapping[str, Any]) -> dict[str, Any]:
+    """DeepSpeed's dynamic loss scale as Lightning saves that of torch's scaler; empty without one."""
+    scaler = piece.get("loss_scaler")
+    if not content["ds_config"].get("fp16", {}).get("enabled") or not getattr(scaler, "dynamic", False):
+        return {}
+    steps = scaler.cur_iter - scaler.last_overflow_iter - 1
+    return {RESTORED_SCALER_KEYS[0]: {
+        "scale": float(scaler.cur_scale), "growth_factor": scaler.scale_factor,
+        "backoff_factor": 1 / scaler.scale_factor, "growth_interval": scaler.scale_window,
+        "_growth_tracker": steps % scaler.scale_window,
+    }}  # fmt: skip
 
 
 def _unpartitioned(content: Mapping[str, Any]) -> dict[str, Tensor]:

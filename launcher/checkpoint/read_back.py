@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
 
 from launcher.checkpoint.formats import format_of
 from launcher.checkpoint.reader import Trust, foreign_objects, list_objects, read_file
@@ -46,18 +42,3 @@ class ReadBack:
             f"the checkpoint {name} contains objects whose loading runs code: {list_objects(foreign)}; a resume "
             f"from it needs --resume-trust, as {objection}"
         )
-
-
-def find_unsaveable(value: Any, key: str = "") -> str | None:
-    """Key and class of the first part of a checkpoint that cannot be pickled, such as a lambda; None without one."""
-    if isinstance(value, Tensor):
-        return None
-    if isinstance(value, Mapping | list | tuple):
-        parts: Iterable[tuple[Any, Any]] = value.items() if isinstance(value, Mapping) else enumerate(value)
-        found = (find_unsaveable(part, f"{key}.{name}" if key else str(name)) for name, part in parts)
-        return next((text for text in found if text is not None), None)
-    try:
-        pickle.dumps(value, protocol=2)
-    except Exception:  # noqa: BLE001 -- its class may raise any error
-        return f"{key} ({type(value).__module__}.{type(value).__qualname__})"
-    return None

@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import pickle
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from launcher.core.errors import StorageError
+from launcher.core.errors import StorageError, TrainingError
 from strategies.units import format_bytes
 
 _REASONS = {
@@ -34,16 +36,36 @@ def save_to_file(content: Any, path: Path, opener: Callable[[str, int], int] | N
 
     Raises:
         StorageError: the disk is full or not writable; the partial file is removed.
+        TrainingError: names a part of `content` that cannot be pickled.
     """
     try:
         with open(path, "wb", opener=opener) as file:
             _save_to_stream(content, file, **options)
     except BaseException as error:  # Ctrl-C too leaves no partial file; raised on
         path.unlink(missing_ok=True)
+        if isinstance(error, pickle.PicklingError | AttributeError | TypeError) and (found := find_unsaveable(content)):
+            raise TrainingError(
+                f"the checkpoint cannot be saved: {found}: {error}; remove this object from the state"
+            ) from error
         explained = explain_os_error(error, path.parent, lambda: measure_size(content))
         if explained is None:
             raise
         raise explained from error
+
+
+def find_unsaveable(value: Any, key: str = "") -> str | None:
+    """Key and class of the first part of a checkpoint that cannot be pickled, such as a lambda; None without one."""
+    if isinstance(value, Tensor):
+        return None
+    if isinstance(value, Mapping | list | tuple):
+        parts: Iterable[tuple[Any, Any]] = value.items() if isinstance(value, Mapping) else enumerate(value)
+        found = (find_unsaveable(part, f"{key}.{name}" if key else str(name)) for name, part in parts)
+        return next((text for text in found if text is not None), None)
+    try:
+        pickle.dumps(value, protocol=2)
+    except Exception:  # noqa: BLE001 -- its class may raise any error
+        return f"{key} ({type(value).__module__}.{type(value).__qualname__})"
+    return None
 
 
 def _save_to_stream(content: Any, file: Any, **options: Any) -> None:

@@ -12,7 +12,15 @@ from launcher.core.yaml_loader import dump_yaml
 _SECTIONS: dict[str, tuple[str, ...]] = {
     "Model and data": ("model", "data", "global_batch_size"),
     "Hardware and cluster": ("accelerator", "devices", "num_nodes", "slurm"),
-    "Precision and strategy": ("use_amp", "precision", "precision_fallback", "strategy", "static_graph"),
+    "Precision and strategy": (
+        "use_amp",
+        "precision",
+        "precision_fallback",
+        "strategy",
+        "fsdp",
+        "activation_checkpointing",
+        "static_graph",
+    ),
     "Training": ("trainer", "checkpoint", "resume", "resume_trust", "seed"),
     "Run and logging": ("name", "runs_dir", "wandb"),
 }
@@ -29,6 +37,10 @@ _COMMENTS = {
     "precision": "auto, or a precision that every rank must support: 16-mixed, bf16-mixed, 32-true ...",
     "precision_fallback": "If a rank does not support it, use the best precision that all ranks share.",
     "strategy": "How the ranks share the work; auto chooses one and reports why.",
+    "fsdp": "How FSDP2 shards: fsdp2, fsdp2_grad_op, hsdp and fsdp2_offload read it.",
+    "fsdp.wrap": "Classes of the blocks that are gathered one after another; by default they are found.",
+    "fsdp.shard_ranks": "Ranks that share the states under hsdp; by default those of a node.",
+    "activation_checkpointing": "Whether blocks are computed again in the backward pass, which saves memory.",
     "static_graph": "Whether every step uses the same parameters; auto reads the model's static_graph.",
     "trainer": "Lightning's own Trainer arguments.",
     "trainer.max_epochs": "Passes over the data.",

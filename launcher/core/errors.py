@@ -29,6 +29,7 @@ Interrupted                        exit code 128 + signal: stopped by a signal, 
 
 from __future__ import annotations
 
+import functools
 import re
 import signal
 import types
@@ -252,6 +253,10 @@ class StorageError(TrainingError):
         self.folder = folder
         self.needed_bytes, self.free_bytes = needed_bytes, free_bytes
         self.run: str | None = None
+
+    def __reduce__(self) -> Any:
+        """Ranks that save a folder together exchange it."""
+        return functools.partial(type(self), reason=self.reason), self.args, vars(self)
 
 
 class LateUsageError(TrainingError):

@@ -163,9 +163,12 @@ def _trace(
     halved = traces
     if sharded != plain:
         halved = completed(traced(sharded, small)[0]), completed(traced(sharded, large)[0])
-    cast = None
+    cast, obstacle = None, None
     if gathered != plain:
-        cast = completed(traced(gathered, small)[0]), completed(traced(gathered, large)[0])
+        try:
+            cast = completed(traced(gathered, small)[0]), completed(traced(gathered, large)[0])
+        except Exception as error:  # noqa: BLE001 -- the user's module, which works with parameters in 32 bits
+            obstacle = f"its step fails with parameters in 16 bits ({describe_error(error)})"
     notes = [] if options.is_fake else [f"{failure}; one real step was measured instead"]
     if options.foreach and options.device == "cpu":
         notes.append("activations were traced as a CPU computes them: kernels of a GPU may keep other temporaries")
@@ -173,7 +176,9 @@ def _trace(
     if not options.checkpoint_activations:
         again = cache(partial(_trace_checkpointed, make, batch, precision, trainer, options))
     method = "traced" if options.is_fake else "probed"
-    return ModelProfile(model, traces, halved, method, tuple(notes), gathered=cast, checkpointed=again)
+    return ModelProfile(
+        model, traces, halved, method, tuple(notes), fsdp_obstacle=obstacle, gathered=cast, checkpointed=again
+    )
 
 
 def _trace_checkpointed(

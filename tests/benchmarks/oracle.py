@@ -3,8 +3,9 @@
     python -m tests.benchmarks.oracle memory [--families mlp gpt ...] [--precision bf16-mixed] [--batch 16]
     python -m tests.benchmarks.oracle choice [--families mlp gpt ...] [--rounds 3] [--json FILE]
 
-Two gloo ranks train with DDP and ZeRO 1 to 3 under Lightning, as `fit` would; one device is not a candidate for two
-ranks, nor offload on a CPU, whose memory is the host's. `tests.support.limited_runs` defines a rank's memory.
+Two gloo ranks train with DDP, FSDP2 and ZeRO 1 to 3 under Lightning, as `fit` would; one device is not a candidate for
+two ranks, nor `hsdp` on one node, nor offload on a CPU, whose memory is the host's. `tests.support.limited_runs`
+defines a rank's memory.
 
 `memory` compares the estimate with the peak of a rank's own control group, beside DeepSpeed's estimators, which know
 model states alone, for Adam in 16 bits. Errors are (estimate - real) / real; families that were not used while the
@@ -34,9 +35,11 @@ from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem
 from launcher.planning.memory import cpu_machine
 from strategies.base import StrategyEntry
 from strategies.batch import BatchSplit
-from strategies.comparison import Comparison, ComparisonOptions, compare_strategies
+from strategies.comparison import Comparison, compare_strategies
+from strategies.fsdp import FSDP2, FSDP2_GRAD_OP
 from strategies.model_shape import describe_model, find_optimizer
 from strategies.model_states import ZeroSettings
+from strategies.options import ComparisonOptions
 from strategies.precision import Precision
 from strategies.registry import DDP, ZERO_1, ZERO_2, ZERO_3
 from strategies.step_trace import ModelProfile
@@ -47,7 +50,7 @@ from tests.support.limited_runs import BUCKET, Case, Outcome, ranks_ready, run_c
 from tests.support.model_families import LARGE, UNSEEN
 
 RANKS = 2
-CANDIDATES = (DDP, ZERO_1, ZERO_2, ZERO_3)
+CANDIDATES = (DDP, FSDP2, FSDP2_GRAD_OP, ZERO_1, ZERO_2, ZERO_3)
 SETTINGS = ZeroSettings(BUCKET, overlap_comm=False, prefetch_bucket_size=BUCKET // 4)
 
 
@@ -72,7 +75,11 @@ def trace_profile(family: str, batch_size: int, precision: str = "32-true") -> M
     plain, model = trace_step(entry.make, entry.batch(batch_size), batch_size,
                               types=TraceTypes(None if mixed else half, half if mixed else None))  # fmt: skip
     sharded, _ = trace_step(entry.make, entry.batch(batch_size), batch_size, types=TraceTypes(half))
-    return ModelProfile(model, (plain, plain), (sharded, sharded), "traced")
+    gathered = plain
+    if mixed:
+        types = TraceTypes(None, half, parameters=half)
+        gathered, _ = trace_step(entry.make, entry.batch(batch_size), batch_size, types=types)
+    return ModelProfile(model, (plain, plain), (sharded, sharded), "traced", gathered=(gathered, gathered))
 
 
 def plan(profile: ModelProfile, limit: int, precision: str = "32-true") -> Comparison:

@@ -82,7 +82,8 @@ def compare(
             states = replicated_states(shapes[name], types)
         if states.host:
             # The device is the host: all states are together.
-            live, formula = max(sum(case[part] for part in PARTS) for case in cases), states.parameters + states.host
+            live = max(sum(case[part] for part in PARTS) for case in cases)
+            formula = states.host + sum(getattr(states, part) for part in PARTS)
             yield Compared(name, stage, dtype, world_size, "all", live, formula)
             continue
         for part in PARTS:

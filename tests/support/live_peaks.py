@@ -85,7 +85,7 @@ def _measure_sharded(name: str, stage: str, dtype: str, batch_size: int) -> int:
             checkpoint_blocks(net)
         replicas = shard(net, variant, dtype)
         optimizer = module.configure_optimizers()
-        for _ in range(_STEPS // 2):
+        for _ in range(_STEPS):
             tracker.reset_peak()
             for last in (False, True) if accumulates else (True,):
                 set_last(net, is_last=last, every="last" not in extras)

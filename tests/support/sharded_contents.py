@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import signal
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+from launcher.checkpoint.manifest import find_problem
 from launcher.checkpoint.sharded import read_sharded
+from launcher.core.errors import LauncherError
 from strategies.base import RankLocation, StrategyError
 from strategies.environment import FixedClusterEnvironment
 from strategies.sharded_meta import write_meta
@@ -207,6 +211,29 @@ def objects(folder: Path) -> str:
     return "none"
 
 
+def failures(folder: Path) -> dict[str, Any]:
+    """A save that fails on one rank is the same error on both at once, and the checkpoint before is kept."""
+    trainer = fit(Model(), "fsdp2", folder, steps=3)
+    path, found = folder / "last.ckpt", {}
+    trainer.save_checkpoint(path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    for name, rank in (("part of rank 0", 0), ("part of rank 1", 1), ("object", None)):
+        trainer.lightning_module.on_save_checkpoint = lambda content, n=name: (
+            content.update(mine=lambda: None) if n == "object" else None
+        )
+        if dist.get_rank() == rank:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
+        try:
+            trainer.save_checkpoint(path)
+        except LauncherError as error:
+            found[name] = [type(error).__name__, str(error)]
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        dist.barrier()
+        found[f"{name} kept"] = [find_problem(path), [each.name for each in folder.glob(".*")]]
+    return found
+
+
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true")
 
 
@@ -231,22 +258,33 @@ def precisions(folder: Path) -> dict[str, Any]:
 
 
 class Scale(pl.Callback):
-    """Keeps the loss scale with which a training starts."""
+    """Keeps the loss scale with which a training starts, and the steps since its last change."""
 
-    state: Any = None
+    start: Any = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self.state = trainer.precision_plugin.scaler.state_dict()
+        self.start = scale_of(trainer)
+
+
+def scale_of(trainer: Any) -> Any:
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is not None:
+        state = scaler.state_dict()
+        return [state["scale"], state["_growth_tracker"]]
+    own = trainer.strategy.deepspeed_engine.optimizer.loss_scaler
+    return [own.cur_scale, own.cur_iter - own.last_overflow_iter - 1]
 
 
 def scales(folder: Path) -> dict[str, Any]:
     """The loss scale is restored from one strategy by another one."""
     found: dict[str, Any] = {}
-    for one, other in (("ddp", "fsdp2"), ("fsdp2", "ddp"), ("fsdp2", "hsdp")):
+    zero = [(f"deepspeed_stage_{stage}", "fsdp2") for stage in (2, 3)]
+    for one, other in (("ddp", "fsdp2"), ("fsdp2", "ddp"), ("fsdp2", "hsdp"), *zero, *((b, a) for a, b in zero)):
         here, scale = folder / f"{one}-{other}", Scale()
         trainer = fit(Model(), one, here, precision="16-mixed", steps=3)
+        saved_scale = scale_of(trainer)
         fit(Model(), other, here / "again", saved(here), precision="16-mixed", callbacks=[scale])
-        found[f"{one} {other}"] = [scale.state, trainer.precision_plugin.scaler.state_dict()]
+        found[f"{one} {other}"] = [scale.start, saved_scale]
     return found
 
 
@@ -299,7 +337,7 @@ def lightning(folder: Path) -> dict[str, Any]:
 def contents(folder: Path) -> dict[str, Any]:
     """The results of all checks."""
     made = {}
-    for check in (callbacks, extras, objects, names, strictness, precisions, scales, lightning):
+    for check in (callbacks, extras, objects, failures, names, strictness, precisions, scales, lightning):
         print("check", check.__name__, flush=True)
         made[check.__name__] = check(folder / check.__name__)
         dist.barrier()

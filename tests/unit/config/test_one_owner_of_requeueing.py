@@ -35,7 +35,12 @@ def test_a_training_inside_a_job_is_not_requeued_by_lightning(
     config: RunConfig = parse_config({"trainer": {"enable_checkpointing": False, "enable_progress_bar": False}})
     choice = choose_strategy(strategy, world_size=1, device_kind="cpu", accumulate=1, model_has_static_graph=False)
     plan: Any = SimpleNamespace(
-        precision="32-true", device_kind="cpu", strategy=choice, deepspeed=None, batch=SimpleNamespace(accumulate=1)
+        precision="32-true",
+        device_kind="cpu",
+        strategy=choice,
+        deepspeed=None,
+        batch=SimpleNamespace(accumulate=1),
+        activation_checkpointing=False,
     )
     run: Any = SimpleNamespace(path=tmp_path, checkpoints=tmp_path, resume_from=None)
     output = RunOutput(EventLog(tmp_path / "events.jsonl", 0), Console(), is_rank_zero=True)

@@ -62,12 +62,14 @@ class TestFp16OnACpu:
         assert rejected == (plain if precision == "16-mixed" else [])
 
     def test_variant_without_fp16_is_not_picked_if_nothing_else_fits(self) -> None:
-        # DDP needs 18.6 GiB of each rank, ZeRO 14.9.
+        # DDP needs 18.6 GiB of each rank, ZeRO 14.9, FSDP2 less; averages of whole parameters exclude FSDP2.
         small = dataclasses.replace(CPU, memory_bytes=18 * GIB)
         able = [dataclasses.replace(f, hardware=facts(0, small).hardware, local_world_size=1) for f in self.RANKS]
-        assert planned(*able, billions=1, precision="bf16-mixed").strategy.name.startswith("deepspeed_stage_")
+        averaging = [dataclasses.replace(f, traits={**f.traits, "weight_callbacks": ["Averaging"]}) for f in able]
+        assert planned(*averaging, billions=1, precision="bf16-mixed").strategy.name.startswith("deepspeed_stage_")
         with pytest.raises(PlanError, match="no strategy fits"):
-            planned(*able, billions=1, precision="16-mixed")
+            planned(*averaging, billions=1, precision="16-mixed")
+        assert planned(*able, billions=1, precision="16-mixed").strategy.name == "fsdp2", "an obstacle of ZeRO only"
 
     @pytest.mark.parametrize("given", [{"precision": "16-mixed"}, {"deepspeed_config": {"fp16": {"enabled": True}}}])
     def test_requested_variant_is_rejected_with_the_host(self, given: dict[str, Any]) -> None:
@@ -80,6 +82,25 @@ class TestFp16OnACpu:
         assert not deepspeed_facts(RunConfig(), "cpu", {})["deepspeed_fp16"]
         assert deepspeed_facts(RunConfig(), "cpu", {"LAUNCHER_TEST_DEEPSPEED_CPU_FP16": "1"})["deepspeed_fp16"]
         assert deepspeed_facts(RunConfig(), "cuda", {})["deepspeed_fp16"]
+
+
+class TestNoDeepSpeed:
+    """DeepSpeed is not installed on one node."""
+
+    RANKS = (facts(0, H100), facts(1, H100, {"deepspeed": None}))
+
+    def test_auto_chooses_among_ddp_and_fsdp2(self) -> None:
+        plans = [planned(*self.RANKS, billions=size) for size in (0.1, 7)]
+        assert [plan.strategy.name for plan in plans] == ["ddp", "fsdp2_grad_op"]
+        found = reasons(plans[1])
+        assert {found[name] for name in VARIANTS} == {"DeepSpeed is not installed on node1"}
+        assert not any("DeepSpeed" in reason for name, reason in found.items() if name not in VARIANTS)
+
+    def test_requested_variant_is_rejected_with_advice(self) -> None:
+        advice = r"DeepSpeed is not installed on node1; install it .*, or use `strategy: fsdp2`"
+        with pytest.raises(PlanError, match=advice):
+            make_plan(RunConfig(strategy="deepspeed_stage_2"), Agreement(self.RANKS))
+        assert make_plan(RunConfig(strategy="fsdp2"), Agreement(self.RANKS)).strategy.name == "fsdp2"
 
 
 class TestNvme:
