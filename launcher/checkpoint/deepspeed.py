@@ -217,7 +217,7 @@ def _folder(path: Path) -> Path:
 
 def _loss_scale(content: Mapping[str, Any], piece: Mapping[str, Any]) -> dict[str, Any]:
     """DeepSpeed's dynamic loss scale as Lightning saves that of torch's scaler; empty without one."""
-    scaler = piece.get("loss_scaler")
+    scaler: Any = piece.get("loss_scaler")
     if not content["ds_config"].get("fp16", {}).get("enabled") or not getattr(scaler, "dynamic", False):
         return {}
     steps = scaler.cur_iter - scaler.last_overflow_iter - 1
