@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.program_ranks import run_program
-from tests.support.sharded_contents import CHANGES
+from tests.support.sharded_changes import CHANGES
 from tests.support.sharded_programs import OPTIMIZERS
 from tests.support.sharded_ranks import BIT_EQUAL, PAIRS
 
@@ -100,6 +100,16 @@ def test_values_of_the_module_are_saved_as_they_are(ranks: list[Mapping[str, Any
         untrusted, trusted, device = found["hyperparameters"]
         assert "not loaded" in untrusted
         assert (trusted, device) == ("Linear(in_features=5, out_features=3, bias=True)", "meta")
+
+
+def test_an_evaluation_loads_folders_and_files(ranks: list[Mapping[str, Any]]) -> None:
+    for rank in ranks:
+        first, *others = rank["evaluated"]
+        assert len(first) == 20
+        for other in others:
+            assert [value for row in other for value in row] == pytest.approx(
+                [v for row in first for v in row], rel=1e-5
+            )
 
 
 def test_an_object_with_a_shard_in_it_is_one_error(ranks: list[Mapping[str, Any]]) -> None:
