@@ -14,7 +14,7 @@ import pytest
 
 from launcher.agent.restarts import record_out_of_memory
 from launcher.agreement.facts import Agreement
-from launcher.config.schema import RunConfig
+from launcher.config.schema import FsdpOptions, RunConfig
 from launcher.core.errors import PlanError
 from launcher.jobs.status import summarize_events
 from launcher.planning.fit_plan import plan_for_fit
@@ -68,6 +68,20 @@ def test_an_entry_is_stored_once_in_a_private_file(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / FILE_NAME).stat().st_mode) == 0o600
 
 
+def test_a_record_of_an_older_version_is_read(tmp_path: Path) -> None:
+    values = dataclasses.asdict(ENTRY)
+    del values["activation_checkpointing"]
+    (tmp_path / FILE_NAME).write_text(json.dumps([values]))
+    assert read_memory_record(tmp_path).entries == (ENTRY,)
+    # The digest of settings that are the defaults is that of a version without them.
+    plan = planned(asked()).to_dict()
+    old = asked().to_dict()
+    del old["fsdp"]
+    assert OomRecord.of(asked().to_dict(), plan) == OomRecord.of(old, plan)
+    changed = asked(fsdp=FsdpOptions(wrap=["Layer"])).to_dict()
+    assert OomRecord.of(changed, plan) != OomRecord.of(old, plan)
+
+
 @pytest.mark.parametrize("text", ["[", "{}[", '[{"strategy": "ddp"}]', "[1]", "7"])
 def test_a_damaged_record_is_reported_and_empty(tmp_path: Path, text: str) -> None:
     (tmp_path / FILE_NAME).write_text(text)
@@ -106,6 +120,7 @@ def test_a_record_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
         ({"precision": "bf16-mixed"}, False),
         ({"world_size": 4}, False),
         ({"micro_batch_size": 2}, False),
+        ({"activation_checkpointing": True}, False),
     ],
 )
 def test_a_record_applies_if_no_relevant_circumstance_has_changed(change: dict[str, Any], again: bool) -> None:

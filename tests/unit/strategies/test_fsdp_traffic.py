@@ -168,7 +168,7 @@ def test_of_equally_fast_candidates_the_order_is_ddp_then_fsdp2_then_zero_then_o
     """All traffic is hidden, and the memory of all is small: nothing but the order decides."""
     compute = dataclasses.replace(profile(0.1).plain[0], flops=10**18)
     found = dataclasses.replace(profile(0.1), plain=(compute, compute), sharded=(compute, compute))
-    ranks = machine(16)
+    ranks, able = machine(16), []
     names = ["ddp", "fsdp2", "fsdp2_grad_op", "hsdp", "deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_3"]
     for position, name in enumerate(names):
         options = ComparisonOptions(obstacles=dict.fromkeys(names[:position], "left out"))
