@@ -5,7 +5,7 @@ from __future__ import annotations
 import copyreg
 import pickle
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,41 +43,48 @@ def take_out(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, T
     """A copy of the content with references in place of sharded tensors, and these by the references."""
     found: dict[str, Tensor] = {}
 
-    def replaced(value: Any) -> Any:
-        if isinstance(value, DTensor):
-            key = str(len(found))
-            found[key] = value.detach()
-            return {OTHERS: key}
-        return _mapped(value, replaced)
+    def reference(value: Any) -> Any:
+        if not isinstance(value, DTensor):
+            return None
+        key = str(len(found))
+        found[key] = value.detach()
+        return {OTHERS: key}
 
-    return replaced(dict(checkpoint)), found
+    return dict(_replaced(dict(checkpoint), reference)), found
 
 
 def put_back(meta: Mapping[str, Any], weights: dict[str, Any], tensors: Mapping[str, Any]) -> dict[str, Any]:
     """The content as Lightning saves it, from what `take_out` has left, the weights, and the tensors taken out."""
 
-    def replaced(value: Any) -> Any:
-        if type(value) is dict and value.keys() == {OTHERS} and value[OTHERS] in tensors:
-            return tensors[value[OTHERS]]
-        return _mapped(value, replaced)
+    def tensor(value: Any) -> Any:
+        is_reference = type(value) is dict and value.keys() == {OTHERS} and isinstance(value[OTHERS], str)
+        return tensors.get(value[OTHERS]) if is_reference else None
 
-    content: dict[str, Any] = dict(replaced(dict(meta)))
+    content: dict[str, Any] = dict(_replaced(dict(meta), tensor))
     return {**content, "state_dict": {**weights, **content.pop(NESTED, {})}}
 
 
-def _mapped(value: Any, change: Any) -> Any:
-    """Values in dicts, lists and tuples changed; the same object if none is."""
+def _replaced(value: Any, replace: Callable[[Any], Any], inside: tuple[Any, ...] = ()) -> Any:
+    """Values in dicts, lists and tuples replaced unless `replace` returns None; the same object if none is.
+
+    `inside` are the containers around the value, as one may contain itself.
+    """
+    made = replace(value)
+    if made is not None:
+        return made
+    if any(value is each for each in inside):
+        return value
     if isinstance(value, dict):
-        made = {key: change(each) for key, each in value.items()}
-        if all(made[key] is each for key, each in value.items()):
+        pairs = {key: _replaced(each, replace, (*inside, value)) for key, each in value.items()}
+        if all(pairs[key] is each for key, each in value.items()):
             return value
         if type(value) is dict:
-            return made
+            return pairs
         copied = value.copy()
-        copied.update(made)
+        copied.update(pairs)
         return copied
     if type(value) in (list, tuple):
-        items = [change(each) for each in value]
+        items = [_replaced(each, replace, (*inside, value)) for each in value]
         return value if all(a is b for a, b in zip(items, value, strict=True)) else type(value)(items)
     return value
 

@@ -72,6 +72,14 @@ def test_the_content_is_read_as_it_was_written(folder: Path) -> None:
     }
 
 
+def test_a_list_that_contains_itself_is_saved(tmp_path: Path) -> None:
+    around: list[Any] = [1]
+    around.append(around)
+    found = read_sharded(write(tmp_path / "last.ckpt", callbacks={"Mine": around}))["callbacks"]["Mine"]
+    assert found[0] == 1
+    assert found[1] is found
+
+
 def test_the_description_names_strategy_and_ranks(folder: Path, tmp_path: Path) -> None:
     assert format_of(folder).describe(folder) == "fsdp2 on 4 ranks"
     one = write(tmp_path / "one", launcher={"strategy": "hsdp", "world_size": 1})
