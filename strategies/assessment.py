@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from strategies.machine import MachineModel
 from strategies.memory import MemoryEstimate
+from strategies.registry import find_requested
 from strategies.step_time import STEP_FLOOR, StepTime
 from strategies.units import format_bytes, format_duration
 
@@ -58,14 +59,30 @@ class Assessment:
 
 
 def choose_simplest(able: Sequence[Assessment], machine: MachineModel) -> Assessment | None:
-    """The fastest; a later one only if it is faster by the margin. On a CPU the first: times there are not known."""
+    """The fastest; a later one only if it is faster by the margin.
+
+    On a CPU, of which no times are known, it is the first; only variants of FSDP2, which send different amounts, are
+    compared with each other.
+    """
     if not able:
         return None
     best = able[0]
-    for other in able[1:] if machine.device_kind != "cpu" else ():
+    later = [a for a in able[1:] if machine.device_kind != "cpu" or (_is_variant(best) and _is_variant(a))]
+    for other in later:
         if other.seconds_per_sample < best.seconds_per_sample * (1 - MARGIN):
             best = other
     return best
+
+
+def _is_variant(assessed: Assessment) -> bool:
+    """Whether it shards without DeepSpeed."""
+    entry = find_requested(assessed.name)
+    return entry is not None and entry.is_sharded and not entry.needs_deepspeed
+
+
+def choose_next(able: Sequence[Assessment], machine: MachineModel) -> Assessment | None:
+    """The choice among those that need less than one that ran out of memory; on a CPU the first."""
+    return choose_fastest(able[:1] if machine.device_kind == "cpu" else able, machine)
 
 
 def choose_fastest(able: Sequence[Assessment], machine: MachineModel) -> Assessment | None:
@@ -98,7 +115,7 @@ def explain_pick(pick: Assessment, assessed: Sequence[Assessment], machine: Mach
         if any(a.eligible for a in assessed if a is not pick):
             return f"{needs}; nothing else fits"
         return needs if machine.world_size == 1 else f"{needs}; no other strategy can run here"
-    if machine.device_kind == "cpu":
+    if machine.device_kind == "cpu" and pick is able[0]:
         return f"{needs}; the simplest that fits: on a CPU times are not compared"
     simplest = choose_simplest(able, machine)
     if simplest is not None and simplest is not pick:

@@ -31,7 +31,7 @@ class BlockHooks:
         self._handles: list[Any] = []
         for number, block in enumerate(blocks):
             self._handles += [
-                block.register_forward_pre_hook(self._enter(number), prepend=True, with_kwargs=True),
+                block.register_forward_pre_hook(self._enter(number, block), prepend=True, with_kwargs=True),
                 block.register_forward_hook(self._leave(number)),
             ]
 
@@ -40,7 +40,9 @@ class BlockHooks:
         for handle in self._handles:
             handle.remove()
 
-    def _enter(self, number: int) -> Callable[..., None]:
+    def _enter(self, number: int, block: nn.Module) -> Callable[..., None]:
+        trained = [p for p in block.parameters() if p.requires_grad]
+
         def enter(_: nn.Module, arguments: Any, options: Any) -> None:
             if self.is_backward:
                 return
@@ -51,7 +53,9 @@ class BlockHooks:
             def complete() -> None:
                 nonlocal left
                 left -= 1
-                if left == 0:
+                # Another input, such as an encoder's output, may get gradients from more blocks.
+                if left == 0 or (left > 0 and all(p.grad is not None for p in trained)):
+                    left = 0
                     self._record("inputs", number)
 
             for tensor in tensors:

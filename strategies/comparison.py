@@ -11,6 +11,7 @@ from strategies.alternatives import describe_alternatives, find_obstacle
 from strategies.assessment import (
     Assessment,
     choose_fastest,
+    choose_next,
     explain_pick,
     find_shortage,
     with_reason,
@@ -114,7 +115,7 @@ def compare_strategies(
 def next_after(name: str, assessed: Sequence[Assessment], machine: MachineModel) -> str | None:
     """The fastest candidate that needs less than `name`, which ran out of memory; None if `name` was not assessed."""
     own = next((a for a in assessed if a.name == name), None)
-    after = choose_fastest([a for a in assessed if own and a.can_train and a.memory.total < own.memory.total], machine)
+    after = choose_next([a for a in assessed if own and a.can_train and a.memory.total < own.memory.total], machine)
     return None if after is None else after.name
 
 

@@ -148,7 +148,7 @@ def _restore_optimizer(
 
 def _restore_loss_scale(zero: Any, saved: Any) -> None:
     """Set DeepSpeed's dynamic loss scale to that of torch's scaler, and the steps since its last change."""
-    scaler = getattr(zero, "loss_scaler", None)
+    scaler: Any = getattr(zero, "loss_scaler", None)
     if saved and getattr(scaler, "dynamic", False) and state_problem(saved) is None:
         scaler.cur_scale = saved["scale"]
         scaler.cur_iter = scaler.last_overflow_iter + 1 + saved.get("_growth_tracker", 0)

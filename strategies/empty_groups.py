@@ -66,10 +66,11 @@ def with_frozen(state: Mapping[str, Any], names: Sequence[str], groups: Sequence
 
     `names` are of the parameters in `state`, `groups` those of each group before DeepSpeed.
     """
-    states = {names[number]: values for number, values in state["state"].items()}
-    numbers = {name: number for number, name in enumerate(name for group in groups for name in group)}
-    filled = [{**group, "params": [numbers[name] for name in own]}
-              for group, own in zip(state["param_groups"], groups, strict=True)]  # fmt: skip
+    states = {names[int(number)]: values for number, values in state["state"].items()}
+    ordered = [name for group in groups for name in group]
+    numbers = {name: number for number, name in enumerate(ordered)}
+    pairs = zip(state["param_groups"], groups, strict=True)
+    filled = [{**group, "params": [numbers[each] for each in own]} for group, own in pairs]
     return {"state": {numbers[name]: values for name, values in states.items()}, "param_groups": filled}
 
 

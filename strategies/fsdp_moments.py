@@ -45,7 +45,6 @@ class ShardedStep:
     _positions: dict[int, list[int]] = field(default_factory=dict[int, list[int]])
     _copied: int | None = None
     _in_backward: set[int] = field(default_factory=set[int])
-    _reduced: set[int] = field(default_factory=set[int])
     _reduce_input: int = 0
     _all_reduced: int = 0
 
@@ -97,8 +96,7 @@ class ShardedStep:
                 yield from self._reduce(event.index)
         # The root, then blocks whose inputs have no gradient, or that the backward pass did not reach.
         for block in (self._root, *range(self._root)):
-            if block not in self._reduced:
-                yield from self._reduce(block)
+            yield from self._reduce(block)
             self._buffers.pop(block, None)
         self._reduce_input = self._all_reduced = 0
         yield from self._reduce_replicas()
@@ -200,7 +198,6 @@ class ShardedStep:
     def _reach(self, block: int) -> Iterator[Moment]:
         """`pre_backward`: gathers the block, and starts to gather the one that ran before it."""
         self._in_backward.add(block)
-        self._reduced.discard(block)
         yield from self._gather(block)
         if self._positions.get(block):
             position = self._positions[block].pop()
@@ -227,7 +224,6 @@ class ShardedStep:
         """`post_backward`: frees the parameters, and sums the gradients into the shard's."""
         self._gathered.pop(block, None)
         self._in_backward.discard(block)
-        self._reduced.add(block)
         self._reduce_input = 0
         trained = self._trained(self._blocks[block])
         if block not in self._whole_gradients or not trained:

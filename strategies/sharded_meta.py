@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from typing_extensions import override
@@ -39,9 +39,9 @@ def split_content(checkpoint: dict[str, Any]) -> tuple[dict[str, Any], dict[str,
     return {**tensors, OTHERS: others} if others else tensors, meta
 
 
-def take_out(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, DTensor]]:
+def take_out(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """A copy of the content with references in place of sharded tensors, and these by the references."""
-    found: dict[str, DTensor] = {}
+    found: dict[str, Tensor] = {}
 
     def replaced(value: Any) -> Any:
         if isinstance(value, DTensor):

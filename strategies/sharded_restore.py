@@ -35,10 +35,10 @@ def save_sharded(
     """Every rank saves its shards in one folder, and rank zero what is not sharded."""
     tensors, meta = split_content(checkpoint)
     with saved_folder(strategy, path, checkpoint, hooks) as fresh, own_errors():
-        save(_whole(tensors), storage_writer=_Writer(fresh, meta))
+        save(_whole(tensors), storage_writer=ShardedWriter(fresh, meta))
 
 
-class _Writer(FileSystemWriter):
+class ShardedWriter(FileSystemWriter):
     """torch's writer; rank zero writes the rest in its last step, whose errors all ranks raise."""
 
     def __init__(self, path: Path, meta: Mapping[str, Any]) -> None:

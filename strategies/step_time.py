@@ -64,7 +64,9 @@ def step_time(strategy: StrategyEntry, step: TrainingStep, machine: MachineModel
     collectives = strategy.collectives(step, machine, compute)
     spent = [_seconds(each, machine) for each in collectives]
     communication = sum(spent)
-    exposed = sum(max(0.0, time - each.hidden_by) for time, each in zip(spent, collectives, strict=True))
+    # On a CPU the exchange takes the time of the cores that compute.
+    hides = machine.device_kind != "cpu"
+    exposed = sum(max(0.0, time - hides * each.hidden_by) for time, each in zip(spent, collectives, strict=True))
     optimizer, moved = strategy.optimizer_time(step, machine)
     crossing = [each for each in collectives if machine.ring(each.scope).crosses_nodes]
     return StepTime(

@@ -92,14 +92,12 @@ def _translate_fsdp1(arguments: dict[str, Any], found: _Translation) -> None:
     wrap = _read_classes("auto_wrap_policy", arguments, found)
     checkpointed = [*_read_classes("activation_checkpointing_policy", arguments, found),
                     *_read_classes("activation_checkpointing", arguments, found)]  # fmt: skip
-    if checkpointed and strategy == "ddp":
-        found.reject("activation_checkpointing_policy", checkpointed, "NO_SHARD is ddp; write FULL_SHARD, or remove it")
-    elif checkpointed:
+    if checkpointed:
         found.settings["activation_checkpointing"] = True
         if wrap and {*wrap} != {*checkpointed}:
             advice = f"the blocks of auto_wrap_policy ({', '.join(wrap)}) are checkpointed here; name the same classes"
             found.reject("activation_checkpointing_policy", checkpointed, advice)
-    if (wrap or checkpointed) and strategy != "ddp":
+    if checkpointed or (wrap and strategy != "ddp"):
         found.set_option("wrap", wrap or checkpointed)
     _translate_mesh(arguments.pop("device_mesh", None), strategy, found)
     mixed = arguments.pop("mixed_precision", None)

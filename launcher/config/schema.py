@@ -124,7 +124,8 @@ class FsdpOptions:
     """How FSDP2 shards; read by `fsdp2`, `fsdp2_grad_op`, `hsdp` and `fsdp2_offload`.
 
     Attributes:
-        wrap: names of the module classes that are gathered one after another; by default the model's repeated blocks.
+        wrap: names of the module classes that are gathered one after another, and computed again by activation
+            checkpointing; by default the model's repeated blocks.
         shard_ranks: ranks that share the states under `hsdp`; by default those of a node.
         reduce_dtype: type in which gradients are summed over the ranks; `param` is that of the computation.
         reduce_every_batch: sum gradients after each micro batch, which keeps only shards of them; false sums them once

@@ -49,7 +49,8 @@ SYNONYMS: Mapping[str, str] = _by_name({
         "fsdp.wrap",
     "data_parallel_shard_degree dp_shard_degree dp_shard fsdp_size": "fsdp.shard_ranks strategy=hsdp",
     "mixed_precision_param": "precision",
-    "fsdp_activation_checkpointing activation_checkpoint recompute_activations": "activation_checkpointing=true",
+    "fsdp_activation_checkpointing activation_checkpoint recompute_activations gradient_checkpointing "
+    "use_activation_checkpointing use_gradient_checkpointing grad_checkpointing": "activation_checkpointing=true",
     "ddp_find_unused_parameters find_unused_parameters": "strategy=ddp_find_unused_parameters_true",
     "ddp_timeout": "process_group_timeout",
     "ckpt checkpoint_path resume_from resume_from_checkpoint resume_path resume_ckpt resume_checkpoint resume_run "
@@ -172,9 +173,6 @@ ADVICE: Mapping[str, Mapping[str, str]] = {
             "write `trainer.check_val_every_n_epoch` or `trainer.val_check_interval`",
         "save_strategy": "write `checkpoint.every_n_epochs` or `checkpoint.every_n_steps`",
         "overwrite overwrite_output_dir": "a run is never overwritten; remove it, or give another `name`",
-        "gradient_checkpointing use_activation_checkpointing":
-            "write `activation_checkpointing: true` for FSDP2; with other strategies enable it in the model, as with "
-            "gradient_checkpointing_enable()",
         "tf32 matmul_precision float32_matmul_precision":
             "write torch.set_float32_matmul_precision('high') in the model's module",
         "gpu_ids device_ids devices_ids cuda_visible_devices visible_devices":

@@ -29,7 +29,6 @@ Interrupted                        exit code 128 + signal: stopped by a signal, 
 
 from __future__ import annotations
 
-import functools
 import re
 import signal
 import types
@@ -242,7 +241,7 @@ class StorageError(TrainingError):
         self,
         message: str,
         *,
-        reason: str,
+        reason: str = "disk_full",  # for `pickle`, which sets it afterwards
         folder: str | None = None,
         needed_bytes: int | None = None,
         free_bytes: int | None = None,
@@ -253,10 +252,6 @@ class StorageError(TrainingError):
         self.folder = folder
         self.needed_bytes, self.free_bytes = needed_bytes, free_bytes
         self.run: str | None = None
-
-    def __reduce__(self) -> Any:
-        """Ranks that save a folder together exchange it."""
-        return functools.partial(type(self), reason=self.reason), self.args, vars(self)
 
 
 class LateUsageError(TrainingError):

@@ -15,7 +15,7 @@ from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
 from launcher.planning.checkpointing import CheckpointedChoice, ComparisonInputs
 from launcher.planning.plan import make_plan
-from strategies.assessment import choose_fastest
+from strategies.assessment import choose_next
 from strategies.comparison import Comparison, next_after
 from strategies.deepspeed_config import as_block
 from strategies.machine import MachineModel
@@ -90,7 +90,7 @@ def with_checkpointed_next(
 def pick_below(found: Comparison, size: int, why_not: Callable[[str], str | None]) -> str | None:
     """The fastest candidate that needs less than `size` bytes and that the config allows; None if there is none."""
     able = [a for a in found.assessments if a.can_train and a.memory.total < size and why_not(a.name) is None]
-    fastest = choose_fastest(able, found.machine)
+    fastest = choose_next(able, found.machine)
     return None if fastest is None else fastest.name
 
 

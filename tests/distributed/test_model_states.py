@@ -32,7 +32,7 @@ def test_formulas_equal_the_bytes_that_two_ranks_hold_under_ddp_and_every_zero_s
 @pytest.mark.timeout(170)
 def test_formulas_equal_the_bytes_that_two_ranks_hold_under_fsdp2(tmp_path: Path) -> None:
     # `separable` has batch norms, which mixed precision does not shard.
-    models = ("odd", "gpt", "frozen", "conv", "separable")
+    models = ("odd", "gpt", "frozen", "separable")
     found = list(compare(models, VARIANTS, ("fp32", "bf16", "mixed"), 2, tmp_path, tmp_path, 150))
     assert len(found) == len(models) * 3 * (3 * 4 + 1)
     assert [case for case in found if case.live != case.formula] == []
@@ -42,9 +42,9 @@ def test_formulas_equal_the_bytes_that_two_ranks_hold_under_fsdp2(tmp_path: Path
 @pytest.mark.slow
 @pytest.mark.timeout(170)
 def test_peak_of_fsdp2_on_two_ranks_is_the_estimate(tmp_path: Path) -> None:
-    stages = ("fsdp2", "fsdp2_grad_op", "hsdp", "hsdp+last", "fsdp2+every", "fsdp2+checkpoint")
+    stages = ("fsdp2", "fsdp2_grad_op", "hsdp+last", "fsdp2+every", "fsdp2+checkpoint")
     found = list(compare_peaks((("odd", "gpt", "frozen"), stages, ("fp32", "mixed")), 2, tmp_path, 150))
-    assert len(found) == 3 * 6 * 2
+    assert len(found) == 3 * 5 * 2
     # A thread of gloo may still hold a buffer.
     assert {case: error for case, error in found if abs(error) > 0.02} == {}
     assert statistics.median(abs(error) for _, error in found) < 0.001

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
@@ -24,6 +24,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 from typing_extensions import override
 
+from launcher.training.callbacks.activation_checkpointing import ActivationCheckpointing
 from strategies.base import BuildOptions, RankLocation, StrategyChoice
 from strategies.memory import estimate_memory
 from strategies.precision import Precision
@@ -49,6 +50,8 @@ SIZES = {"cuda": Size(1024, 12, 16384, 512, 8), "cpu": Size(16, 2, 32, 8, 4)}
 
 
 class Layer(nn.Module):
+    calls: ClassVar[int] = 0
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.first, self.second = nn.LayerNorm(width), nn.LayerNorm(width)
@@ -57,6 +60,7 @@ class Layer(nn.Module):
 
     @override
     def forward(self, x: Tensor) -> Tensor:
+        Layer.calls += 1
         heads = (t.unflatten(2, (4, -1)).transpose(1, 2) for t in self.mix(self.first(x)).chunk(3, 2))
         mixed = functional.scaled_dot_product_attention(*heads, is_causal=True)
         x = x + self.out(mixed.transpose(1, 2).flatten(2))
@@ -174,19 +178,21 @@ class OneRank:
             strategy="auto" if name == "single_device" else self.build(name, sharding),
             **({"precision": precision} if plugin is None else {"plugins": [plugin]}),
             max_steps=steps,
-            callbacks=[watch],
+            callbacks=[watch, *([ActivationCheckpointing(())] if sharding.checkpoint_activations else [])],
             logger=False,
             use_distributed_sampler=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
         )
+        Layer.calls = 0
         trainer.fit(model, ckpt_path=resume, weights_only=True if resume else None)
         if save is not None:
             trainer.save_checkpoint(save)
         scaler: Any = getattr(plugin, "scaler", None)
         return {"losses": model.losses, "peak": watch.peak, "foreach": watch.foreach, "seconds": watch.seconds,
-                "types": watch.types, "scale": None if scaler is None else scaler.get_scale()}  # fmt: skip
+                "types": watch.types, "calls": Layer.calls,
+                "scale": None if scaler is None else scaler.get_scale()}  # fmt: skip
 
     def build(self, name: str, sharding: ShardOptions) -> Any:
         with socket.create_server(("127.0.0.1", 0)) as server:

@@ -40,14 +40,14 @@ class Hungry(Toy):
 class HungryBlocks(Toy):
     """It allocates as much, unless the activations of its blocks are computed again."""
 
-    def __init__(self, lr: float = 0.05, width: int = 1024) -> None:
+    def __init__(self, lr: float = 0.05, width: int = 8192) -> None:
         super().__init__(lr=lr)
         self.blocks = nn.Sequential(*(WideLayers(width) for _ in range(4)))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         if self.global_step == 2 and not any("forward" in vars(part) for part in self.blocks.modules()):
             torch.zeros(1 << 55)
-        rows = batch[0].new_ones(1024, 64)
+        rows = batch[1].new_ones(1024, 64)
         return super().training_step(batch, batch_idx) + 1e-6 * self.blocks(rows).mean()
 
 

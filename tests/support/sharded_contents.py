@@ -111,13 +111,6 @@ class RenamedInside(Model):
         return super().load_state_dict(named, *args, **kwargs)
 
 
-def _pair(make: Any, folder: Path, one: str, other: str) -> tuple[Any, Any]:
-    whole, again = make(), make()
-    fit(whole, one, folder)
-    fit(again, other, folder / f"again-{other}", saved(folder))
-    return whole, again
-
-
 def _same(whole: Model, again: Model) -> bool:
     """Whether the losses after the resume are the same."""
     return bool(again.losses) and all(abs(whole.losses[n] - loss) < 1e-5 for n, loss in again.losses.items())
@@ -164,9 +157,13 @@ def extras(folder: Path) -> dict[str, Any]:
 def names(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for kind in (Adapter, Renamed, RenamedInside):
-        for one, other in (("fsdp2", "fsdp2"), ("fsdp2", "ddp"), ("ddp", "fsdp2")):
-            here = folder / f"{kind.__name__}-{one}-{other}"
-            found[f"{kind.__name__} {one} {other}"] = _same(*_pair(kind, here, one, other))
+        for one, others in (("fsdp2", ("fsdp2", "ddp")), ("ddp", ("fsdp2",))):
+            whole, here = kind(), folder / f"{kind.__name__}-{one}"
+            fit(whole, one, here)
+            for other in others:
+                again = kind()
+                fit(again, other, here / other, saved(here))
+                found[f"{kind.__name__} {one} {other}"] = _same(whole, again)
     return found
 
 
@@ -234,26 +231,24 @@ def failures(folder: Path) -> dict[str, Any]:
     return found
 
 
+# Each to itself and, both ways, to two others.
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true")
+CHANGES = [(one, PRECISIONS[(n + step) % 5]) for n, one in enumerate(PRECISIONS) for step in (-1, 0, 1)]
 
 
 def precisions(folder: Path) -> dict[str, Any]:
-    """Every precision resumes a checkpoint of every other one; the same one equals the uninterrupted training."""
+    """Resumes in another precision; the same one equals the uninterrupted training."""
     found: dict[str, Any] = {}
+    wholes: dict[str, Model] = {}
     for one in PRECISIONS:
-        whole = Model("momentum")
-        fit(whole, "fsdp2", folder / one, precision=one)
-        for other in PRECISIONS:
-            model = Model("momentum")
-            fit(
-                model,
-                "hsdp" if one != other else "fsdp2",
-                folder / f"{one}-{other}",
-                saved(folder / one),
-                precision=other,
-            )
-            distance = max(abs(whole.losses[n] - loss) for n, loss in model.losses.items())
-            found[f"{one} {other}"] = [sorted(model.losses), distance, str(model.embed.weight.dtype)]
+        wholes[one] = Model("momentum")
+        fit(wholes[one], "fsdp2", folder / one, precision=one)
+    for one, other in CHANGES:
+        model = Model("momentum")
+        strategy = "fsdp2" if one == other else "hsdp"
+        fit(model, strategy, folder / f"{one}-{other}", saved(folder / one), precision=other)
+        distance = max(abs(wholes[one].losses[n] - loss) for n, loss in model.losses.items())
+        found[f"{one} {other}"] = [sorted(model.losses), distance, str(model.embed.weight.dtype)]
     return found
 
 

@@ -37,6 +37,11 @@ def read_defaults(kind: type) -> dict[str, Any]:
         ({"sharding_strategy": "SHARD_GRAD_OP"}, {"strategy": "fsdp2_grad_op"}),
         ({"sharding_strategy": "HYBRID_SHARD"}, {"strategy": "hsdp"}),
         ({"sharding_strategy": "ShardingStrategy.NO_SHARD"}, {"strategy": "ddp"}),
+        ({"sharding_strategy": "NO_SHARD", "auto_wrap_policy": [_BLOCK]}, {"strategy": "ddp"}),
+        (
+            {"sharding_strategy": "NO_SHARD", "activation_checkpointing_policy": [_BLOCK]},
+            {"strategy": "ddp", "activation_checkpointing": True, "fsdp": {"wrap": ["TransformerEncoderLayer"]}},
+        ),
         (
             {"sharding_strategy": "HYBRID_SHARD", "device_mesh": [2, 4]},
             {"strategy": "hsdp", "fsdp": {"shard_ranks": 4}},

@@ -168,7 +168,7 @@ def test_a_plausible_mistake_suggests_what_is_meant(given: str, meant: str) -> N
 
 
 @pytest.mark.parametrize(
-    "given", ["mini_batch_size", "val_batch_size", "gradient_checkpointing", "eval_strategy", "wandb_id", "train_dir",
+    "given", ["mini_batch_size", "val_batch_size", "eval_strategy", "wandb_id", "train_dir",
               "fsdp_strategy", "use_wandb", "save_strategy", "momentum", "device_ids", "verbose", "model_name", "ema"],
 )  # fmt: skip
 def test_a_name_with_another_meaning_suggests_no_similar_key(given: str) -> None:

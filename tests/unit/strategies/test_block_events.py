@@ -54,6 +54,14 @@ def test_block_of_frozen_and_first_layers_has_no_gradients_of_inputs() -> None:
     assert backward == [("outputs", 2), ("inputs", 2), ("outputs", 1), ("end", None)]
 
 
+def test_block_is_complete_although_another_input_gets_gradients_from_more_blocks() -> None:
+    entry = SMALL["encoder_decoder"]
+    trace, _ = trace_step(entry.make, entry.batch(2), 2)
+    backward = blocks_of(trace)[blocks_of(trace).index(("loss", None)) + 1 :]
+    # Both decoder layers read the encoder's output; the encoder's input needs a gradient.
+    assert backward == [*((kind, i) for i in (3, 2, 1, 0) for kind in ("outputs", "inputs")), ("end", None)]
+
+
 class Repeated(nn.Module):
     """Calls one layer twice, and one not at all."""
 

@@ -191,5 +191,20 @@ def test_without_zero_the_choice_is_among_ddp_and_fsdp2() -> None:
     assert picks == ["ddp", "fsdp2", "fsdp2", "fsdp2_offload"]
 
 
+def test_on_a_cpu_ddp_is_first_and_only_variants_of_fsdp2_are_compared_by_time() -> None:
+    # DDP needs 18.6 GiB, FSDP2 with gathered parameters 6.4, without 4.8; ZeRO 1 sends as much as the former.
+    found, ranks = profile(1), machine(4, "cpu", memory_gib=40)
+    split = [split_of(ranks)]
+    picks = {
+        gib: compare_strategies(found, dataclasses.replace(ranks, memory_bytes=gib * GIB), Precision.FP32_TRUE, split)
+        for gib in (40, 18, 8)
+    }
+    assert [each.pick for each in picks.values()] == ["ddp", "fsdp2_grad_op", "fsdp2"]
+    assert picks[40].why.endswith("the simplest that fits: on a CPU times are not compared")
+    assert "ms a sample" in picks[18].why or "s a sample" in picks[18].why
+    # After running out of memory the first that needs less follows, which has the most room.
+    assert picks[40].next == "fsdp2"
+
+
 def test_ddp_needs_no_groups() -> None:
     assert DDP.python_seconds(step()) == 0

@@ -58,7 +58,12 @@ def built(tmp_path: Path, own: list[Any], trainer: dict[str, Any] | None = None,
     strategy = "ddp" if size > 1 else "single_device"
     choice = choose_strategy(strategy, world_size=size, device_kind="cpu", accumulate=1, model_has_static_graph=False)
     plan: Any = SimpleNamespace(
-        precision="32-true", device_kind="cpu", strategy=choice, deepspeed=None, batch=SimpleNamespace(accumulate=1)
+        precision="32-true",
+        device_kind="cpu",
+        strategy=choice,
+        deepspeed=None,
+        batch=SimpleNamespace(accumulate=1),
+        activation_checkpointing=False,
     )
     run: Any = SimpleNamespace(path=tmp_path, checkpoints=tmp_path, resume_from=None)
     screen = Screen() if is_terminal else io.StringIO()
