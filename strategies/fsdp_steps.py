@@ -117,6 +117,11 @@ class ShardedSteps:
             if count and not is_used:
                 _give_zero_gradient(each)
 
+    def has_unreduced(self) -> bool:
+        """Whether gradients of a backward pass were not summed, as torch's hooks did not see it."""
+        fsdp = (each for group in self._groups if group.reduce_grads for each in group.fsdp_params)
+        return any(hasattr(each, "_unsharded_param") and each.unsharded_param.grad is not None for each in fsdp)
+
     def reshard(self) -> None:
         """Free all gathered parameters: an optimizer changes the shards."""
         for group in self._groups:

@@ -22,7 +22,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from strategies.base import BuildOptions, StrategyChoice
+from strategies.base import BuildOptions, StrategyChoice, StrategyError
 from strategies.dtensor_patches import patch_dtensors
 from strategies.environment import FixedClusterEnvironment, devices_of
 from strategies.fsdp_blocks import check_wrap, find_blocks
@@ -222,6 +222,12 @@ class FullyShardedStrategy(ModelParallelStrategy):
     def optimizer_step(self, optimizer: Any, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
         def close() -> Any:
             result = closure()
+            if self._steps.has_unreduced():
+                name = type(self._module).__name__
+                raise StrategyError(
+                    f"{name} calls `loss.backward()`, after which FSDP2 does not sum gradients over the ranks; call "
+                    "`self.manual_backward(loss)`"
+                )
             self._steps.reshard()
             return result
 

@@ -141,7 +141,7 @@ class ByHand(Base):
 
 
 class PlainByHand(ByHand):
-    """Without blocks."""
+    """Its blocks are single layers."""
 
     def make(self) -> None:
         self.body = nn.Sequential(nn.Linear(6, 8), nn.Tanh())
@@ -285,6 +285,26 @@ class Parts(Base):
     def forward(self, x: Tensor) -> Tensor:
         out = super().forward(x)
         return out + self.heads[1 if self.global_rank % 2 else 0](x @ torch.ones(6, WIDTH))
+
+
+class OneLayerByHand(ByHand):
+    """Without blocks."""
+
+    def make(self) -> None:
+        self.only = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.only(x)
+
+
+class BackwardOfTensor(OneLayerByHand):
+    """Without a block or a call of itself, whose hooks would sum the gradients."""
+
+    def loss(self, batch: Any) -> Tensor:
+        return functional.cross_entropy(self.only(batch[0]), batch[1])
+
+    def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        loss.backward()
 
 
 class OneLayer(Base):
@@ -556,6 +576,7 @@ REFUSED = {
     "Averaged": ("StochasticWeightAveraging", "`strategy: ddp`"),
     "ExponentiallyAveraged": ("EMAWeightAveraging", "`strategy: ddp`"),
     "OnMeta": ("OnMeta are on the meta device", "reset_parameters"),
+    "BackwardOfTensor": ("BackwardOfTensor calls `loss.backward()`", "`self.manual_backward(loss)`"),
     "Hooked": ("head.weight of Hooked has a gradient hook", "on_fit_start"),
 }
 
@@ -564,5 +585,6 @@ MODELS = {
     for kind in (Base, Tied, FrozenInBlocks, Finetuned, ByHand, PlainByHand, StepsInBackward, Gan, CalledDirectly,
                  Normed, OldWeightNorm, BatchNorms, Scalars, Parts, OneLayer, Scheduled, Plateau, Watched, OwnList,
                  Metric, Configured, Momentum, MomentumAfter, Normalizing, Dropped, InnerCalled, InnerUsed, Created,
-                 LazyLayers, Averaged, ExponentiallyAveraged, OnMeta, Hooked, OnDemand, ShardedByUser, Overflowing)
+                 LazyLayers, Averaged, ExponentiallyAveraged, OnMeta, Hooked, OnDemand, ShardedByUser, Overflowing,
+                 BackwardOfTensor, OneLayerByHand)
 }  # fmt: skip
