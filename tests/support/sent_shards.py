@@ -71,7 +71,8 @@ def run_step(name: str, variant: str, dtype: str, passes: int, *, every: bool) -
     """The second step, as the first one may have more."""
     torch.manual_seed(0)
     batch, module = SMALL[name].batch(2), SMALL[name].make()
-    net = shard(StepForward(module), variant, dtype)
+    net = StepForward(module)
+    shard(net, variant, dtype)
     sent: list[tuple[str, int]] = []
     with counting(sent):
         for _ in range(2):
