@@ -87,9 +87,9 @@ def test_strict_loading_is_the_modules(ranks: list[Mapping[str, Any]]) -> None:
 
 def test_sharded_tensors_of_callbacks_are_saved_whole(ranks: list[Mapping[str, Any]]) -> None:
     for rank in ranks:
-        for other in ("fsdp2", "ddp"):
-            expected = {"equal": True, "sharded": True, "in lists": True, "rest": 3}
-            assert rank["callbacks"][other] == expected, other
+        for route in ROUTES:
+            expected = {"equal": True, "sharded": True, "by position": True, "in lists": True, "rest": 3}
+            assert rank["callbacks"][route] == expected, route
 
 
 def test_values_of_the_module_are_saved_as_they_are(ranks: list[Mapping[str, Any]]) -> None:
@@ -97,6 +97,7 @@ def test_values_of_the_module_are_saved_as_they_are(ranks: list[Mapping[str, Any
         found = rank["extras"]
         assert found["kept"]
         assert found["extra"] == [True, True]
+        assert found["buffer"][0] == found["buffer"][1], "of rank zero, as under DDP"
         untrusted, trusted, device = found["hyperparameters"]
         assert "not loaded" in untrusted
         assert (trusted, device) == ("Linear(in_features=5, out_features=3, bias=True)", "meta")
