@@ -9,7 +9,7 @@ from launcher.agreement.facts import Agreement
 from launcher.config.fsdp_settings import describe_indivisible
 from launcher.config.schema import FsdpOptions, RunConfig
 from strategies.base import StrategyError
-from strategies.fsdp import HSDP, FullyShard
+from strategies.fsdp import HSDP, FullyShard, describe_weight_callback
 from strategies.registry import AUTO, find_strategy, list_candidates
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def find_block_problem(model: nn.Module, config: RunConfig, strategy: str) -> st
 
 def _callback_obstacles(agreement: Agreement) -> list[str]:
     names = agreement.facts[0].traits.get("weight_callbacks") or ()
-    return [f"the callback {name} needs whole parameters, but FSDP2 shards them" for name in names]
+    return [describe_weight_callback(name) for name in names]
 
 
 def _find_mesh_problems(fsdp: FsdpOptions, agreement: Agreement) -> list[str]:

@@ -58,9 +58,13 @@ class Extra(Model):
         self.net = net
         self.extra: dict[str, Any] = {"text": "kept", 7: "number", "empty": {}}
         self.loaded: Any = None
+        # Each rank has its own values after a step.
+        self.means = nn.ModuleList(nn.BatchNorm1d(64, affine=False) for _ in range(4))
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         loss = super().training_step(batch, batch_idx)
+        for each in self.means:
+            each(torch.rand(2, 64) + self.global_rank)
         return loss if self.net is None else loss + 0 * self.net(self.embed.weight).sum()
 
     def get_extra_state(self) -> Any:
@@ -148,10 +152,12 @@ def extras(folder: Path) -> dict[str, Any]:
     again.extra = {}
     fit(again, "fsdp2", folder / "again", saved(folder), steps=3)
     one = read_sharded(saved(folder))
+    names = [name for name, _ in whole.means.named_buffers(prefix="means")]
+    buffers = [(one["state_dict"][name], whole.trainer.strategy.broadcast(whole.get_buffer(name))) for name in names]
     trusted = torch.load(saved(folder) / META, weights_only=False)["hyper_parameters"]["net"]
     return {
         "kept": again.loaded.full_tensor().tolist() == kept == one["kept"].tolist(),
-        "buffer": [one["state_dict"]["count"].tolist(), whole.trainer.strategy.broadcast(whole.count).tolist()],
+        "buffers": [torch.equal(*pair) for pair in buffers],
         "extra": [again.extra == whole.extra, one["state_dict"]["_extra_state"] == whole.extra],
         "hyperparameters": [repr(one["hyper_parameters"]["net"]), repr(trusted), trusted.weight.device.type],
     }

@@ -77,8 +77,7 @@ class Model(pl.LightningModule):
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Any:
         loss = nn.functional.cross_entropy(self(batch[0]).float(), batch[1])
         with torch.no_grad():
-            # A checkpoint has rank zero's, and as under DDP ranks with manual optimization do not share it.
-            self.count += 1 + (self.global_rank if self.automatic_optimization else 0)
+            self.count += 1
         self.losses[self.trainer.fit_loop.total_batch_idx] = float(loss.detach())
         if self.automatic_optimization:
             return loss
