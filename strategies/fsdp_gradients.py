@@ -1,8 +1,8 @@
 """Gradients that a step computes by itself under FSDP2, as for a gradient penalty or the forces of a potential.
 
 torch's hooks take each backward pass for the last one: they free parameters and sum gradients. `torch.autograd.grad`
-needs neither. If it creates a graph (`create_graph=True`), a later backward pass needs the same parameters again, and reads
-freed memory without them.
+needs neither. If it creates a graph (`create_graph=True`), a later backward pass needs the same parameters again, and
+reads freed memory without them.
 """
 
 from __future__ import annotations
