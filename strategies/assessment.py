@@ -123,13 +123,24 @@ def explain_pick(pick: Assessment, assessed: Sequence[Assessment], machine: Mach
         return f"{needs}; as fast as {simplest.name} ({_WITHIN}), and needs {saved} less"
     nearest = min((a for a in able if a is not pick), key=lambda a: a.seconds_per_sample)
     if is_tie(nearest, pick):
-        return f"{needs}; {nearest.name} is as fast ({_WITHIN}), but does not need noticeably less memory"
+        return f"{needs}; {nearest.name} is as fast ({_WITHIN}), but {_compare_memory(nearest, pick)}"
     if nearest.seconds_per_sample < pick.seconds_per_sample:
         return (
             f"{needs}; {nearest.name} is estimated less than {MARGIN:.0%} faster, less than the error of the estimate; "
             "the simpler one is chosen"
         )
     return f"{needs}; estimated {describe_speed(pick)}, {nearest.name} {describe_speed(nearest)}"
+
+
+def _compare_memory(other: Assessment, pick: Assessment) -> str:
+    """How the memory of one that is as fast as the pick differs, so that it was not chosen."""
+    difference = other.memory.total - pick.memory.total
+    moved = other.memory.host + other.memory.nvme - pick.memory.host - pick.memory.nvme
+    if difference >= 0:
+        return f"needs {format_bytes(difference)} more" if difference else "needs as much memory"
+    if moved > 0:
+        return f"needs {format_bytes(moved)} outside of the device"
+    return f"needs only {format_bytes(-difference)} less"
 
 
 def is_tie(one: Assessment, other: Assessment) -> bool:

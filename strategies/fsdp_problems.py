@@ -9,11 +9,11 @@ from typing import Any
 from weakref import ReferenceType
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelPruning, StochasticWeightAveraging, WeightAveraging
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from strategies.base import StrategyError
+from strategies.fsdp import describe_weight_callback, list_weight_callbacks
 from strategies.units import join_some
 
 # Of torch's error where an operation gets a shard.
@@ -26,12 +26,8 @@ def check_callbacks(trainer: Trainer) -> None:
     Raises:
         StrategyError: names the callback.
     """
-    for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
-        if isinstance(callback, ModelPruning | StochasticWeightAveraging | WeightAveraging):
-            raise StrategyError(
-                f"{type(callback).__name__} needs whole parameters, but FSDP2 shards them; "
-                "remove the callback, or use `strategy: ddp`"
-            )
+    for name in list_weight_callbacks(map(type, trainer.callbacks)):  # pyright: ignore[reportAttributeAccessIssue]
+        raise StrategyError(f"{describe_weight_callback(name)}; remove it, or use `strategy: ddp`")
 
 
 def check_new_parameters(module: nn.Module, known: Sequence[tuple[ReferenceType[Any], nn.Parameter]]) -> None:

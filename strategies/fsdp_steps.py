@@ -20,6 +20,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.fsdp._fully_shard._fsdp_common import TrainingState
 
 from strategies.deterministic_ddp import find_used
+from strategies.fsdp_gradients import InnerGradients
 from strategies.fsdp_modules import broadcast_values, sharded_modules
 from strategies.fsdp_versions import add_missing_hooks, groups_of, state_of
 
@@ -43,6 +44,7 @@ class ShardedSteps:
             # Otherwise the first block that a callback calls would become the root.
             state_of(module)._lazy_init()
             self._gather_for_calls()
+        self._inner = InnerGradients([state_of(each) for each in sharded_modules(module)], self._groups)
 
     def _gather_for_calls(self) -> None:
         """Gather the root's parameters if a layer outside of blocks is called when they are freed."""
@@ -68,6 +70,7 @@ class ShardedSteps:
 
     def before_step(self) -> None:
         """Take over changes of `requires_grad`, as of a layer that is trained from now on."""
+        self._inner.begin_step()
         for group in self._groups:
             if group._orig_dtype is None and any(fsdp.sharded_param.requires_grad for fsdp in group.fsdp_params):
                 group._init_mp_dtypes()
@@ -90,7 +93,8 @@ class ShardedSteps:
             return
         if self._searches is not False and not torch.is_inference(loss) and self._reduces():
             self._find_unused(loss)
-        if self._has_root and state_of(self._module)._training_state == TrainingState.FORWARD:
+        # Also a second pass over one graph: the first has freed the root's parameters.
+        if self._has_root and state_of(self._module)._training_state in (TrainingState.FORWARD, TrainingState.IDLE):
             loss.register_hook(state_of(self._module)._pre_backward)
 
     def _reduces(self) -> bool:
@@ -129,6 +133,7 @@ class ShardedSteps:
 
     def reshard(self) -> None:
         """Free all gathered parameters: an optimizer changes the shards."""
+        self._inner.free()
         for group in self._groups:
             if not group.is_sharded and group._training_state in (TrainingState.IDLE, TrainingState.FORWARD):
                 group._to_sharded()

@@ -28,7 +28,7 @@ def apply_fully_shard(module: nn.Module, **options: Any) -> None:
     fully_shard([module], **options)
 
 
-def add_missing_hooks(module: nn.Module) -> None:
+def add_missing_hooks(module: Any) -> None:
     """Let a sharded module do in older versions of torch what `fully_shard` does in 2.13."""
     if not _SEES_ALL_OUTPUTS:
         module.register_forward_pre_hook(_gather_again)
@@ -38,12 +38,12 @@ def add_missing_hooks(module: nn.Module) -> None:
         group.post_backward = functools.partial(_post_backward, group, group.post_backward)
 
 
-def state_of(module: nn.Module) -> Any:
+def state_of(module: Any) -> Any:
     """What `fully_shard` keeps about a module."""
     return fully_shard.state(module)  # type: ignore[attr-defined]
 
 
-def groups_of(module: nn.Module) -> list[Any]:
+def groups_of(module: Any) -> list[Any]:
     """The groups of parameters of a module that `fully_shard` was applied to."""
     state = state_of(module)
     if hasattr(state, "_fsdp_param_groups"):

@@ -23,6 +23,8 @@ OTHERS = "launcher_sharded"
 
 # The key of values of the state dict whose structure torch's sharded checkpoints do not keep, such as numbers as keys.
 NESTED = "launcher_extra_states"
+# The key of the structures of optimizers' states that they do not keep either, by optimizer, parameter and state.
+STRUCTURES = "launcher_state_structures"
 
 
 def split_content(checkpoint: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -32,10 +34,18 @@ def split_content(checkpoint: dict[str, Any]) -> tuple[dict[str, Any], dict[str,
     """
     weights = checkpoint.pop("state_dict")
     tensors: dict[str, Any] = {"state_dict": weights}
+    added: dict[str, Any] = {
+        NESTED: {name: value for name, value in weights.items() if isinstance(value, Mapping | list)}
+    }
+    structures: dict[str, Any] = {}
     for number, state in enumerate(checkpoint.pop("optimizer_states", [])):
-        tensors[f"optimizer_{number}"] = state
-    nested = {name: value for name, value in weights.items() if isinstance(value, Mapping | list)}
-    meta, others = take_out({**checkpoint, NESTED: nested} if nested else checkpoint)
+        key = f"optimizer_{number}"
+        values = {name: {each: to_storable(value) for each, value in own.items()} if isinstance(own, dict) else own
+                  for name, own in state.get("state", {}).items()}  # fmt: skip
+        tensors[key] = {**state, "state": values} if values else state
+        structures[key] = _structures(state.get("state", {}))
+    added[STRUCTURES] = {key: value for key, value in structures.items() if value}
+    meta, others = take_out({**checkpoint, **{key: value for key, value in added.items() if value}})
     return {**tensors, OTHERS: others} if others else tensors, meta
 
 
@@ -43,40 +53,44 @@ def take_out(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, T
     """A copy of the content with references in place of sharded tensors, and these by the references."""
     found: dict[str, Tensor] = {}
 
-    def reference(value: Any) -> Any:
+    def reference(value: Any, _: Any) -> Any:
         if not isinstance(value, DTensor):
             return None
         key = str(len(found))
         found[key] = value.detach()
         return {OTHERS: key}
 
-    return dict(_replaced(dict(checkpoint), reference)), found
+    return dict(replace_values(dict(checkpoint), reference)), found
 
 
 def put_back(meta: Mapping[str, Any], weights: dict[str, Any], tensors: Mapping[str, Any]) -> dict[str, Any]:
     """The content as Lightning saves it, from what `take_out` has left, the weights, and the tensors taken out."""
 
-    def tensor(value: Any) -> Any:
+    def tensor(value: Any, _: Any) -> Any:
         is_reference = type(value) is dict and value.keys() == {OTHERS} and isinstance(value[OTHERS], str)
         return tensors.get(value[OTHERS]) if is_reference else None
 
-    content: dict[str, Any] = dict(_replaced(dict(meta), tensor))
+    content: dict[str, Any] = dict(replace_values(dict(meta), tensor))
+    content.pop(STRUCTURES, None)
     return {**content, "state_dict": {**weights, **content.pop(NESTED, {})}}
 
 
-def _replaced(value: Any, replace: Callable[[Any], Any], inside: tuple[Any, ...] = ()) -> Any:
+def replace_values(
+    value: Any, replace: Callable[[Any, Any], Any], key: Any = None, inside: tuple[Any, ...] = ()
+) -> Any:
     """Values in dicts, lists and tuples replaced unless `replace` returns None; the same object if none is.
 
-    `inside` are the containers around the value, as one may contain itself.
+    `replace` gets a value and its key in a dict. `inside` are the containers around it, as one may contain itself.
     """
-    made = replace(value)
+    made = replace(value, key)
     if made is not None:
         return made
     if any(value is each for each in inside):
         return value
+    inside = (*inside, value)
     if isinstance(value, dict):
-        pairs = {key: _replaced(each, replace, (*inside, value)) for key, each in value.items()}
-        if all(pairs[key] is each for key, each in value.items()):
+        pairs = {name: replace_values(each, replace, name, inside) for name, each in value.items()}
+        if all(pairs[name] is each for name, each in value.items()):
             return value
         if type(value) is dict:
             return pairs
@@ -84,8 +98,53 @@ def _replaced(value: Any, replace: Callable[[Any], Any], inside: tuple[Any, ...]
         copied.update(pairs)
         return copied
     if type(value) in (list, tuple):
-        items = [_replaced(each, replace, (*inside, value)) for each in value]
+        items = [replace_values(each, replace, None, inside) for each in value]
         return value if all(a is b for a, b in zip(items, value, strict=True)) else type(value)(items)
+    return value
+
+
+def to_storable(value: Any) -> Any:
+    """Lists in place of tuples, of which torch's sharded checkpoints save no tensor by itself, None of empty dicts."""
+    if isinstance(value, dict):
+        return {key: to_storable(each) for key, each in value.items()} or None
+    return [to_storable(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def put_structures(meta: Mapping[str, Any], key: str, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved optimizer with its states as the optimizer had them; the inverse of what `split_content` does to it."""
+    states: dict[str, Any] = {name: dict(values) for name, values in saved.get("state", {}).items()}
+    for name, structures in meta.get(STRUCTURES, {}).get(key, {}).items():
+        own = states.setdefault(name, {})
+        own.update({each: _structured(own.get(each), like) for each, like in structures.items()})
+    return {**saved, "state": states} if states else dict(saved)
+
+
+def _structures(states: Mapping[str, Any]) -> dict[str, Any]:
+    """Containers of the states that are not as they were when they are read, without what is in them."""
+    found = {name: {key: value for key, value in values.items() if not _is_kept(value)}
+             for name, values in states.items() if isinstance(values, Mapping)}  # fmt: skip
+    return {name: {key: _containers(each) for key, each in values.items()} for name, values in found.items() if values}
+
+
+def _is_kept(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return bool(value) and all(isinstance(key, str) and _is_kept(each) for key, each in value.items())
+    return all(map(_is_kept, value)) if isinstance(value, list) else not isinstance(value, tuple)
+
+
+def _containers(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _containers(each) for key, each in value.items()}
+    made = [_containers(each) for each in value] if isinstance(value, list | tuple) else None
+    return tuple(made) if isinstance(value, tuple) and made is not None else made
+
+
+def _structured(value: Any, like: Any) -> Any:
+    if isinstance(like, dict):
+        found = value or {}
+        return {key: _structured(found.get(str(key)), each) for key, each in like.items()}
+    if isinstance(like, list | tuple):
+        return type(like)(_structured(*each) for each in zip(value or (), like, strict=True))
     return value
 
 

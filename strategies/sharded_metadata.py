@@ -207,6 +207,8 @@ def _entry_problem(name: str, entry: Any, stored: Mapping[MetadataIndex, _Storag
         return None if MetadataIndex(name) in stored else "is in no file"
     covered = 0
     for chunk in entry.chunks:
+        if not len(chunk.offsets) == len(chunk.sizes) == len(entry.size):
+            return f"has a part of shape {tuple(chunk.sizes)}, but the shape {tuple(entry.size)}"
         place = stored.get(MetadataIndex(name, chunk.offsets))
         if place is None:
             return f"lacks its part at {tuple(chunk.offsets)}"

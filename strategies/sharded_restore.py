@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.strategies import ParallelStrategy, Strategy
 from torch import Tensor, nn
-from torch.distributed.checkpoint import FileSystemWriter, save
+from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter, SavePlan, save
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.tensor import DeviceMesh, DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement
@@ -22,7 +22,7 @@ from typing_extensions import override
 from strategies.base import CheckpointHooks
 from strategies.folder_save import saved_folder
 from strategies.sharded_files import empty_value, nest, own_errors, read_values, to_plain_optimizer
-from strategies.sharded_meta import OTHERS, put_back, split_content, write_meta
+from strategies.sharded_meta import OTHERS, put_back, put_structures, replace_values, split_content, write_meta
 from strategies.sharded_metadata import META, read_metadata
 
 # Parts of names that wrappers of a block add, which its state dict does not have.
@@ -35,7 +35,20 @@ def save_sharded(
     """Every rank saves its shards in one folder, and rank zero what is not sharded."""
     tensors, meta = split_content(checkpoint)
     with saved_folder(strategy, path, checkpoint, hooks) as fresh, own_errors():
-        save(_whole(tensors), storage_writer=ShardedWriter(fresh, meta))
+        save(_whole(tensors), storage_writer=ShardedWriter(fresh, meta), planner=_SavePlanner())
+
+
+class _SavePlanner(DefaultSavePlanner):
+    """torch's planner, which would take an ordinary tensor, such as a buffer, from any rank: as DDP, from rank zero."""
+
+    @override
+    def create_local_plan(self) -> SavePlan:
+        plan = super().create_local_plan()
+        if not self.is_coordinator:
+            items = [item for item in plan.items if isinstance(self.state_dict[item.index.fqn], DTensor)]
+            plan = replace(plan, items=items)
+        self.plan = plan
+        return plan
 
 
 class ShardedWriter(FileSystemWriter):
@@ -57,6 +70,9 @@ def optimizer_by_names(module: nn.Module, optimizer: Optimizer) -> dict[str, Any
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     name_of = [names.get(id(parameter), str(n)) for n, parameter in enumerate(parameters)]
     state = optimizer.state_dict()
+    if "state" not in state:
+        # Lightning's stand-in for an optimizer if `configure_optimizers` returns None.
+        return state
     return {
         "state": {name_of[n]: values for n, values in state["state"].items()},
         "param_groups": [{**group, "params": [name_of[n] for n in group["params"]]} for group in state["param_groups"]],
@@ -77,7 +93,7 @@ class ShardedRestore:
         `mesh` shards the other tensors that were sharded.
         """
         if not path.is_dir():
-            return Strategy.load_checkpoint(strategy, path, weights_only)
+            return _shard_named(Strategy.load_checkpoint(strategy, path, weights_only), strategy.lightning_module)
         module = strategy.lightning_module
         assert module is not None  # noqa: S101 -- Lightning connects it first
         folder = _Folder(path, read_metadata(path))
@@ -85,7 +101,7 @@ class ShardedRestore:
             meta: dict[str, Any] = torch.load(path / META, weights_only=True)
             checkpoint = put_back(meta, folder.read_weights(module), folder.read_others(mesh))
             if "lr_schedulers" in meta:
-                states = [folder.read_optimizer(n, optimizer) for n, optimizer in enumerate(strategy.optimizers)]
+                states = [folder.read_optimizer(meta, n, optimizer) for n, optimizer in enumerate(strategy.optimizers)]
                 checkpoint["optimizer_states"] = states
         return checkpoint
 
@@ -106,7 +122,7 @@ class _Folder:
         """The sharded tensors that are neither weights nor states, by their references."""
         return self._read(OTHERS, lambda entry, where: _sharded(empty_value(entry), mesh))
 
-    def read_optimizer(self, number: int, optimizer: Optimizer) -> dict[str, Any]:
+    def read_optimizer(self, meta: Mapping[str, Any], number: int, optimizer: Optimizer) -> dict[str, Any]:
         """The state dict of an optimizer. As in one file, its parameters are known by their positions."""
         key = f"optimizer_{number}"
         groups = self._read(key, lambda entry, where: empty_value(entry), only="param_groups").get("param_groups", [])
@@ -114,7 +130,7 @@ class _Folder:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         like = dict(zip(names, parameters, strict=False))
         state = self._read(key, lambda entry, where: _template(entry, like.get(where[1])), only="state")
-        return to_plain_optimizer({"param_groups": groups, **state})[0]
+        return to_plain_optimizer(put_structures(meta, key, {"param_groups": groups, **state}))[0]
 
     def _read(self, key: str, make: Callable[[Any, Any], Any], only: str | None = None) -> Any:
         """What is saved under a key; `make` returns what a value is read into, from its entry and its path below."""
@@ -146,6 +162,9 @@ def load_weights(module: nn.Module, checkpoint: Mapping[str, Any], *, strict: bo
 def load_optimizers(optimizers: Sequence[Optimizer], checkpoint: Mapping[str, Any]) -> None:
     """Load the optimizers' states, as Lightning does, into the shards."""
     for optimizer, saved in zip(optimizers, checkpoint["optimizer_states"], strict=False):
+        if "state" not in saved:
+            optimizer.load_state_dict(saved)
+            continue
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         state = {
             key: {name: _shard_state(value, parameters[key]) for name, value in values.items()}
@@ -153,6 +172,31 @@ def load_optimizers(optimizers: Sequence[Optimizer], checkpoint: Mapping[str, An
             if key < len(parameters)
         }
         optimizer.load_state_dict({**saved, "state": state})
+
+
+def _shard_named(checkpoint: dict[str, Any], module: nn.Module | None) -> dict[str, Any]:
+    """Shard a file's weights, and what the user's code has saved like them, such as averages, as in a folder.
+
+    These are tensors with the name and shape of a parameter, and lists with one tensor for each parameter.
+    """
+    named = {} if module is None else {_plain_name(n): p for n, p in module.named_parameters(remove_duplicate=False)}
+    whole = [] if module is None else list(module.parameters())
+    lists = [whole, [p for p in whole if p.requires_grad]]
+
+    def sharded(value: Any, key: Any) -> Any:
+        if isinstance(value, Tensor):
+            like = named.get(key) if isinstance(key, str) else None
+            return _shard_like(value, like) if isinstance(like, DTensor) else None
+        if type(value) is not list or not value or not all(isinstance(each, Tensor) for each in value):
+            return None
+        shapes = [each.shape for each in value]
+        likes = next((like for like in lists if [p.shape for p in like] == shapes), None)
+        if likes is None:
+            return None
+        return [_shard_like(a, b) if isinstance(b, DTensor) else a for a, b in zip(value, likes, strict=True)]
+
+    shared = {key: value for key, value in checkpoint.items() if key != "optimizer_states"}
+    return {**checkpoint, **replace_values(shared, sharded)}
 
 
 def _template(entry: Any, like: Any) -> Any:
@@ -177,7 +221,14 @@ def _shard_weights(module: nn.Module, state: dict[str, Any], prefix: str, *_: An
 
 
 def _shard_state(value: Any, parameter: Tensor) -> Any:
-    """A state of the parameter's shape is sharded as the parameter, another one is on every rank, as torch makes it."""
+    """A state of the parameter's shape is sharded as the parameter, another one is on every rank, as torch makes it.
+
+    It may be a list or a dict of several, as that of LBFGS.
+    """
+    if isinstance(value, dict):
+        return {key: _shard_state(each, parameter) for key, each in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)([_shard_state(each, parameter) for each in value])
     if not isinstance(value, Tensor) or value.dim() == 0 or not isinstance(parameter, DTensor):
         return value
     if value.shape == parameter.shape:
@@ -216,7 +267,7 @@ def _whole(value: Any) -> Any:
         return value.redistribute(placements=[Replicate() if isinstance(p, Partial) else p for p in value.placements])
     if isinstance(value, dict):
         return {key: _whole(each) for key, each in value.items()}
-    return value
+    return [_whole(each) for each in value] if isinstance(value, list) else value
 
 
 def _plain_name(name: str) -> str:

@@ -195,7 +195,8 @@ def _model_file(path: Path, trust: Trust | None = None, *, outline: bool = False
     found = [folder / name for name in names if (folder / name).exists()]
     if not found:
         raise ResumeError(
-            f"resume: {path} is a folder, but not a DeepSpeed checkpoint: it has no {names[0]}; give another one"
+            f"resume: {path} is a folder, but not a DeepSpeed checkpoint: it has no {names[0]}; nor one of FSDP2: "
+            "it has no .metadata; give another one"
         )
     content = as_mapping(read_file(found[0], trust, of=path, outline=outline), path)
     missing = [key for key in ("param_shapes", "dp_world_size", "ds_config", "module") if key not in content]

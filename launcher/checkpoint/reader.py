@@ -141,6 +141,10 @@ def _load(file: Path | BinaryIO, map_location: Any, mmap: bool) -> tuple[Any, bo
     options = {"map_location": map_location, "mmap": mmap}
     try:
         return _torch_load(file, **options, weights_only=True), False
+    except RuntimeError as error:
+        if "mmap can only be used" in str(error):
+            raise RuntimeError("it is not in the format that `torch.save` of torch 1.6 and later writes") from error
+        raise
     except pickle.UnpicklingError:
         # Formats other than the current one of `torch.save` can only be unpickled.
         if not isinstance(file, Path):

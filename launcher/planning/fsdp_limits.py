@@ -9,7 +9,7 @@ from launcher.agreement.facts import Agreement
 from launcher.config.fsdp_settings import describe_indivisible
 from launcher.config.schema import FsdpOptions, RunConfig
 from strategies.base import StrategyError
-from strategies.fsdp import HSDP, FullyShard
+from strategies.fsdp import HSDP, FullyShard, describe_weight_callback
 from strategies.registry import AUTO, find_strategy, list_candidates
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def fsdp_obstacles(config: RunConfig, agreement: Agreement) -> dict[str, str]:
 def reads_blocks(config: RunConfig) -> bool:
     """Whether a setting is about the blocks of the model, and the strategy may read it."""
     may_shard = config.strategy == AUTO or isinstance(find_strategy(config.strategy), FullyShard)
-    return config.activation_checkpointing is True or (may_shard and bool(config.fsdp.wrap or config.fsdp.compile))
+    return config.activation_checkpointing is True or (may_shard and bool(config.fsdp.blocks or config.fsdp.compile))
 
 
 def find_block_problem(model: nn.Module, config: RunConfig, strategy: str) -> str | None:
@@ -48,16 +48,16 @@ def find_block_problem(model: nn.Module, config: RunConfig, strategy: str) -> st
     from strategies import fsdp_blocks
     from strategies.block_checkpoints import find_checkpointed
 
-    if config.fsdp.wrap:
+    if config.fsdp.blocks:
         try:
-            fsdp_blocks.check_wrap(model, config.fsdp.wrap)
+            fsdp_blocks.check_wrap(model, config.fsdp.blocks)
         except StrategyError as error:
             return str(error)
     needs: list[str] = []
-    if config.activation_checkpointing is True and not find_checkpointed(model, config.fsdp.wrap):
+    if config.activation_checkpointing is True and not find_checkpointed(model, config.fsdp.blocks):
         needs.append("activation_checkpointing")
     # Without FSDP2 no block is compiled.
-    if is_fsdp and config.fsdp.compile and not fsdp_blocks.find_blocks(model, config.fsdp.wrap):
+    if is_fsdp and config.fsdp.compile and not fsdp_blocks.find_blocks(model, config.fsdp.blocks):
         needs.append("fsdp.compile")
     if not needs:
         return None
@@ -69,7 +69,7 @@ def find_block_problem(model: nn.Module, config: RunConfig, strategy: str) -> st
 
 def _callback_obstacles(agreement: Agreement) -> list[str]:
     names = agreement.facts[0].traits.get("weight_callbacks") or ()
-    return [f"the callback {name} needs whole parameters, but FSDP2 shards them" for name in names]
+    return [describe_weight_callback(name) for name in names]
 
 
 def _find_mesh_problems(fsdp: FsdpOptions, agreement: Agreement) -> list[str]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import ModelPruning, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import CheckpointIO, LayerSync, Precision
 from lightning.pytorch.profilers import Profiler
@@ -29,6 +28,7 @@ from launcher.user_code.arguments import (
 from launcher.user_code.import_watch import find_class_paths, watch_imports
 from launcher.user_code.imports import import_class
 from launcher.user_code.optimizers import add_configure_optimizers, check_optimizers
+from strategies.fsdp import list_weight_callbacks
 
 # The kinds of plugins that the user may give; the launcher creates the cluster environment.
 PLUGINS = (Precision, CheckpointIO, LayerSync)
@@ -170,13 +170,6 @@ def callback_classes(config: RunConfig) -> list[type[pl.Callback]]:
     """The classes of the user's callbacks."""
     specs = _as_list(config.trainer.callbacks)
     return [import_class(spec["class_path"], pl.Callback, "trainer.callbacks") for spec in specs]
-
-
-def list_weight_callbacks(kinds: Iterable[type[pl.Callback]]) -> list[str]:
-    """The names of those that copy, average or mask the weights of the whole model."""
-    return [
-        kind.__name__ for kind in kinds if issubclass(kind, ModelPruning | StochasticWeightAveraging | WeightAveraging)
-    ]
 
 
 def make_loggers(config: RunConfig) -> list[Logger]:

@@ -21,7 +21,6 @@ from launcher.user_code.classes import (
     PLUGINS,
     find_duplicate_plugins,
     import_classes,
-    list_weight_callbacks,
     make_callbacks,
     make_loggers,
     make_objects,
@@ -29,6 +28,7 @@ from launcher.user_code.classes import (
     name_of,
 )
 from launcher.user_code.optimizers import optimizer_notice
+from strategies.fsdp import list_weight_callbacks
 
 
 @dataclass(frozen=True)

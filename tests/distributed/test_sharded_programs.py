@@ -9,8 +9,7 @@ import pytest
 
 from tests.support.program_ranks import run_program
 from tests.support.sharded_changes import CHANGES
-from tests.support.sharded_programs import OPTIMIZERS
-from tests.support.sharded_ranks import BIT_EQUAL, PAIRS
+from tests.support.sharded_ranks import BIT_EQUAL, KINDS, PAIRS
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 NAMES = ("Adapter", "Renamed", "RenamedInside")
@@ -23,7 +22,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Mapping[str, Any]]:
     return run_program("tests.support.sharded_ranks", tmp_path_factory.mktemp("ranks"), timeout=280)
 
 
-@pytest.mark.parametrize("case", [*(f"fsdp2 {kind}" for kind in OPTIMIZERS), *BIT_EQUAL])
+@pytest.mark.parametrize("case", [*(f"fsdp2 {kind}" for kind in KINDS), *BIT_EQUAL])
 def test_the_same_strategy_resumes_equal_to_the_bit(ranks: list[Mapping[str, Any]], case: str) -> None:
     for rank in ranks:
         found = rank[case]
@@ -87,9 +86,9 @@ def test_strict_loading_is_the_modules(ranks: list[Mapping[str, Any]]) -> None:
 
 def test_sharded_tensors_of_callbacks_are_saved_whole(ranks: list[Mapping[str, Any]]) -> None:
     for rank in ranks:
-        for other in ("fsdp2", "ddp"):
-            expected = {"equal": True, "sharded": True, "in lists": True, "rest": 3}
-            assert rank["callbacks"][other] == expected, other
+        for route in ROUTES:
+            expected = {"equal": True, "sharded": True, "by position": True, "in lists": True, "rest": 3}
+            assert rank["callbacks"][route] == expected, route
 
 
 def test_values_of_the_module_are_saved_as_they_are(ranks: list[Mapping[str, Any]]) -> None:
@@ -97,6 +96,7 @@ def test_values_of_the_module_are_saved_as_they_are(ranks: list[Mapping[str, Any
         found = rank["extras"]
         assert found["kept"]
         assert found["extra"] == [True, True]
+        assert found["buffers"] == [True] * 12, "of rank zero, as under DDP"
         untrusted, trusted, device = found["hyperparameters"]
         assert "not loaded" in untrusted
         assert (trusted, device) == ("Linear(in_features=5, out_features=3, bias=True)", "meta")

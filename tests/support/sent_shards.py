@@ -1,13 +1,13 @@
 """Bytes that real gloo ranks send under FSDP2, and the formulas' bytes, for every variant and several models.
 
-torchrun --nproc-per-node 4 -m tests.support.sent_shards OUT
+One of several ranks: `python -m tests.support.sent_shards FOLDER`, see `tests.support.program_ranks`.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -27,12 +27,14 @@ from strategies.sharding import ShardOptions
 from strategies.trace import TraceOptions, trace_step
 from tests.support.live_shards import VARIANTS, set_last, shard, shard_ranks
 from tests.support.model_families import SMALL
+from tests.support.program_ranks import results_of_rank
 
 MODELS = ("odd", "gpt", "frozen")
 # Offload sends what `fsdp2` sends.
 SENDING = tuple(name for name in VARIANTS if name != "fsdp2_offload")
 DTYPES = {"fp32": Precision.FP32_TRUE, "mixed": Precision.BF16_MIXED}
-PASSES = ((1, True), (3, True), (3, False))
+# Micro batches, and whether each reduces: of both types, and once with each type.
+CASES = (("fp32", 1, True), ("mixed", 3, True), ("fp32", 3, False), ("mixed", 3, False))
 # In all versions of torch. The larger of input and output is the volume of a ring.
 _CALLS = ("all_gather_single", "all_gather_into_tensor", "reduce_scatter_single", "reduce_scatter_tensor")
 
@@ -72,14 +74,14 @@ def run_step(name: str, variant: str, dtype: str, passes: int, *, every: bool) -
     torch.manual_seed(0)
     batch, module = SMALL[name].batch(2), SMALL[name].make()
     net = StepForward(module)
-    shard(net, variant, dtype)
+    replicas = shard(net, variant, dtype)
     sent: list[tuple[str, int]] = []
     with counting(sent):
         for _ in range(2):
             sent.clear()
             for number in range(passes):
                 set_last(net, is_last=number == passes - 1, every=every)
-                with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "mixed"):
+                with replicas.plain(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == "mixed"):
                     loss = net(batch)
                 loss.backward()
     return sent
@@ -101,22 +103,17 @@ def formula(name: str, variant: str, dtype: str, passes: int, *, every: bool) ->
     return found
 
 
-def main() -> None:
-    out = Path(sys.argv[1])
-    dist.init_process_group("gloo")
+def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    lines: list[dict[str, Any]] = []
-    for name, variant, dtype, (passes, every) in itertools.product(MODELS, SENDING, DTYPES, PASSES):
-        sent = run_step(name, variant, dtype, passes, every=every)
-        expected = formula(name, variant, dtype, passes, every=every)
-        for ring, (volume, messages) in expected.items():
-            real = [size for kind, size in sent if kind == ring]
-            lines.append({"case": f"{name} {variant} {dtype} {passes} {every} {ring}", "real": [sum(real), len(real)],
-                          "formula": [volume, messages]})  # fmt: skip
-    if dist.get_rank() == 0:
-        out.write_text(json.dumps(lines))
-    dist.destroy_process_group()
+    with results_of_rank(folder) as seen:
+        for name, variant, (dtype, passes, every) in itertools.product(MODELS, SENDING, CASES):
+            sent = run_step(name, variant, dtype, passes, every=every)
+            expected = formula(name, variant, dtype, passes, every=every)
+            for ring, (volume, messages) in expected.items():
+                real = [size for kind, size in sent if kind == ring]
+                seen[f"{name} {variant} {dtype} {passes} {every} {ring}"] = [[sum(real), len(real)], [volume, messages]]
 
 
 if __name__ == "__main__":
-    main()
+    warnings.simplefilter("ignore")
+    main(Path(sys.argv[1]))

@@ -16,9 +16,9 @@ from strategies.base import RankLocation
 from strategies.environment import FixedClusterEnvironment
 from tests.support.sharded_programs import Model, data, fit, saved
 
-# Each to itself and, both ways, to two others.
+# Each to itself and to another.
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true")
-CHANGES = [(one, PRECISIONS[(n + step) % 5]) for n, one in enumerate(PRECISIONS) for step in (-1, 0, 1)]
+CHANGES = [(one, PRECISIONS[(n + step) % 5]) for n, one in enumerate(PRECISIONS) for step in (0, 2)]
 
 
 def precisions(folder: Path) -> dict[str, Any]:
@@ -58,8 +58,8 @@ def scale_of(trainer: Any) -> Any:
 def scales(folder: Path) -> dict[str, Any]:
     """The loss scale is restored from one strategy by another one."""
     found: dict[str, Any] = {}
-    zero = [(f"deepspeed_stage_{stage}", "fsdp2") for stage in (2, 3)]
-    for one, other in (("ddp", "fsdp2"), ("fsdp2", "ddp"), ("fsdp2", "hsdp"), *zero, *((b, a) for a, b in zero)):
+    zero = (("deepspeed_stage_2", "fsdp2"), ("fsdp2", "deepspeed_stage_3"))
+    for one, other in (("ddp", "fsdp2"), ("fsdp2", "ddp"), *zero):
         here, scale = folder / f"{one}-{other}", Scale()
         trainer = fit(Model(), one, here, precision="16-mixed", steps=3)
         saved_scale = scale_of(trainer)

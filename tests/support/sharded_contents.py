@@ -41,10 +41,12 @@ class Averages(pl.Callback):
                 self.average[name] = value.detach().clone()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"average": self.average, "in lists": [{"one": [next(iter(self.average.values()))]}, 3]}
+        values = list(self.average.values())
+        return {"average": self.average, "by position": values, "in lists": [{"one": values[:1]}, 3]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.loaded, self.average = state, dict(state["average"])
+        self.loaded = state
+        self.average = {name: value.clone() for name, value in state["average"].items()}
 
 
 class Extra(Model):
@@ -56,9 +58,13 @@ class Extra(Model):
         self.net = net
         self.extra: dict[str, Any] = {"text": "kept", 7: "number", "empty": {}}
         self.loaded: Any = None
+        # Each rank has its own values after a step.
+        self.means = nn.ModuleList(nn.BatchNorm1d(64, affine=False) for _ in range(4))
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         loss = super().training_step(batch, batch_idx)
+        for each in self.means:
+            each(torch.rand(2, 64) + self.global_rank)
         return loss if self.net is None else loss + 0 * self.net(self.embed.weight).sum()
 
     def get_extra_state(self) -> Any:
@@ -120,17 +126,19 @@ def _whole(value: Any) -> Any:
 
 def callbacks(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for one, other in (("fsdp2", "fsdp2"), ("fsdp2", "ddp")):
+    for one, other in (("fsdp2", "fsdp2"), ("fsdp2", "ddp"), ("ddp", "fsdp2")):
         kept, again = Averages(), Averages()
-        here = folder / f"averages-{other}"
+        here = folder / f"averages-{one}-{other}"
         fit(Model(), one, here, callbacks=[kept], steps=3)
         expected = {name: _whole(value) for name, value in kept.average.items()}
-        fit(Model(), other, here / "again", saved(here), callbacks=[again], steps=3)
+        # The average is continued.
+        fit(Model(), other, here / "again", saved(here), callbacks=[again], steps=4)
         assert again.loaded is not None
         loaded = again.loaded
-        found[other] = {
+        found[f"{one} {other}"] = {
             "equal": all(torch.equal(_whole(loaded["average"][name]), value) for name, value in expected.items()),
             "sharded": {isinstance(value, DTensor) for value in loaded["average"].values()} == {other == "fsdp2"},
+            "by position": {isinstance(value, DTensor) for value in loaded["by position"]} == {other == "fsdp2"},
             "in lists": torch.equal(_whole(loaded["in lists"][0]["one"][0]), next(iter(expected.values()))),
             "rest": loaded["in lists"][1],
         }
@@ -144,9 +152,12 @@ def extras(folder: Path) -> dict[str, Any]:
     again.extra = {}
     fit(again, "fsdp2", folder / "again", saved(folder), steps=3)
     one = read_sharded(saved(folder))
+    names = [name for name, _ in whole.means.named_buffers(prefix="means")]
+    buffers = [(one["state_dict"][name], whole.trainer.strategy.broadcast(whole.get_buffer(name))) for name in names]
     trusted = torch.load(saved(folder) / META, weights_only=False)["hyper_parameters"]["net"]
     return {
         "kept": again.loaded.full_tensor().tolist() == kept == one["kept"].tolist(),
+        "buffers": [torch.equal(*pair) for pair in buffers],
         "extra": [again.extra == whole.extra, one["state_dict"]["_extra_state"] == whole.extra],
         "hyperparameters": [repr(one["hyper_parameters"]["net"]), repr(trusted), trusted.weight.device.type],
     }

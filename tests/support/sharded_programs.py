@@ -143,6 +143,31 @@ class Factored(torch.optim.Optimizer):
         return loss
 
 
+class Nested(torch.optim.Optimizer):
+    """Gradient descent along the mean of the last gradients, which are kept in a list, a tuple and a dict."""
+
+    def __init__(self, parameters: Any, lr: float) -> None:
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for parameter in self.param_groups[0]["params"]:
+            state = self.state[parameter]
+            if not state:
+                state |= {"last": [], "flat": [], "by number": {0: torch.zeros_like(parameter), 3: (1, {})}}
+            state["last"] = [*state["last"], parameter.grad.clone()][-2:]
+            state["flat"] = [*state["flat"], parameter.grad.sum(0)][-2:]
+            state["by number"][0].lerp_(parameter.grad, 0.5)
+            state["pair"] = (parameter.grad.clone(), len(state["last"]))
+            mean = sum(state["last"][1:], start=state["last"][0] + state["pair"][0] + state["by number"][0])
+            parameter.sub_(self.param_groups[0]["lr"] * (mean + sum(state["flat"])))
+        return loss
+
+
 def _groups(model: Model) -> Any:
     decayed = [p for p in model.parameters() if p.dim() > 1]
     others = [p for p in model.parameters() if p.dim() == 1]
@@ -168,6 +193,7 @@ OPTIMIZERS: Mapping[str, Callable[[Model], Any]] = {
     "plain": lambda model: torch.optim.SGD(model.parameters(), 0.1),
     "factored": lambda model: Factored([p for p in model.parameters() if p.requires_grad], 0.01),
     "scalars": lambda model: Scalars([p for p in model.parameters() if p.requires_grad], 0.1),
+    "nested": lambda model: Nested([p for p in model.parameters() if p.requires_grad], 0.02),
     "two": _two,
 }
 

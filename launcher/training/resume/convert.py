@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from torch import Tensor
 
 from launcher.checkpoint.export import save_private, save_safetensors, save_sharded_folder
 from launcher.checkpoint.formats import format_of, format_written_by
@@ -63,24 +64,40 @@ def convert_checkpoint(source: Path, target: Path, kind: str = "weights", *, tru
         raise ResumeError(f"convert: {source} does not exist; give the path of a checkpoint")
     if target.exists():
         raise ResumeError(f"convert: {target} exists already and is not overwritten; give another name")
-    found = format_of(source)
-    has_all = kind in ("lightning", "sharded")
-    content = found.read_consolidated(source, Trust(everywhere=trusted)) if has_all else {}
-    state: Any = content.get("state_dict") if has_all else found.read_weights(source)
-    if not isinstance(state, Mapping):
-        raise ResumeError(f"convert: {source} has no state_dict; give a checkpoint that Lightning or DeepSpeed wrote")
+    try:
+        content, state = _read(source, Trust(everywhere=trusted), kind)
+    except ResumeError as error:
+        raise ResumeError(f"convert: {str(error).removeprefix('resume: ')}") from error
     try:
         if kind == "safetensors":
             return save_safetensors(state, target)
         if kind == "sharded":
             save_sharded_folder(content, target)
         else:
-            save_private(dict(content if has_all else state), target)
+            save_private(dict(content if kind == "lightning" else state), target)
     except OSError as error:
         raise ResumeError(
             f"convert: {target} cannot be written: {error.strerror or error}; give another path"
         ) from error
     return len(state)
+
+
+def _read(source: Path, trust: Trust, kind: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The content that a kind needs, and the weights; a file may be a state dict itself."""
+    found = format_of(source)
+    has_all = kind in ("lightning", "sharded")
+    content = found.read_consolidated(source, trust) if has_all else {}
+    state: Any = content.get("state_dict") if has_all else found.read_weights(source)
+    if state is None and not source.is_dir() and kind != "lightning":
+        content = found.read_consolidated(source)
+        if content and all(isinstance(value, Tensor) for value in content.values()):
+            state, content = content, {"state_dict": content}
+    if not isinstance(state, Mapping):
+        raise ResumeError(
+            f"{source} has no state_dict; give a checkpoint that Lightning or DeepSpeed wrote, or a file of "
+            "`launcher convert` for another format of weights"
+        )
+    return content, state
 
 
 def _on_rank_zero(rank: int, action: Callable[[], None]) -> None:

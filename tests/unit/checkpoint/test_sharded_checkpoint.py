@@ -118,7 +118,7 @@ def _entry(metadata: Metadata) -> TensorStorageMetadata:
 
 
 def _enlarge(metadata: Metadata) -> None:
-    vars(_entry(metadata).chunks[0]).update(sizes=torch.Size([1 << 40]))
+    vars(_entry(metadata).chunks[0]).update(sizes=torch.Size([1 << 40, 3]))
 
 
 def _link(path: Path) -> None:
@@ -145,6 +145,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a compressed part": (lambda f: change_metadata(f, lambda m: _place(m, transform_descriptors=["x"])), "compressed"),
     "a huge tensor": (lambda f: change_metadata(f, lambda m: setattr(_entry(m), "size", torch.Size([1 << 40, 3]))),
                       "a.weight has 6 of"),
+    "a flat shape": (lambda f: change_metadata(f, lambda m: setattr(_entry(m), "size", torch.Size([6]))),
+                     "a part of shape"),
     "a huge chunk": (lambda f: change_metadata(f, _enlarge),
                      "bytes for"),
     "no chunk": (lambda f: change_metadata(f, lambda m: _entry(m).chunks.clear()), "a.weight has 0 of 6 elements"),

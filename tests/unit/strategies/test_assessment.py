@@ -46,11 +46,13 @@ def test_tie_goes_to_the_candidate_with_more_room_and_the_reason_says_so(slower:
 @pytest.mark.parametrize(
     ("other", "part"),
     [
-        (candidate("other", 58), "other is as fast (within 2%), but does not need noticeably less memory"),
+        (candidate("other", 58), "other is as fast (within 2%), but needs only 2 GiB less"),
+        (candidate("other", 70), "other is as fast (within 2%), but needs 10 GiB more"),
+        (candidate("other", 60), "other is as fast (within 2%), but needs as much memory"),
         (candidate("other", 30, 1.5), "estimated 15.6 ms a sample, other 23.4 ms a sample"),
         (candidate("other", 30, 0.95), "other is estimated less than 10% faster, less than the error of the estimate"),
         # What leaves the device for the host is not saved.
-        (candidate("other", 30, host=GIB), "other is as fast (within 2%), but does not need noticeably less memory"),
+        (candidate("other", 30, host=GIB), "other is as fast (within 2%), but needs 1 GiB outside of the device"),
     ],
 )
 def test_simpler_candidate_stays_without_a_tie_or_without_more_room(other: Assessment, part: str) -> None:
