@@ -8,7 +8,8 @@ Sizes of workspaces are upper bounds for every CPU; the size of the code is meas
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable
+import re
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ _LINE = 64  # bytes
 _FP32 = 4
 _FORWARD, _BACKWARD = "aten::mkldnn_rnn_layer", "aten::mkldnn_rnn_layer_backward"
 _PRODUCTS = ("aten::mm", "aten::addmm")
-# Parts of an LSTM's workspace; each begins on a new page.
-_PARTS, _PAGE = 7, 4096
+# Each part of an LSTM's workspace begins on a new page. torch 2.10 has oneDNN 3.7, with more parts and rows.
+_PAGE, _FEWER_ROWS = 4096, (3, 8)
 _CONVOLUTION, _CONVOLUTION_BACKWARD = "aten::convolution", "aten::convolution_backward"
 
 
@@ -58,22 +59,37 @@ class CpuWorkspaces(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         del packed
         if name == _FORWARD and out[3].numel() == 0:
-            steps, batch, _ = args[0].shape
-            size = lstm_workspace(steps, batch, args[2].shape[1], args[0].element_size())
+            size = lstm_workspace(args[0].shape, args[2].shape[1], args[0].element_size())
             return (*out[:3], torch.empty(size, dtype=torch.uint8))
         return out
 
 
-def lstm_workspace(steps: int, batch: int, hidden: int, element_size: int = 4) -> int:
+def lstm_workspace(inputs: Sequence[int], hidden: int, element_size: int = 4) -> int:
     """Upper bound of the bytes that oneDNN keeps for one LSTM layer in one direction.
 
-    Gates and their differences, four rows of states on each of the two sides of the layer, rows padded to cache lines
-    and off powers of two (oneDNN's `rnn_utils.cpp`, `get_good_ld`); in 16 bits states are still in fp32, with one
-    row less. The layout does not depend on the instruction set.
+    For each step the gates and a row of states; for each step and the one before the first, states and their
+    gradients in rows as wide as the layer's input or states, and the states of cells (oneDNN's `rnn_utils.cpp`,
+    `set_workspace_sizes`); in 16 bits gradients and the states of cells are still in fp32, with one row less. The
+    layout does not depend on the instruction set.
+
+    Args:
+        inputs: steps, batch and width.
+        hidden: the width of the states.
+        element_size: of the inputs and weights.
     """
-    gates = steps * _row(4 * hidden, element_size)
-    states = (steps + 1) * _row(hidden, max(element_size, _FP32))
-    return batch * (2 * gates + (8 if element_size >= _FP32 else 7) * states) + _PARTS * _PAGE
+    steps, batch, width = inputs
+    wide = max(width, hidden)
+    is_old = _onednn_version() < _FEWER_ROWS
+    gates = _row(4 * hidden, element_size) + _row(hidden, element_size)
+    states = (6 if is_old else 2) * _row(wide, element_size) + 4 * _row(wide, _FP32)
+    cells = (4 if element_size >= _FP32 else 3) * _row(hidden, _FP32)
+    return batch * (steps * gates + (steps + 1) * (states + cells)) + (9 if is_old else 7) * _PAGE
+
+
+@functools.cache
+def _onednn_version() -> tuple[int, ...]:
+    found = re.search(r"v(\d+)\.(\d+)", torch.__config__.show().partition("MKL-DNN")[2])
+    return (0,) if found is None else tuple(map(int, found.groups()))
 
 
 @functools.cache
@@ -116,5 +132,6 @@ def _reordered(name: str, args: tuple[Any, ...], out: Any) -> int:
 
 
 def _row(width: int, element_size: int) -> int:
+    """Bytes of a row: whole cache lines, and one more for each multiple of 256 elements (`get_good_ld`)."""
     size = -(-width * element_size // _LINE) * _LINE
-    return size + _LINE if size % 256 == 0 else size
+    return size + _LINE if size // element_size % 256 == 0 else size
