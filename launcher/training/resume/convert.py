@@ -67,7 +67,7 @@ def convert_checkpoint(source: Path, target: Path, kind: str = "weights", *, tru
     try:
         content, state = _read(source, Trust(everywhere=trusted), kind)
     except ResumeError as error:
-        raise ResumeError(f"convert: {str(error).removeprefix('resume: ')}") from error
+        raise ResumeError(str(error).replace("resume: ", "convert: ", 1)) from error
     try:
         if kind == "safetensors":
             return save_safetensors(state, target)
@@ -94,7 +94,7 @@ def _read(source: Path, trust: Trust, kind: str) -> tuple[Mapping[str, Any], Map
             state, content = content, {"state_dict": content}
     if not isinstance(state, Mapping):
         raise ResumeError(
-            f"{source} has no state_dict; give a checkpoint that Lightning or DeepSpeed wrote, or a file of "
+            f"convert: {source} has no state_dict; give a checkpoint that Lightning or DeepSpeed wrote, or a file of "
             "`launcher convert` for another format of weights"
         )
     return content, state
