@@ -12,6 +12,7 @@ from torch import Tensor
 
 from launcher.checkpoint.export import save_private, save_safetensors, save_sharded_folder
 from launcher.checkpoint.formats import format_of, format_written_by
+from launcher.checkpoint.manifest import find_problem
 from launcher.checkpoint.reader import CONSOLIDATED, Trust
 from launcher.core.errors import LauncherError, ResumeError
 from launcher.training.context import RunContext
@@ -64,6 +65,9 @@ def convert_checkpoint(source: Path, target: Path, kind: str = "weights", *, tru
         raise ResumeError(f"convert: {source} does not exist; give the path of a checkpoint")
     if target.exists():
         raise ResumeError(f"convert: {target} exists already and is not overwritten; give another name")
+    problem = find_problem(source)
+    if problem is not None:
+        raise ResumeError(f"convert: {source} is damaged: {problem}; give another checkpoint")
     try:
         content, state = _read(source, Trust(everywhere=trusted), kind)
     except ResumeError as error:
