@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from functools import partial
+from types import MethodType
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,13 +16,14 @@ from strategies.base import StrategyError
 
 
 def compute_with_fp32_weights(module: nn.Module) -> int:
-    """Make batch norms with fp32 running statistics compute with fp32 weights; return how many there are.
+    """Make batch and instance norms with fp32 running statistics compute with fp32 weights; return how many there are.
 
     DeepSpeed casts parameters and, since 0.19, leaves buffers as they are (`_cast_module_mixed_precision`). torch's
-    batch norm accepts a 16-bit input with fp32 weights and statistics, as under autocast, but no mixture of the two.
+    batch norm accepts a 16-bit input with fp32 weights and statistics, as under autocast, but no mixture of the two;
+    torch 2.10's instance norm neither.
     16-bit statistics would not help: bf16 loses the small steps of a running mean, fp16 overflows at 65,504.
     """
-    norms = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    norms = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._NormBase)]
     mixed = [n for n in norms if n.weight is not None and n.running_mean is not None
              and n.weight.dtype != n.running_mean.dtype]  # fmt: skip
     for layer in mixed:
@@ -44,7 +46,9 @@ class _Fp32View:
         self.bias = None if layer.bias is None else layer.bias.float()
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._layer, name)
+        found = getattr(self._layer, name)
+        is_method = isinstance(found, MethodType) and found.__self__ is self._layer
+        return MethodType(found.__func__, self) if is_method else found
 
 
 class OutermostCall:

@@ -11,12 +11,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.distributed_c10d import _get_default_group
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from strategies.base import StrategyError
+from strategies.fsdp_versions import apply_fully_shard
 from strategies.units import join_some
 
 _BROADCAST_BYTES = 250 << 20  # as DDP
@@ -73,7 +74,7 @@ def _frozen_outside(module: nn.Module, blocks: Sequence[nn.Module], kept: set[nn
 def _shard(module: nn.Module, **options: Any) -> None:
     """Apply `fully_shard`, and keep the name of the module's class, which summaries and messages print."""
     original = type(module)
-    fully_shard(module, **options)
+    apply_fully_shard(module, **options)
     kind = type(module)
     kind.__name__, kind.__qualname__ = original.__name__, original.__qualname__
     kind.__module__, kind.__doc__ = original.__module__, original.__doc__

@@ -16,11 +16,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.fsdp._fully_shard._fsdp_common import TrainingState
 
 from strategies.deterministic_ddp import find_used
+from strategies.fsdp_gradients import InnerGradients
 from strategies.fsdp_modules import broadcast_values, sharded_modules
+from strategies.fsdp_versions import add_missing_hooks, groups_of, state_of
 
 
 class ShardedSteps:
@@ -28,23 +30,25 @@ class ShardedSteps:
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
-        self._groups = [group for each in sharded_modules(module) for group in _groups(each)]
+        self._groups = [group for each in sharded_modules(module) for group in groups_of(each)]
         self._has_root = isinstance(module, FSDPModule)
         self._searches: bool | None = None
         self._versions: dict[int, int] = {}
         for each in sharded_modules(module):
-            # torch 2.13; safe even if ranks use different parameters in a later step than the first.
-            getattr(each, "set_reduce_scatter_unused_params", lambda _: None)(True)
+            add_missing_hooks(each)
             if each is not module:
                 _gather_for_methods(each)
+        # Safe even if ranks use different parameters in a later step than the first.
+        self._set_sums_unused(True)
         if self._has_root:
             # Otherwise the first block that a callback calls would become the root.
-            _state(module)._lazy_init()
+            state_of(module)._lazy_init()
             self._gather_for_calls()
+        self._inner = InnerGradients([state_of(each) for each in sharded_modules(module)], self._groups)
 
     def _gather_for_calls(self) -> None:
         """Gather the root's parameters if a layer outside of blocks is called when they are freed."""
-        groups = _groups(self._module)
+        groups = groups_of(self._module)
         managed = {id(fsdp.sharded_param) for group in groups for fsdp in group.fsdp_params}
 
         def gather(_: nn.Module, __: Any) -> None:
@@ -66,6 +70,7 @@ class ShardedSteps:
 
     def before_step(self) -> None:
         """Take over changes of `requires_grad`, as of a layer that is trained from now on."""
+        self._inner.begin_step()
         for group in self._groups:
             if group._orig_dtype is None and any(fsdp.sharded_param.requires_grad for fsdp in group.fsdp_params):
                 group._init_mp_dtypes()
@@ -88,8 +93,9 @@ class ShardedSteps:
             return
         if self._searches is not False and not torch.is_inference(loss) and self._reduces():
             self._find_unused(loss)
-        if self._has_root and _state(self._module)._training_state == TrainingState.FORWARD:
-            loss.register_hook(_state(self._module)._pre_backward)
+        # Also a second pass over one graph: the first has freed the root's parameters.
+        if self._has_root and state_of(self._module)._training_state in (TrainingState.FORWARD, TrainingState.IDLE):
+            loss.register_hook(state_of(self._module)._pre_backward)
 
     def _reduces(self) -> bool:
         return all(group.reduce_grads for group in self._groups)
@@ -111,11 +117,14 @@ class ShardedSteps:
         if self._searches is None:
             self._searches = any(count < dist.get_world_size() for count in counts)
             if self._searches:
-                for each in sharded_modules(self._module):
-                    getattr(each, "set_reduce_scatter_unused_params", lambda _: None)(False)
+                self._set_sums_unused(False)
         for each, is_used, count in zip(every, flags, counts, strict=True):
             if count and not is_used:
                 _give_zero_gradient(each)
+
+    def _set_sums_unused(self, value: bool) -> None:
+        for group in self._groups:
+            group.reduce_scatter_unused_params = value
 
     def has_unreduced(self) -> bool:
         """Whether gradients of a backward pass were not summed, as torch's hooks did not see it."""
@@ -124,6 +133,7 @@ class ShardedSteps:
 
     def reshard(self) -> None:
         """Free all gathered parameters: an optimizer changes the shards."""
+        self._inner.free()
         for group in self._groups:
             if not group.is_sharded and group._training_state in (TrainingState.IDLE, TrainingState.FORWARD):
                 group._to_sharded()
@@ -132,19 +142,6 @@ class ShardedSteps:
         """Whether the next backward pass sums the gradients over the ranks."""
         for group in self._groups:
             group.reduce_grads = group.all_reduce_grads = is_last
-
-
-def _state(module: nn.Module) -> Any:
-    return fully_shard.state(module)  # type: ignore[attr-defined]
-
-
-def _groups(module: Any) -> list[Any]:
-    """The groups of parameters of a module that `fully_shard` was applied to."""
-    state = _state(module)
-    if hasattr(state, "_fsdp_param_groups"):
-        return list(state._fsdp_param_groups)
-    # Before torch 2.12 a module has one group at most.
-    return [] if state._fsdp_param_group is None else [state._fsdp_param_group]
 
 
 def _share_requires_grad(group: Any) -> None:
@@ -187,7 +184,7 @@ def _gathering(block: Any, name: str) -> Any:
 
     @functools.wraps(method)
     def call(*args: Any, **kwargs: Any) -> Any:
-        state = _state(block)
+        state = state_of(block)
         takes_tensors = any(isinstance(value, Tensor) for value in (*args, *kwargs.values()))
         if not takes_tensors or state._training_state != TrainingState.IDLE:
             return method(*args, **kwargs)

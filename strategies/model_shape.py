@@ -112,10 +112,13 @@ def probe_optimizer(optimizer: Optimizer, *, foreach: bool = False) -> Optimizer
     twin.__dict__.update({k: v for k, v in optimizer.__dict__.items() if k != "step"})
     twin.state = defaultdict(dict)
     twin.param_groups = [{**optimizer.param_groups[0], "params": [flat]}]
+    original = optimizer.param_groups[0]["params"][0]
     if foreach:
         use_foreach(twin)
     try:
         with fake, tracker:
+            # Some optimizers make their states in the constructor, as Adagrad before torch 2.12.
+            twin.state[flat] |= {k: _flatten(v, original, flat) for k, v in optimizer.state.get(original, {}).items()}
             twin.step()
             states = [value for value in twin.state[flat].values() if isinstance(value, Tensor)]
             tracker.reset_peak()
@@ -130,6 +133,16 @@ def probe_optimizer(optimizer: Optimizer, *, foreach: bool = False) -> Optimizer
         sum(_bytes(value) for value in states if value.numel() != _PROBE_NUMEL),
         -(-(tracker.peak_activations - before) // _PROBE_NUMEL),
     )
+
+
+def _flatten(value: Any, original: Tensor, flat: Tensor) -> Any:
+    """A state of the original parameter, as a fake one of the flat parameter."""
+    if not isinstance(value, Tensor):
+        return value
+    if value.ndim == 0:
+        # A fake tensor whose value is known.
+        return torch.tensor(0, dtype=value.dtype)
+    return torch.zeros(flat.shape if value.shape == original.shape else value.shape, dtype=value.dtype)
 
 
 def use_foreach(optimizer: Optimizer) -> None:

@@ -168,7 +168,10 @@ class TrainingAgent(LocalElasticAgent):
         if first is not None:
             self._kill_ranks()
             self._record_out_of_memory(first)
-        self._shutdown(timeout=int(SAVE_TIMEOUT))
+        if self._pcontext is not None:
+            # Not by `_shutdown`, which takes no time limit before torch 2.12.
+            self._pcontext.close(signal.SIGTERM, int(SAVE_TIMEOUT))
+        self._shutdown()
 
     def _handle_failure(self) -> RunResult:
         """After a rank has failed: find the first failure, report it, and restart or stop."""

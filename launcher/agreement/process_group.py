@@ -114,6 +114,9 @@ def process_group(store: Store, topology: Topology, settings: GroupSettings) -> 
             )
         yield
         return
+    if "TORCH_NCCL_TRACE_BUFFER_SIZE" not in os.environ:
+        # torch 2.10 records no collectives by default; this is the size of later versions.
+        os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
     device = None
     if settings.backend == "nccl":
         device = torch.device("cuda", topology.local_rank)

@@ -79,10 +79,11 @@ def _translate_fsdp1(arguments: dict[str, Any], found: _Translation) -> None:
         arguments.pop(key, None)
     sharding = arguments.pop("sharding_strategy", None) or "FULL_SHARD"
     name = str(sharding).rpartition(".")[2].upper()
-    strategy = _BY_SHARDING.get(name)
-    if strategy is None:
+    strategy = _BY_SHARDING.get(name, "fsdp2")
+    if name not in _BY_SHARDING:
         found.reject("sharding_strategy", sharding, f"write one of {', '.join(_BY_SHARDING)}")
-        strategy = "fsdp2"
+        # Whether a mesh fits depends on it.
+        arguments.pop("device_mesh", None)
     offload = arguments.pop("cpu_offload", None)
     if _wants_offload(offload):
         if strategy != "fsdp2":

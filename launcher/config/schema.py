@@ -124,8 +124,8 @@ class FsdpOptions:
     """How FSDP2 shards; read by `fsdp2`, `fsdp2_grad_op`, `hsdp` and `fsdp2_offload`.
 
     Attributes:
-        wrap: names of the module classes that are gathered one after another, and computed again by activation
-            checkpointing; by default the model's repeated blocks.
+        wrap: names or import paths of the module classes that are gathered one after another, and computed again by
+            activation checkpointing; by default the model's repeated blocks.
         shard_ranks: ranks that share the states under `hsdp`; by default those of a node.
         reduce_dtype: type in which gradients are summed over the ranks; `param` is that of the computation.
         reduce_every_batch: sum gradients after each micro batch, which keeps only shards of them; false sums them once
@@ -133,11 +133,17 @@ class FsdpOptions:
         compile: whether each block is compiled by torch.compile.
     """
 
-    wrap: list[str] = field(default_factory=list)
+    wrap: list[str] | str = field(default_factory=list)
     shard_ranks: int | None = _at_least(1, None)
     reduce_dtype: Literal["fp32", "param"] = "fp32"
     reduce_every_batch: bool = True
     compile: bool = False
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """The names of the classes in `wrap`, without their modules."""
+        given = [self.wrap] if isinstance(self.wrap, str) else self.wrap
+        return tuple(name.rpartition(".")[2] for name in given)
 
 
 @dataclass(frozen=True)

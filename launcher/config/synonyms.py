@@ -45,8 +45,8 @@ SYNONYMS: Mapping[str, str] = _by_name({
     "distributed_strategy parallel_strategy": "strategy",
     "use_fsdp use_fsdp2 fully_shard fully_sharded_data_parallel": "strategy=fsdp2",
     "fsdp_cpu_offload fsdp_offload_params": "strategy=fsdp2_offload",
-    "fsdp_transformer_layer_cls_to_wrap transformer_layer_cls_to_wrap fsdp_auto_wrap_policy auto_wrap_policy":
-        "fsdp.wrap",
+    "fsdp_transformer_layer_cls_to_wrap transformer_layer_cls_to_wrap fsdp_auto_wrap_policy auto_wrap_policy "
+    "wrap_class wrap_classes wrap_cls wrap_policy wrapped_classes": "fsdp.wrap",
     "data_parallel_shard_degree dp_shard_degree dp_shard fsdp_size": "fsdp.shard_ranks strategy=hsdp",
     "mixed_precision_param": "precision",
     "fsdp_activation_checkpointing activation_checkpoint recompute_activations gradient_checkpointing "

@@ -38,7 +38,7 @@ def fsdp_obstacles(config: RunConfig, agreement: Agreement) -> dict[str, str]:
 def reads_blocks(config: RunConfig) -> bool:
     """Whether a setting is about the blocks of the model, and the strategy may read it."""
     may_shard = config.strategy == AUTO or isinstance(find_strategy(config.strategy), FullyShard)
-    return config.activation_checkpointing is True or (may_shard and bool(config.fsdp.wrap or config.fsdp.compile))
+    return config.activation_checkpointing is True or (may_shard and bool(config.fsdp.blocks or config.fsdp.compile))
 
 
 def find_block_problem(model: nn.Module, config: RunConfig, strategy: str) -> str | None:
@@ -49,16 +49,16 @@ def find_block_problem(model: nn.Module, config: RunConfig, strategy: str) -> st
     from strategies import fsdp_blocks
     from strategies.block_checkpoints import find_checkpointed
 
-    if config.fsdp.wrap:
+    if config.fsdp.blocks:
         try:
-            fsdp_blocks.check_wrap(model, config.fsdp.wrap)
+            fsdp_blocks.check_wrap(model, config.fsdp.blocks)
         except StrategyError as error:
             return str(error)
     needs: list[str] = []
-    if config.activation_checkpointing is True and not find_checkpointed(model, config.fsdp.wrap):
+    if config.activation_checkpointing is True and not find_checkpointed(model, config.fsdp.blocks):
         needs.append("activation_checkpointing")
     # Without FSDP2 no block is compiled.
-    if is_fsdp and config.fsdp.compile and not fsdp_blocks.find_blocks(model, config.fsdp.wrap):
+    if is_fsdp and config.fsdp.compile and not fsdp_blocks.find_blocks(model, config.fsdp.blocks):
         needs.append("fsdp.compile")
     if not needs:
         return None

@@ -99,7 +99,7 @@ def shard_options(config: RunConfig, *, checkpoint_activations: bool) -> ShardOp
     """How FSDP2 shards, with the plan's decision on activation checkpointing."""
     given = config.fsdp
     return ShardOptions(
-        tuple(given.wrap),
+        given.blocks,
         given.shard_ranks,
         given.reduce_dtype,
         given.reduce_every_batch,

@@ -91,7 +91,7 @@ class TraceTarget:
     @classmethod
     def of(cls, config: RunConfig, device_kind: str, device: str | None = None) -> TraceTarget:
         """With the config's `fsdp.wrap` and `activation_checkpointing: true`."""
-        return cls(device_kind, device, tuple(config.fsdp.wrap), config.activation_checkpointing is True)
+        return cls(device_kind, device, config.fsdp.blocks, config.activation_checkpointing is True)
 
     @property
     def options(self) -> TraceOptions:

@@ -9,18 +9,31 @@ import os
 import sys
 
 import lightning.pytorch as pl
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.fsdp import fully_shard
 
 from launcher.demo.model import DemoGPT, DemoText
 from tests.benchmarks.clock import Clock
 
 
-def main(steps: int) -> None:
+class ShardedGPT(DemoGPT):
+    """The demo as a user of plain Lightning writes it for FSDP2."""
+
+    def configure_model(self) -> None:
+        assert self.device_mesh is not None
+        mesh = self.device_mesh["data_parallel"]
+        for block in self.blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(self, mesh=mesh)
+
+
+def main(steps: int, strategy: str = "ddp") -> None:
     ranks = int(os.environ["WORLD_SIZE"])
     pl.seed_everything(42, workers=True, verbose=False)
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=ranks,
-        strategy="ddp" if ranks > 1 else "auto",
+        strategy=ModelParallelStrategy() if strategy == "fsdp2" else "ddp" if ranks > 1 else "auto",
         max_steps=steps,
         limit_val_batches=0,
         gradient_clip_val=1.0,
@@ -31,8 +44,8 @@ def main(steps: int) -> None:
         enable_model_summary=False,
         callbacks=[Clock()],
     )
-    trainer.fit(DemoGPT(), datamodule=DemoText(batch_size=32 // ranks))
+    trainer.fit(ShardedGPT() if strategy == "fsdp2" else DemoGPT(), datamodule=DemoText(batch_size=32 // ranks))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), *sys.argv[2:])

@@ -1,6 +1,6 @@
 """Samples per second of the demo: `torchrun -m launcher` against a bare Lightning Trainer under the same torchrun.
 
-    python -m tests.benchmarks.throughput [--repeats 5] [--steps 200] [--ranks 1 2]
+    python -m tests.benchmarks.throughput [--repeats 5] [--steps 200] [--ranks 1 2] [--strategy ddp|fsdp2]
 
 In turns in one run, one thread a rank; medians over the runs, and the median of the pairs' ratios. `mean` counts all
 steps of a run, `median` its median step.
@@ -44,10 +44,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--strategy", choices=["ddp", "fsdp2"], default="ddp")
     options = parser.parse_args()
     ours = ["-m", "launcher", "--trainer.max_steps", str(options.steps), "--trainer.limit_val_batches", "0"]
     ours += ["--checkpoint.monitor", "null", "--trainer.callbacks", "[{class_path: tests.benchmarks.clock.Clock}]"]
-    bare = ["-m", "tests.benchmarks.bare_lightning", str(options.steps)]
+    bare = ["-m", "tests.benchmarks.bare_lightning", str(options.steps), options.strategy]
+    if options.strategy == "fsdp2":
+        ours += ["--strategy", "fsdp2"]
     with tempfile.TemporaryDirectory() as folder:
         for ranks in options.ranks:
             pairs = [

@@ -42,6 +42,8 @@ EQUAL = {
     "offload with a scalar": case("Scalars", "fsdp2_offload"),
     "hsdp": case("CalledDirectly", "hsdp", trainer={"gradient_clip_val": 0.1}),
     "hsdp that shards on one rank": case("Scalars", "hsdp", options={"shard_ranks": 1}),
+    "recompute a block twice": case("CalledTwice", options=_RECOMPUTE),
+    "recompute nested blocks": case("CalledTwice", options={"wrap": ["Linear", "Block"], **_RECOMPUTE}),
     "nested blocks": case("Base", options={"wrap": ["Linear", "Block"]}),
     "64-true": case("Scalars", precision="64-true"),
     "bf16-true": case("Base", precision="bf16-true"),
@@ -78,7 +80,11 @@ def run_cases(folder: Path, cases: dict[str, dict[str, Any]], ranks: int = 2) ->
 
 def _with_ddp(cases: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The cases, and each different one of them under DDP."""
-    return {_ddp_of(each): {**each, "strategy": "ddp", "options": {}} for each in cases.values()} | cases
+    return {_ddp_of(each): {**each, "strategy": _ddp_for(each), "options": {}} for each in cases.values()} | cases
+
+
+def _ddp_for(each: dict[str, Any]) -> str:
+    return "ddp_find_unused_parameters_true" if each["model"] == "PartsLater" else "ddp"
 
 
 def _ddp_of(each: dict[str, Any]) -> str:

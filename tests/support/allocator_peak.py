@@ -17,7 +17,7 @@ def peak_of(prepare: Callable[[], T], step: Callable[[T], object]) -> int:
     Allocate everything that `step` uses in `prepare`: the profiler does not see releases of memory that was allocated
     before it started.
     """
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as watched:
         prepared = prepare()
         with record_function(_MARK):
             step(prepared)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
@@ -285,6 +286,52 @@ class Parts(Base):
     def forward(self, x: Tensor) -> Tensor:
         out = super().forward(x)
         return out + self.heads[1 if self.global_rank % 2 else 0](x @ torch.ones(6, WIDTH))
+
+
+class PartsLater(Base):
+    """All ranks use both heads in the first steps, then each rank another one."""
+
+    def make(self) -> None:
+        super().make()
+        self.heads = nn.ModuleList(nn.Linear(WIDTH, 4) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        used = self.heads if self.global_step < 4 else [self.heads[self.global_rank % 2]]
+        return super().forward(x) + sum(head(x @ torch.ones(6, WIDTH)) for head in used)
+
+
+class CalledTwice(Base):
+    """Calls each block twice in a step, as models that share their layers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        for block in (*self.blocks, *self.blocks):
+            x = block(x)
+        return self.head(x)
+
+
+@dataclass
+class Hidden:
+    """A block's output that no container of tensors is."""
+
+    values: list[Tensor]
+
+
+class HiddenBlock(Block):
+    def forward(self, x: Hidden) -> Hidden:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return Hidden([super().forward(x.values[0])])
+
+
+class InDataclass(Base):
+    def make(self) -> None:
+        super().make()
+        self.blocks = nn.ModuleList(HiddenBlock() for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = Hidden([self.enter(x)])
+        for block in self.blocks:
+            hidden = block(hidden)
+        return self.head(hidden.values[0])
 
 
 class OneLayerByHand(ByHand):
@@ -586,5 +633,5 @@ MODELS = {
                  Normed, OldWeightNorm, BatchNorms, Scalars, Parts, OneLayer, Scheduled, Plateau, Watched, OwnList,
                  Metric, Configured, Momentum, MomentumAfter, Normalizing, Dropped, InnerCalled, InnerUsed, Created,
                  LazyLayers, Averaged, ExponentiallyAveraged, OnMeta, Hooked, OnDemand, ShardedByUser, Overflowing,
-                 BackwardOfTensor, OneLayerByHand)
+                 BackwardOfTensor, OneLayerByHand, PartsLater, CalledTwice, InDataclass)
 }  # fmt: skip

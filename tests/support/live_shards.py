@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -23,6 +24,9 @@ from strategies.registry import find_strategy
 from strategies.sharding import ShardVariant
 from strategies.storage_tracker import StorageTracker
 
+# In all versions of torch; since 2.13 the first two have the names of the next two.
+COLLECTIVES = ("all_gather_into_tensor", "reduce_scatter_tensor", "all_gather_single", "reduce_scatter_single",
+               "all_reduce")  # fmt: skip
 VARIANTS = ("fsdp2", "fsdp2_grad_op", "hsdp", "fsdp2_offload")
 
 
@@ -106,6 +110,6 @@ class ShardTracker(StorageTracker):
                 for name, replacement in (("alloc_storage", allocated), ("free_storage", freed)):
                     if hasattr(module, name):
                         stack.enter_context(patch.object(module, name, replacement))
-            for name in ("all_gather_single", "reduce_scatter_single", "all_reduce"):
+            for name in filter(partial(hasattr, dist), COLLECTIVES):
                 stack.enter_context(patch.object(dist, name, pausing(getattr(dist, name))))
             yield

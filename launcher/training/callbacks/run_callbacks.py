@@ -66,7 +66,7 @@ def run_callbacks(ctx: RunContext, parts: RunParts, event_writer: EventWriter) -
     return [
         *tuned.kept,
         tuned,
-        *([ActivationCheckpointing(config.fsdp.wrap)] if ctx.plan.activation_checkpointing else []),
+        *([ActivationCheckpointing(config.fsdp.blocks)] if ctx.plan.activation_checkpointing else []),
         *([] if wandb is None else [WandbStarter(wandb.values, parts.described, notice)]),
         monitor,
         BufferMonitor(monitor.alert, events, notice),

@@ -200,8 +200,13 @@ def test_a_text_in_place_of_the_settings_of_fsdp_is_a_strategy(value: str, strat
 
 
 def test_one_name_in_place_of_a_list_is_shown_as_a_list() -> None:
-    assert message(["--fsdp.wrap", "Block"]) == "given 'Block'; expected a list; write [Block]"
-    assert load_config([], ["--fsdp.wrap", "[Block]"]).fsdp.wrap == ["Block"]
+    assert message(["--wandb.tags", "first"]) == "given 'first'; expected a list; write [first]"
+    assert load_config([], ["--wandb.tags", "[first]"]).wandb.tags == ["first"]
+
+
+@pytest.mark.parametrize("given", ["Block", "[Block]", "pkg.model.Block", "[pkg.model.Block]"])
+def test_a_block_class_is_a_name_or_a_path_in_a_list_or_not(given: str) -> None:
+    assert load_config([], ["--fsdp.wrap", given]).fsdp.blocks == ("Block",)
 
 
 def test_a_suggestion_never_shows_a_secret() -> None:
