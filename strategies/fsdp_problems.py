@@ -13,8 +13,8 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from strategies.base import StrategyError
-from strategies.fsdp import describe_weight_callback, list_weight_callbacks
 from strategies.units import join_some
+from strategies.weight_callbacks import describe_weight_callback, list_weight_callbacks
 
 # Of torch's error where an operation gets a shard.
 _MIXED = "mixed torch.Tensor and DTensor"
