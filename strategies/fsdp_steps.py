@@ -42,7 +42,7 @@ class ShardedSteps:
             # Otherwise the first block that a callback calls would become the root.
             _state(module)._lazy_init()
             self._gather_for_calls()
-        self._inner = InnerGradients([_state(each) for each in sharded_modules(module)], self._groups)
+        self._inner = InnerGradients([(_state(each), _groups(each)) for each in sharded_modules(module)])
 
     def _gather_for_calls(self) -> None:
         """Gather the root's parameters if a layer outside of blocks is called when they are freed."""

@@ -176,6 +176,55 @@ class StepsInBackward(ByHand):
         return None
 
 
+class Penalized(Base):
+    """The gradient of the loss is part of the loss; validation computes gradients too."""
+
+    def loss(self, batch: Any) -> Tensor:
+        with torch.enable_grad():
+            x = batch[0].clone().requires_grad_()
+            loss = super().loss((x, batch[1]))
+            (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+            (second,) = torch.autograd.grad(gradient.tanh().sum(), x, retain_graph=True)
+        return loss + 5 * gradient.pow(2).sum() + functional.linear(self.enter(second), self.head.weight).sum()
+
+
+class PenalizedByHand(ByHand):
+    """Two gradient penalties and a loss with passes of their own, one of them twice."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer = self.optimizers()
+        optimizer.zero_grad()  # type: ignore[union-attr]
+        penalties = [self.penalty(batch[0] * factor) for factor in (1, 0.5)]
+        loss = self.loss(batch)
+        for each in (penalties[0], loss):
+            self.manual_backward(each)
+        self.manual_backward(penalties[1], retain_graph=True)
+        self.manual_backward(penalties[1])
+        optimizer.step()  # type: ignore[union-attr]
+        self.keep(loss + penalties[0] + penalties[1])
+
+    def penalty(self, x: Tensor) -> Tensor:
+        x = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(self(x).tanh().sum(), x, create_graph=True)
+        return gradient.norm(dim=1).mean()
+
+
+class Transformed(Base):
+    """Uses torch's function transforms."""
+
+    def loss(self, batch: Any) -> Tensor:
+        gradient = torch.func.grad(lambda x: self(x).pow(2).sum())(batch[0])
+        y, tangent = torch.func.jvp(self, (batch[0] + gradient.detach(),), (torch.ones_like(batch[0]),))
+        return functional.cross_entropy(y, batch[1]) + tangent.pow(2).mean()
+
+
+class GraphOfBackward(ByHand):
+    """Keeps a graph of the gradients of all parameters."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        self.manual_backward(self.loss(batch), create_graph=True)
+
+
 class Gan(Base):
     def __init__(self) -> None:
         super().__init__()
@@ -577,6 +626,7 @@ REFUSED = {
     "ExponentiallyAveraged": ("EMAWeightAveraging", "`strategy: ddp`"),
     "OnMeta": ("OnMeta are on the meta device", "reset_parameters"),
     "BackwardOfTensor": ("BackwardOfTensor calls `loss.backward()`", "`self.manual_backward(loss)`"),
+    "GraphOfBackward": ("create_graph=True", "torch.autograd.grad"),
     "Hooked": ("head.weight of Hooked has a gradient hook", "on_fit_start"),
 }
 
@@ -586,5 +636,5 @@ MODELS = {
                  Normed, OldWeightNorm, BatchNorms, Scalars, Parts, OneLayer, Scheduled, Plateau, Watched, OwnList,
                  Metric, Configured, Momentum, MomentumAfter, Normalizing, Dropped, InnerCalled, InnerUsed, Created,
                  LazyLayers, Averaged, ExponentiallyAveraged, OnMeta, Hooked, OnDemand, ShardedByUser, Overflowing,
-                 BackwardOfTensor, OneLayerByHand)
+                 BackwardOfTensor, OneLayerByHand, Penalized, PenalizedByHand, Transformed, GraphOfBackward)
 }  # fmt: skip
