@@ -79,13 +79,15 @@ class _Averaged(torch.autograd.Function):
     """Averages the gradient over the ranks, whose losses differ, as DDP does."""
 
     @staticmethod
-    def forward(_: Any, value: Tensor) -> Tensor:
+    def forward(ctx: Any, value: Tensor) -> Tensor:
         """See the class."""
+        del ctx
         return value.clone()
 
     @staticmethod
-    def backward(_: Any, *gradients: Any) -> Any:
+    def backward(ctx: Any, *gradients: Any) -> Any:
         """See the class."""
+        del ctx
         total = gradients[0].clone()
         dist.all_reduce(total)
         return total / dist.get_world_size()

@@ -6,7 +6,6 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
-from weakref import ReferenceType
 
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
@@ -31,7 +30,7 @@ def check_callbacks(trainer: Trainer) -> None:
         raise StrategyError(f"{describe_weight_callback(name)}; remove it, or use `strategy: ddp`")
 
 
-def check_new_parameters(module: nn.Module, known: Sequence[tuple[ReferenceType[Any], nn.Parameter]]) -> None:
+def check_new_parameters(module: nn.Module, known: Sequence[tuple[Any, nn.Parameter]]) -> None:
     """Check after the first step that it created no parameter.
 
     Raises:

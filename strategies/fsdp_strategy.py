@@ -20,6 +20,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
@@ -49,6 +50,10 @@ _COMPUTE_TYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 # A Trainer may fit, validate and test the same model; so may another Trainer.
 _SHARDED: weakref.WeakKeyDictionary[nn.Module, tuple[ReplicatedParameters, ShardedSteps]] = weakref.WeakKeyDictionary()
+
+
+def _nothing() -> None:
+    """In place of a weak reference to a parameter that stays."""
 
 
 class FullyShardedStrategy(ModelParallelStrategy):
@@ -109,7 +114,8 @@ class FullyShardedStrategy(ModelParallelStrategy):
 
     def _shard(self) -> None:
         model = self._module
-        held = [(weakref.ref(p), name) for name, p in model.named_parameters()]
+        # torch allocates a sharded parameter of the meta device in place, if there is no weak reference to it.
+        held = [(_nothing if isinstance(p, DTensor) else weakref.ref(p), name) for name, p in model.named_parameters()]
         _update_properties(model, device=self.root_device)
         if model not in _SHARDED:
             replicated = self._shard_model(model)
@@ -260,7 +266,8 @@ class FullyShardedStrategy(ModelParallelStrategy):
 
         plain: Any = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         with explain_step(plain):
-            return super().optimizer_step(optimizer, close, model, **kwargs)
+            given: Any = optimizer
+            return super().optimizer_step(given, close, model, **kwargs)
 
     @contextmanager
     @override
