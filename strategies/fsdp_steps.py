@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.fsdp._fully_shard._fsdp_common import TrainingState
 
+from strategies.base import StrategyError
 from strategies.deterministic_ddp import find_used
 from strategies.fsdp_gradients import InnerGradients
 from strategies.fsdp_modules import broadcast_values, sharded_modules
@@ -39,6 +40,7 @@ class ShardedSteps:
             getattr(each, "set_reduce_scatter_unused_params", lambda _: None)(True)
             if each is not module:
                 _gather_for_methods(each)
+                each.register_forward_pre_hook(_check_weights, prepend=True)  # type: ignore[attr-defined]
         if self._has_root:
             # Otherwise the first block that a callback calls would become the root.
             _state(module)._lazy_init()
@@ -158,6 +160,22 @@ def _groups(module: Any) -> list[Any]:
         return list(state._fsdp_param_groups)
     # Before torch 2.12 a module has one group at most.
     return [] if state._fsdp_param_group is None else [state._fsdp_param_group]
+
+
+def _check_weights(block: Any, _: Any) -> None:
+    """Check that a block computes with its own weights.
+
+    Raises:
+        StrategyError: `torch.func.functional_call` has put others into it.
+    """
+    for fsdp in (each for group in _groups(block) for each in group.fsdp_params):
+        info = fsdp._module_info
+        current = info.module._parameters.get(info.param_name)
+        if current is not fsdp.sharded_param and current is not getattr(fsdp, "_unsharded_param", None):
+            raise StrategyError(
+                f"{type(block).__name__} is called with other weights, as by `torch.func.functional_call`, but FSDP2 "
+                f"gathers its own; use `strategy: ddp`"
+            )
 
 
 def _share_requires_grad(group: Any) -> None:
