@@ -79,14 +79,14 @@ class _Averaged(torch.autograd.Function):
     """Averages the gradient over the ranks, whose losses differ, as DDP does."""
 
     @staticmethod
-    def forward(_: Any, value: Tensor) -> Tensor:
+    def forward(ctx: Any, value: Tensor) -> Tensor:
         """See the class."""
         return value.clone()
 
     @staticmethod
-    def backward(_: Any, *gradients: Any) -> Any:
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
         """See the class."""
-        total = gradients[0].clone()
+        total = grad_outputs[0].clone()
         dist.all_reduce(total)
         return total / dist.get_world_size()
 

@@ -46,7 +46,7 @@ class ShardedSteps:
             _state(module)._lazy_init()
             self._gather_for_calls()
         blocks = [(name, each, _state(each)) for name, each in module.named_modules() if _is_block(each, module)]
-        self.order = BlockOrder(blocks, next(module.parameters()).device)
+        self.order = BlockOrder(blocks, self._groups[0].device if self._groups else torch.device("cpu"))
         self._inner = InnerGradients([(_state(each), _groups(each)) for each in sharded_modules(module)])
 
     def _gather_for_calls(self) -> None:
@@ -149,7 +149,7 @@ def _is_block(module: nn.Module, root: nn.Module) -> bool:
     return module is not root and isinstance(module, FSDPModule)
 
 
-def _state(module: nn.Module) -> Any:
+def _state(module: Any) -> Any:
     return fully_shard.state(module)  # type: ignore[attr-defined]
 
 

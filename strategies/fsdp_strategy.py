@@ -258,7 +258,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
             self._steps.reshard()
             return result
 
-        with explain_step(optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer):
+        with explain_step(getattr(optimizer, "_optimizer", optimizer)):
             return super().optimizer_step(optimizer, close, model, **kwargs)
 
     @contextmanager
