@@ -85,10 +85,9 @@ class _Averaged(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
         """See the class."""
-        del ctx
-        total = gradients[0].clone()
+        total = grad_outputs[0].clone()
         dist.all_reduce(total)
         return total / dist.get_world_size()
 

@@ -18,6 +18,8 @@ from strategies.weight_callbacks import describe_weight_callback, list_weight_ca
 
 # Of torch's error where an operation gets a shard.
 _MIXED = "mixed torch.Tensor and DTensor"
+# Of its error about gradients of what the graph does not have.
+_UNUSED = "to not have been used in the graph"
 
 
 def check_callbacks(trainer: Trainer) -> None:
@@ -70,6 +72,11 @@ def explain_unsharded(module: LightningModule) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if _UNUSED in str(error):
+            raise StrategyError(
+                f"{_find_line(error)} takes gradients of weights that its graph does not have: inside of a step FSDP2 "
+                "computes with gathered copies of the weights of blocks; use `strategy: ddp`"
+            ) from error
         if _MIXED not in str(error):
             raise
         raise StrategyError(_describe(module, error)) from error
@@ -80,7 +87,6 @@ def explain_elsewhere(error: BaseException) -> None:
     if not isinstance(error, RuntimeError) or _MIXED not in str(error):
         return
     frames = traceback.extract_tb(error.__traceback__)
-    users = [f"{frame.filename}:{frame.lineno}" for frame in frames if not _is_library(frame.filename)]
     if any(frame.name == "_engine_run_backward" for frame in frames):
         message = (
             "the backward pass combines shards of weights with ordinary tensors, since the step uses weights outside "
@@ -88,7 +94,7 @@ def explain_elsewhere(error: BaseException) -> None:
         )
     else:
         message = (
-            f"{users[-1] if users else 'an operation'} combines a sharded tensor with an ordinary one; read the "
+            f"{_find_line(error)} combines a sharded tensor with an ordinary one; read the "
             "complete one by `full_tensor()` on every rank, or use `strategy: ddp`"
         )
     error.args = (message,)
@@ -158,6 +164,13 @@ def _describe(root: LightningModule, error: Exception) -> str:
         f"{at} calls {path} ({kind}) directly, but FSDP2 gathers its weights only when {block} ({outer}) is called; "
         f"call {block}, or set `fsdp.wrap` to the classes that are called, such as [{kind}]"
     )
+
+
+def _find_line(error: BaseException) -> str:
+    """The last line of the user's code."""
+    frames = traceback.extract_tb(error.__traceback__)
+    users = [f"{frame.filename}:{frame.lineno}" for frame in frames if not _is_library(frame.filename)]
+    return users[-1] if users else "an operation"
 
 
 def _is_library(file: str) -> bool:

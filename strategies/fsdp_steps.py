@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.fsdp._fully_shard._fsdp_common import TrainingState
 
+from strategies.base import StrategyError
 from strategies.deterministic_ddp import find_used
 from strategies.fsdp_gradients import InnerGradients
 from strategies.fsdp_modules import broadcast_values, sharded_modules
@@ -39,6 +40,7 @@ class ShardedSteps:
             add_missing_hooks(each)
             if each is not module:
                 _gather_for_methods(each)
+                each.register_forward_pre_hook(_check_weights, prepend=True)  # type: ignore[attr-defined]
         # Safe even if ranks use different parameters in a later step than the first.
         self._set_sums_unused(True)
         if self._has_root:
@@ -46,7 +48,7 @@ class ShardedSteps:
             state_of(module)._lazy_init()
             self._gather_for_calls()
         blocks = [(name, each, state_of(each)) for name, each in module.named_modules() if _is_block(each, module)]
-        self.order = BlockOrder(blocks, next(module.parameters()).device)
+        self.order = BlockOrder(blocks, self._groups[0].device if self._groups else torch.device("cpu"))
         self._inner = InnerGradients([(state_of(each), groups_of(each)) for each in sharded_modules(module)])
 
     def _gather_for_calls(self) -> None:
@@ -150,6 +152,22 @@ class ShardedSteps:
 
 def _is_block(module: nn.Module, root: nn.Module) -> bool:
     return module is not root and isinstance(module, FSDPModule)
+
+
+def _check_weights(block: Any, _: Any) -> None:
+    """Check that a block computes with its own weights.
+
+    Raises:
+        StrategyError: `torch.func.functional_call` has put others into it.
+    """
+    for fsdp in (each for group in groups_of(block) for each in group.fsdp_params):
+        info = fsdp._module_info
+        current = info.module._parameters.get(info.param_name)
+        if current is not fsdp.sharded_param and current is not getattr(fsdp, "_unsharded_param", None):
+            raise StrategyError(
+                f"{type(block).__name__} is called with other weights, as by `torch.func.functional_call`, but FSDP2 "
+                f"gathers its own; use `strategy: ddp`"
+            )
 
 
 def _share_requires_grad(group: Any) -> None:

@@ -264,10 +264,8 @@ class FullyShardedStrategy(ModelParallelStrategy):
             self._steps.reshard()
             return result
 
-        plain: Any = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-        with explain_step(plain):
-            given: Any = optimizer
-            return super().optimizer_step(given, close, model, **kwargs)
+        with explain_step(getattr(optimizer, "_optimizer", optimizer)):
+            return super().optimizer_step(optimizer, close, model, **kwargs)
 
     @contextmanager
     @override

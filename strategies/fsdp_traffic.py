@@ -17,9 +17,9 @@ from strategies.sharding import ShardVariant
 # Python time of FSDP2's hooks for a group and for each of its parameters, in one micro batch. Measured on one gloo rank
 # against DDP with blocks of 4 to 12 tensors: 220 to 480 us a group in 32-true, 290 to 580 us in bf16-mixed.
 _GROUP_SECONDS, _PARAMETER_SECONDS = 200e-6, 20e-6
-# Elements/s that torch's AdamW updates on a host for one rank. DeepSpeed's CPU Adam is 6.4 times as fast (1.37e9
-# to 0.21e9 on one core), of which `strategies.zero` assumes 0.5e9.
-_HOST_ELEMENTS = 0.08e9
+# Elements/s that torch's fused AdamW updates on a host for one rank: 3.2 times as many as its loop (0.61e9 to 0.19e9 on
+# one core), of which 0.08e9 are assumed as `strategies.zero` assumes a third of DeepSpeed's.
+_HOST_ELEMENTS = 0.25e9
 
 
 @dataclass(frozen=True, slots=True)

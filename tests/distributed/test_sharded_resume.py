@@ -29,12 +29,12 @@ def test_a_run_resumes_under_any_strategy_and_number_of_ranks(
     def last(name: str) -> tuple[str, str]:
         return "--resume", str(tmp_path / "runs" / name / "checkpoints" / "last.ckpt")
 
-    interrupt(tmp_path, "trace", 2, "two", 1, "--strategy", "fsdp2")
-    interrupt(tmp_path, "trace", 3, "three", 4, *last("two"), "--strategy", "deepspeed_stage_3")
-    interrupt(tmp_path, "trace", 2, "again", 7, *last("three"), "--strategy", "hsdp", "--fsdp.shard_ranks", "1")
+    interrupt(tmp_path, "trace", 4, "four", 1, "--strategy", "fsdp2")
+    interrupt(tmp_path, "trace", 2, "two", 4, *last("four"), "--strategy", "deepspeed_stage_3")
+    interrupt(tmp_path, "trace", 3, "again", 7, *last("two"), "--strategy", "hsdp", "--fsdp.shard_ranks", "1")
     end = train(tmp_path, "trace", 1, "--name", "end", *last("again")).check()
 
-    assert "saved by hsdp on 2 ranks: it is consolidated for single_device" in " ".join(end.output.split())
+    assert "saved by hsdp on 3 ranks: it is consolidated for single_device" in " ".join(end.output.split())
     assert_same(curve(tmp_path, "trace"), uninterrupted)
     assert not list((tmp_path / "runs").glob("*/.resume-whole*"))
 

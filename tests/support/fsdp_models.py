@@ -237,6 +237,21 @@ class Experts(Routed):
         self.blocks = nn.ModuleList(Expert() for _ in range(3))
 
 
+class Adapted(Base):
+    """Calls itself with other weights."""
+
+    def loss(self, batch: Any) -> Tensor:
+        weights = {name: p * 0.5 for name, p in self.named_parameters()}
+        return functional.cross_entropy(torch.func.functional_call(self, weights, (batch[0],)), batch[1])
+
+
+class GradientsOfWeights(Base):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        gradients = torch.autograd.grad(loss, list(self.parameters()), create_graph=True)
+        return loss + sum(gradient.pow(2).sum() for gradient in gradients)
+
+
 class Copied(Base):
     """Copies a block."""
 
@@ -766,6 +781,8 @@ REFUSED = {
     "BackwardOfTensor": ("BackwardOfTensor calls `loss.backward()`", "`self.manual_backward(loss)`"),
     "GraphOfBackward": ("create_graph=True", "torch.autograd.grad"),
     "Routed": ("rank 0 is at block blocks.0 and rank 1 at block blocks.1", "`fsdp.wrap`"),
+    "Adapted": ("Block is called with other weights", "functional_call", "`strategy: ddp`"),
+    "GradientsOfWeights": ("fsdp_models.py:", "takes gradients of weights", "`strategy: ddp`"),
     "Copied": ("a copy of Block is impossible", "full_tensor()"),
     "ShardInHook": ("fsdp_models.py:", "combines a sharded tensor with an ordinary one", "full_tensor()"),
     "Joined": ("fsdp_models.py:", "weights that are sharded at that moment"),
@@ -781,6 +798,7 @@ MODELS = {
                  Metric, Configured, Momentum, MomentumAfter, Normalizing, Dropped, InnerCalled, InnerUsed, Created,
                  LazyLayers, Averaged, ExponentiallyAveraged, OnMeta, Hooked, OnDemand, ShardedByUser, Overflowing,
                  BackwardOfTensor, OneLayerByHand, Penalized, PenalizedByHand, Transformed, GraphOfBackward,
-                 Regularized, Noisy, Routed, Experts, Copied, ShardInHook, Joined, Factored, MixedStates,
-                 BackwardOfTensor, OneLayerByHand, PartsLater, CalledTwice, InDataclass)
+                 Adapted, GradientsOfWeights, Regularized, Noisy, Routed, Experts, Copied,
+                 ShardInHook, Joined, Factored, MixedStates,
+                 PartsLater, CalledTwice, InDataclass)
 }  # fmt: skip
