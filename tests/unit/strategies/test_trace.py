@@ -101,7 +101,9 @@ class _Workspaces(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(1, 1, 8, 8), (5, 3, 7, 33), (20, 8, 16, 32), (7, 5, 300, 256), (12, 16, 9, 512), (10, 4, 512, 64)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 8, 8), (5, 3, 7, 33), (20, 8, 16, 32), (7, 5, 300, 256), (12, 16, 9, 512), (10, 4, 512, 64)]
+)
 def test_lstm_workspace_bound_holds_on_this_cpu(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
     steps, batch, width, hidden = shape
     with _Workspaces() as real:
