@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 from strategies.assessment import Assessment, find_shortage
 from strategies.base import StrategyEntry
@@ -16,7 +16,6 @@ from strategies.step_trace import ModelProfile, at_batch_size
 from strategies.units import format_bytes
 
 _MOST_RANKS = 1 << 17
-_IN_MODULE = "activation checkpointing in the module"
 
 
 def describe_alternatives(
@@ -39,7 +38,9 @@ def describe_alternatives(
     on_device = parts.total > limit
     if not on_device:
         text = f"{start}: {least.name} needs least of the device, but {find_shortage(parts, machine, limit)}"
-    ideas = [] if (ranks := _find_ranks(profile, machine, precision, options)) is None else [ranks]
+    search = _Search(profile, precision, options)
+    names = {a.name for a in able}
+    ideas = [*search.find_micro_batch(machine, names, least.micro_batch_size), *search.find_ranks(machine)]
     if parts.activations > parts.total // 2:
         shorter = "shorter samples: activations are the largest part"
         # Without blocks there is nothing that the launcher can compute again by itself.
@@ -56,36 +57,54 @@ def describe_alternatives(
     return f"{text}; what would do: {'; '.join(ideas)}"
 
 
-def _find_ranks(
-    profile: ModelProfile, machine: MachineModel, precision: Precision, options: ComparisonOptions
-) -> str | None:
-    """The smallest power of two times as many GPUs on which a strategy that shards the states fits."""
-    if machine.device_kind != "cuda":
-        return None
-    ranks = max(machine.world_size, 1)
-    while ranks < _MOST_RANKS:
-        ranks *= 2
-        more = replace(machine, world_size=ranks, ranks_per_node=min(ranks, max(machine.ranks_per_node, 1)))
-        for entry in list_candidates():
-            if (
-                not entry.is_sharded
-                or entry.offload is not None
-                or find_obstacle(entry, profile, more, precision, options)
-            ):
-                continue
-            trace = at_batch_size(*entry.traces(profile), 1)
-            needed = estimate_memory(
-                profile.model,
-                trace,
-                entry,
-                ranks,
-                precision,
-                settings=options.settings,
-                sharding=options.sharding_on(more),
-            )
-            if needed.total <= options.limit(machine):
-                return f"{ranks} ranks with {entry.name} and a micro batch of 1 ({format_bytes(needed.total)})"
-    return None
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """Looks for a smaller micro batch, or more ranks, with which a strategy without offload fits."""
+
+    profile: ModelProfile
+    precision: Precision
+    options: ComparisonOptions
+
+    def find_micro_batch(self, machine: MachineModel, names: Collection[str], size: int) -> list[str]:
+        """The largest half, quarter and so on of a micro batch with which one of these candidates fits."""
+        entries = [entry for entry in list_candidates() if entry.name in names and entry.offload is None]
+        while (size := size // 2) >= 1:
+            for entry in entries:
+                needed = self._needed(entry, machine, size)
+                if needed is not None:
+                    how = "by the data's batch_size or `global_batch_size`"
+                    return [f"a micro batch of {size} with {entry.name} ({format_bytes(needed)}), {how}"]
+        return []
+
+    def find_ranks(self, machine: MachineModel) -> list[str]:
+        """The smallest power of two times as many GPUs with which a strategy that shards the states fits."""
+        ranks = max(machine.world_size, 1)
+        while machine.device_kind == "cuda" and ranks < _MOST_RANKS:
+            ranks *= 2
+            more = replace(machine, world_size=ranks, ranks_per_node=min(ranks, max(machine.ranks_per_node, 1)))
+            for entry in list_candidates():
+                if not entry.is_sharded or entry.offload is not None:
+                    continue
+                if find_obstacle(entry, self.profile, more, self.precision, self.options):
+                    continue
+                needed = self._needed(entry, more, 1)
+                if needed is not None:
+                    return [f"{ranks} ranks with {entry.name} and a micro batch of 1 ({format_bytes(needed)})"]
+        return []
+
+    def _needed(self, entry: StrategyEntry, machine: MachineModel, size: int) -> int | None:
+        """The memory with a micro batch of this size; None if it does not fit."""
+        found = estimate_memory(
+            self.profile.model,
+            at_batch_size(*entry.traces(self.profile), size),
+            entry,
+            machine.world_size if entry.needs_process_group else 1,
+            self.precision,
+            settings=self.options.settings,
+            sharding=self.options.sharding_on(machine),
+            whole_process=machine.device_kind == "cpu",
+        )
+        return None if find_shortage(found, machine, self.options.limit(machine)) else found.total
 
 
 def find_obstacle(

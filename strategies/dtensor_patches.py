@@ -11,6 +11,8 @@ from lightning.pytorch.utilities import grads
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from strategies.dtensor_numbers import patch_numbers
+
 _ASSIGN = Tensor.data.__set__  # pyright: ignore[reportAttributeAccessIssue]
 _READ = Tensor.data.__get__  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -22,6 +24,7 @@ def patch_dtensors() -> None:
     torch 2.13 returns the number of this rank's shard for `p.grad.norm().item()`, ignores an assignment to `.data`, and
     cannot format a number. All ranks must read a number together, as for any operation on shards.
     """
+    patch_numbers()
     handlers = DTensor._op_dispatcher._custom_op_handlers
     handlers[torch.ops.aten._local_scalar_dense.default] = _read_number
     DTensor.data = property(_read_data, _assign_data)  # pyright: ignore[reportAttributeAccessIssue]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from strategies.base import (
     BuildOptions,
@@ -26,19 +26,6 @@ from strategies.step_trace import ModelProfile, Moment, StepTrace
 if TYPE_CHECKING:
     from lightning.pytorch.plugins.precision import Precision as PrecisionPlugin
     from lightning.pytorch.strategies import Strategy
-
-
-def list_weight_callbacks(kinds: Iterable[type[Any]]) -> list[str]:
-    """The names of the classes of callbacks that copy, average or mask the weights of the whole model."""
-    from lightning.pytorch.callbacks import ModelPruning, StochasticWeightAveraging, WeightAveraging
-
-    weights = (ModelPruning, StochasticWeightAveraging, WeightAveraging)
-    return [kind.__name__ for kind in kinds if issubclass(kind, weights)]
-
-
-def describe_weight_callback(name: str) -> str:
-    """Why FSDP2 cannot run a callback of this class."""
-    return f"the callback {name} needs whole parameters, but FSDP2 shards them"
 
 
 class FullyShard(StrategyEntry):

@@ -24,7 +24,8 @@ def find_blocks(model: nn.Module, wrap: Sequence[str] = ()) -> list[nn.Module]:
     By default they are the outermost modules of a class that occurs at least twice and has at least 5 % of all
     parameters, such as the layers of a transformer. Layers without children are taken only if no class with children
     qualifies, as in an MLP. Modules that are never called themselves (lists) do not qualify, nor do modules that share
-    a parameter with another one (tied weights). All other parameters are gathered for the whole step.
+    a parameter with another one (tied weights), nor experts: a rank may have no tokens for one that others call. All
+    other parameters are gathered for the whole step.
 
     Args:
         model: the LightningModule; never a block itself.
@@ -109,11 +110,18 @@ def _numel(parameter: nn.Parameter) -> int:
 
 
 def _outermost(module: nn.Module, is_block: Callable[[nn.Module], bool]) -> Iterator[nn.Module]:
-    for child in module.children():
+    for name, child in module.named_children():
+        if _is_expert(name, child):
+            continue
         if is_block(child):
             yield child
         else:
             yield from _outermost(child, is_block)
+
+
+def _is_expert(name: str, module: nn.Module) -> bool:
+    """Whether it is an expert of a mixture, or a list of them."""
+    return "expert" in name.lower() or "expert" in type(module).__name__.lower()
 
 
 def _shared(model: nn.Module) -> Counter[int]:

@@ -19,28 +19,29 @@ from torch.distributed.fsdp._fully_shard._fsdp_common import TrainingState
 
 from strategies.base import StrategyError
 
-_EVERY: weakref.WeakSet[InnerGradients] = weakref.WeakSet()
+# Those of the model whose step began last: another one may exist for as long as the garbage collector of a rank likes.
+_CURRENT: list[weakref.ref[InnerGradients]] = []
 
 
 class InnerGradients:
     """Keeps torch's hooks of a sharded module from ending a step whose gradients are computed inside of it."""
 
-    def __init__(self, states: Sequence[Any], groups: Sequence[Any]) -> None:
-        self._groups = groups
+    def __init__(self, states: Sequence[tuple[Any, Sequence[Any]]]) -> None:
+        self._groups = [group for _, groups in states for group in groups]
         self._calls = 0
         self._has_graph = self._keeps = False
         self._reached: list[tuple[Any, Any]] = []
         self._gathered: list[Any] = []
-        for state in states:
-            state._pre_backward = functools.partial(self._pre_backward, state, state._pre_backward)
-        for group in groups:
+        for state, groups in states:
+            state._pre_backward = functools.partial(self._pre_backward, state, groups, state._pre_backward)
+        for group in self._groups:
             group.reshard = functools.partial(self._reshard, group.reshard)
             group.post_backward = functools.partial(self._post_backward, group.post_backward)
-        _EVERY.add(self)
         _watch_engine()
 
     def begin_step(self) -> None:
         """Forget the gradients of earlier steps, and free what they kept."""
+        _CURRENT[:] = [weakref.ref(self)]
         self._has_graph = False
         self.free()
 
@@ -74,7 +75,7 @@ class InnerGradients:
             group.reshard()
         self._reached, self._gathered = [], []
 
-    def _pre_backward(self, state: Any, original: Any, gradient: Tensor) -> Tensor:
+    def _pre_backward(self, state: Any, groups: Sequence[Any], original: Any, gradient: Tensor) -> Tensor:
         has_graph = torch.is_grad_enabled()
         if not self._calls:
             if has_graph:
@@ -88,7 +89,7 @@ class InnerGradients:
             # A block that is computed again then stays gathered.
             self._reached.append((state, state._training_state))
             state._training_state = TrainingState.PRE_BACKWARD
-        for group in state._fsdp_param_groups:
+        for group in groups:
             if not group.is_unsharded:
                 self._gathered.append(group)
                 group.unshard()
@@ -111,13 +112,13 @@ def _watch_engine() -> None:
 
     @functools.wraps(run)
     def watched(*args: Any, **kwargs: Any) -> Any:
-        every, is_call = list(_EVERY), not kwargs.get("accumulate_grad")
-        for each in every:
-            each.before_pass(is_call=is_call)
+        current, is_call = _CURRENT[0]() if _CURRENT else None, not kwargs.get("accumulate_grad")
+        if current is None:
+            return run(*args, **kwargs)
+        current.before_pass(is_call=is_call)
         try:
             return run(*args, **kwargs)
         finally:
-            for each in every:
-                each.after_pass(is_call=is_call)
+            current.after_pass(is_call=is_call)
 
     torch.autograd._engine_run_backward = watched  # type: ignore[attr-defined]

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from strategies.base import StrategyError
+from strategies.fsdp_problems import refuse_copy
 from strategies.fsdp_versions import apply_fully_shard
 from strategies.units import join_some
 
@@ -75,7 +76,8 @@ def _shard(module: nn.Module, **options: Any) -> None:
     """Apply `fully_shard`, and keep the name of the module's class, which summaries and messages print."""
     original = type(module)
     apply_fully_shard(module, **options)
-    kind = type(module)
+    kind: Any = type(module)
+    kind.__deepcopy__ = refuse_copy
     kind.__name__, kind.__qualname__ = original.__name__, original.__qualname__
     kind.__module__, kind.__doc__ = original.__module__, original.__doc__
 

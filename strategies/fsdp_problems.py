@@ -5,16 +5,17 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 from weakref import ReferenceType
 
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
+from torch.optim import Adafactor
 
 from strategies.base import StrategyError
-from strategies.fsdp import describe_weight_callback, list_weight_callbacks
 from strategies.units import join_some
+from strategies.weight_callbacks import describe_weight_callback, list_weight_callbacks
 
 # Of torch's error where an operation gets a shard.
 _MIXED = "mixed torch.Tensor and DTensor"
@@ -75,7 +76,70 @@ def explain_unsharded(module: LightningModule) -> Iterator[None]:
         raise StrategyError(_describe(module, error)) from error
 
 
-def _describe(root: LightningModule, error: RuntimeError) -> str:
+def explain_elsewhere(error: BaseException) -> None:
+    """Give torch's error about a shard, in a hook or a backward pass, a message of one line with advice."""
+    if not isinstance(error, RuntimeError) or _MIXED not in str(error):
+        return
+    frames = traceback.extract_tb(error.__traceback__)
+    users = [f"{frame.filename}:{frame.lineno}" for frame in frames if not _is_library(frame.filename)]
+    if any(frame.name == "_engine_run_backward" for frame in frames):
+        message = (
+            "the backward pass combines shards of weights with ordinary tensors, since the step uses weights outside "
+            "of the forward pass of their block; use `p.full_tensor()` there, or `strategy: ddp`"
+        )
+    else:
+        message = (
+            f"{users[-1] if users else 'an operation'} combines a sharded tensor with an ordinary one; read the "
+            "complete one by `full_tensor()` on every rank, or use `strategy: ddp`"
+        )
+    error.args = (message,)
+
+
+@contextmanager
+def explain_step(optimizer: Any) -> Iterator[None]:
+    """Replace torch's errors about shards in the step of an optimizer.
+
+    Raises:
+        StrategyError: names the optimizer.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        # The step calls the closure, with the forward and backward passes.
+        is_update = not any(frame.name in ("closure", "_engine_run_backward") for frame in frames)
+        if not is_update or not (_MIXED in str(error) or "placement" in str(error)):
+            raise
+        raise StrategyError(_describe_optimizer(type(optimizer).__name__)) from error
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Check that an optimizer can update shards.
+
+    Raises:
+        StrategyError: names the optimizer.
+    """
+    if isinstance(optimizer, Adafactor):
+        raise StrategyError(_describe_optimizer(type(optimizer).__name__))
+
+
+def _describe_optimizer(name: str) -> str:
+    return (
+        f"the optimizer {name} cannot update sharded parameters; use one that computes with whole parameters and "
+        "gradients only, such as torch.optim.AdamW, or `strategy: ddp`"
+    )
+
+
+def refuse_copy(module: Any, _: Any) -> NoReturn:
+    """`__deepcopy__` of a sharded module."""
+    raise StrategyError(
+        f"a copy of {type(module).__name__} is impossible, as FSDP2 shards it; read its weights by "
+        "`{name: p.full_tensor() for name, p in module.named_parameters()}` on every rank, copy it in __init__, or use "
+        "`strategy: ddp`"
+    )
+
+
+def _describe(root: LightningModule, error: Exception) -> str:
     names = {id(each): name for name, each in root.named_modules()}
     path, at = "", ""
     for frame, line in traceback.walk_tb(error.__traceback__):
@@ -98,7 +162,7 @@ def _describe(root: LightningModule, error: RuntimeError) -> str:
 
 
 def _is_library(file: str) -> bool:
-    return "site-packages" in file or "/strategies/" in file or file.startswith("<")
+    return "site-packages" in file or "/strategies/" in file or "/launcher/" in file or file.startswith("<")
 
 
 def _block_of(root: nn.Module, path: str) -> str | None:

@@ -22,6 +22,7 @@ from torch.distributed.fsdp._fully_shard._fsdp_common import TrainingState
 from strategies.deterministic_ddp import find_used
 from strategies.fsdp_gradients import InnerGradients
 from strategies.fsdp_modules import broadcast_values, sharded_modules
+from strategies.fsdp_order import BlockOrder
 from strategies.fsdp_versions import add_missing_hooks, groups_of, state_of
 
 
@@ -44,7 +45,9 @@ class ShardedSteps:
             # Otherwise the first block that a callback calls would become the root.
             state_of(module)._lazy_init()
             self._gather_for_calls()
-        self._inner = InnerGradients([state_of(each) for each in sharded_modules(module)], self._groups)
+        blocks = [(name, each, state_of(each)) for name, each in module.named_modules() if _is_block(each, module)]
+        self.order = BlockOrder(blocks, next(module.parameters()).device)
+        self._inner = InnerGradients([(state_of(each), groups_of(each)) for each in sharded_modules(module)])
 
     def _gather_for_calls(self) -> None:
         """Gather the root's parameters if a layer outside of blocks is called when they are freed."""
@@ -89,6 +92,7 @@ class ShardedSteps:
 
     def before_backward(self, loss: Tensor) -> None:
         """Search for unused parameters, and let a backward pass inside a step reduce the root's gradients."""
+        self.order.before_backward()
         if not loss.requires_grad:
             return
         if self._searches is not False and not torch.is_inference(loss) and self._reduces():
@@ -142,6 +146,10 @@ class ShardedSteps:
         """Whether the next backward pass sums the gradients over the ranks."""
         for group in self._groups:
             group.reduce_grads = group.all_reduce_grads = is_last
+
+
+def _is_block(module: nn.Module, root: nn.Module) -> bool:
+    return module is not root and isinstance(module, FSDPModule)
 
 
 def _share_requires_grad(group: Any) -> None:

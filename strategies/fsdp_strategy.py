@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -13,7 +14,7 @@ import torch
 from lightning.fabric.utilities.device_dtype_mixin import _update_properties
 from lightning.fabric.utilities.init import _materialize_distributed_module
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.core.optimizer import LightningOptimizer, _MockOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
@@ -27,10 +28,18 @@ from strategies.dtensor_patches import patch_dtensors
 from strategies.environment import FixedClusterEnvironment, devices_of
 from strategies.fsdp_blocks import check_wrap, find_blocks
 from strategies.fsdp_modules import ModuleSharding, check_shards, shard_module, sharded_modules
-from strategies.fsdp_problems import check_callbacks, check_changed_parameters, check_new_parameters, explain_unsharded
+from strategies.fsdp_problems import (
+    check_callbacks,
+    check_changed_parameters,
+    check_new_parameters,
+    check_optimizer,
+    explain_elsewhere,
+    explain_step,
+    explain_unsharded,
+)
 from strategies.fsdp_replicas import ReplicatedParameters
 from strategies.fsdp_steps import ShardedSteps
-from strategies.model_shape import use_foreach
+from strategies.model_shape import use_foreach, use_fused
 from strategies.sharded_restore import ShardedRestore, load_optimizers, load_weights, optimizer_by_names, save_sharded
 from strategies.sharding import ShardVariant
 
@@ -59,7 +68,9 @@ class FullyShardedStrategy(ModelParallelStrategy):
         self._restore = ShardedRestore(options.checkpoint)
         self._shard_mesh: DeviceMesh | None = None
         self._shares_buffers, self._is_blocked = True, False
-        self._checks = _CHECKED_STEPS
+        # Groups of optimizers whose step's implementation is not the user's choice.
+        self._chosen: dict[int, set[int]] = {}
+        self._steps_of: Counter[str] = Counter()
 
     @override
     def setup_environment(self) -> None:
@@ -148,20 +159,31 @@ class FullyShardedStrategy(ModelParallelStrategy):
     def setup_optimizers(self, trainer: Trainer) -> None:
         super().setup_optimizers(trainer)
         for optimizer in self.optimizers:
+            check_optimizer(optimizer)
             # One that was made of a list from before the parameters were sharded would train nothing.
             replaced = {id(old()): new for old, new in self._replaced if old() is not None}
             for group in optimizer.param_groups:
                 group["params"] = [replaced.get(id(p), p) for p in group["params"]]
+        self._use_faster_steps()
+
+    def _use_faster_steps(self) -> None:
+        """Set an implementation of the optimizers' steps for groups that set none."""
+        for optimizer in self.optimizers:
+            chosen = use_fused(optimizer) if self._variant.offload else []
             if self.root_device.type == "cuda":
-                use_foreach(optimizer)
+                chosen += use_foreach(optimizer)
+            self._chosen.setdefault(id(optimizer), set()).update(chosen)
 
     def _run(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Run a method of the LightningModule as its forward pass, so that FSDP2's hooks run."""
         if self._shares_buffers:
             self._steps.share_buffers()
         self._steps.before_step()
+        self._steps.order.is_checked = self._steps_of[name] < _CHECKED_STEPS
+        self._steps_of[name] += 1
         with self._replicas.plain(), explain_unsharded(self._module):
             output = self._forward_redirection(self._module, self._module, name, *args, **kwargs)
+            self._steps.order.end_step()
         # As DDP: not after a pass without a backward pass that sums gradients.
         self._shares_buffers = self._module.automatic_optimization and torch.is_grad_enabled() and not self._is_blocked
         return output
@@ -170,8 +192,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         with self.precision_plugin.train_step_context():
             output = self._run("training_step", *args, **kwargs)
-        if self._checks:
-            self._checks -= 1
+        if self._steps_of["training_step"] <= _CHECKED_STEPS:
             check_new_parameters(self._module, self._replaced)
             check_changed_parameters(self._module, self._steps.find_changed())
         return output
@@ -203,7 +224,13 @@ class FullyShardedStrategy(ModelParallelStrategy):
     @override
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         plain = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-        return optimizer_by_names(self._module, plain)
+        if type(plain) is _MockOptimizer:
+            return plain.state_dict()
+        state = optimizer_by_names(self._module, plain)
+        # A resume may be on another device, or under another strategy.
+        for number in self._chosen.get(id(plain), ()):
+            state["param_groups"][number].update(dict.fromkeys(("foreach", "fused")))
+        return state
 
     @override
     def pre_backward(self, closure_loss: Tensor) -> None:
@@ -231,7 +258,9 @@ class FullyShardedStrategy(ModelParallelStrategy):
             self._steps.reshard()
             return result
 
-        return super().optimizer_step(optimizer, close, model, **kwargs)
+        plain: Any = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        with explain_step(plain):
+            return super().optimizer_step(optimizer, close, model, **kwargs)
 
     @contextmanager
     @override
@@ -245,6 +274,11 @@ class FullyShardedStrategy(ModelParallelStrategy):
         finally:
             self._is_blocked = False
             self._steps.set_reduces(is_last=True)
+
+    @override
+    def on_exception(self, exception: BaseException) -> None:
+        explain_elsewhere(exception)
+        super().on_exception(exception)
 
     @override
     def on_validation_end(self) -> None:
@@ -273,6 +307,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
     @override
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         load_optimizers(self.optimizers, checkpoint)
+        self._use_faster_steps()
 
     @property
     def _module(self) -> LightningModule:

@@ -145,11 +145,32 @@ def _flatten(value: Any, original: Tensor, flat: Tensor) -> Any:
     return torch.zeros(flat.shape if value.shape == original.shape else value.shape, dtype=value.dtype)
 
 
-def use_foreach(optimizer: Optimizer) -> None:
-    """Set multi-tensor steps for groups that do not set an implementation: torch's default on CUDA."""
-    for group in optimizer.param_groups:
-        if group.get("foreach", False) is None and not group.get("fused"):
-            group["foreach"] = True
+def use_foreach(optimizer: Optimizer) -> list[int]:
+    """Set multi-tensor steps for groups that do not set an implementation: torch's default on CUDA.
+
+    Returns:
+        The numbers of the groups.
+    """
+    return _set_implementation(optimizer, "foreach")
+
+
+def use_fused(optimizer: Optimizer) -> list[int]:
+    """Set fused steps, which are many times as fast on a CPU; see `use_foreach`."""
+    # torch's classes that support it on CPUs.
+    is_supported = isinstance(optimizer, torch.optim.Adam | torch.optim.SGD | torch.optim.Adagrad)
+    is_real = all(p.is_floating_point() for group in optimizer.param_groups for p in group["params"])
+    return _set_implementation(optimizer, "fused") if is_supported and is_real else []
+
+
+def _set_implementation(optimizer: Optimizer, name: str) -> list[int]:
+    chosen = [
+        number
+        for number, group in enumerate(optimizer.param_groups)
+        if group.get("foreach", False) is None and group.get("fused", False) is None and not group.get("differentiable")
+    ]
+    for number in chosen:
+        optimizer.param_groups[number][name] = True
+    return chosen
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -29,7 +29,7 @@ def preset_values(name: str) -> dict[str, Any]:
     """
     names = preset_names()
     if name not in names:
-        close = difflib.get_close_matches(str(name), names, n=1)
+        close = [*difflib.get_close_matches(str(name), names, n=1), *(each for each in names if str(name) in each)]
         hint = f"did you mean {close[0]}? " if close else ""
         raise ConfigError([Problem("preset", f"given {name!r}; {hint}valid are {', '.join(names)}")])
     return read_preset(name)

@@ -9,8 +9,9 @@ from launcher.agreement.facts import Agreement
 from launcher.config.fsdp_settings import describe_indivisible
 from launcher.config.schema import FsdpOptions, RunConfig
 from strategies.base import StrategyError
-from strategies.fsdp import HSDP, FullyShard, describe_weight_callback
+from strategies.fsdp import HSDP, FullyShard
 from strategies.registry import AUTO, find_strategy, list_candidates
+from strategies.weight_callbacks import describe_weight_callback
 
 if TYPE_CHECKING:
     from torch import nn

@@ -97,9 +97,10 @@ def _find_folder(config: RunConfig, given: Path | None) -> Path:
 
 
 def _run_of(checkpoint: Path) -> Path | None:
-    """The run directory that contains a checkpoint."""
-    path = checkpoint.parent.parent
-    return path if checkpoint.parent.name == "checkpoints" and (path / "config.yaml").exists() else None
+    """The run directory that contains a checkpoint, also one that the user's own callback or logger placed."""
+    usual = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else None
+    found = next((each for each in checkpoint.parents if (each / "events.jsonl").exists()), usual)
+    return found if found is not None and (found / "config.yaml").exists() else None
 
 
 def _check_checkpoint(given: Path) -> None:

@@ -28,7 +28,7 @@ from launcher.user_code.arguments import (
 from launcher.user_code.import_watch import find_class_paths, watch_imports
 from launcher.user_code.imports import import_class
 from launcher.user_code.optimizers import add_configure_optimizers, check_optimizers
-from strategies.fsdp import list_weight_callbacks
+from strategies.weight_callbacks import list_weight_callbacks
 
 # The kinds of plugins that the user may give; the launcher creates the cluster environment.
 PLUGINS = (Precision, CheckpointIO, LayerSync)

@@ -28,7 +28,7 @@ from launcher.user_code.classes import (
     name_of,
 )
 from launcher.user_code.optimizers import optimizer_notice
-from strategies.fsdp import list_weight_callbacks
+from strategies.weight_callbacks import list_weight_callbacks
 
 
 @dataclass(frozen=True)

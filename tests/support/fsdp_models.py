@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,6 +176,145 @@ class StepsInBackward(ByHand):
 
     def configure_optimizers(self) -> Any:
         return None
+
+
+class Penalized(Base):
+    """The gradient of the loss is part of the loss; validation computes gradients too."""
+
+    def loss(self, batch: Any) -> Tensor:
+        with torch.enable_grad():
+            x = batch[0].clone().requires_grad_()
+            loss = super().loss((x, batch[1]))
+            (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+            (second,) = torch.autograd.grad(gradient.tanh().sum(), x, retain_graph=True)
+        return loss + 5 * gradient.pow(2).sum() + functional.linear(self.enter(second), self.head.weight).sum()
+
+
+class PenalizedByHand(ByHand):
+    """Two gradient penalties and a loss with passes of their own, one of them twice."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer = self.optimizers()
+        optimizer.zero_grad()  # type: ignore[union-attr]
+        penalties = [self.penalty(batch[0] * factor) for factor in (1, 0.5)]
+        loss = self.loss(batch)
+        for each in (penalties[0], loss):
+            self.manual_backward(each)
+        self.manual_backward(penalties[1], retain_graph=True)
+        self.manual_backward(penalties[1])
+        optimizer.step()  # type: ignore[union-attr]
+        self.keep(loss + penalties[0] + penalties[1])
+
+    def penalty(self, x: Tensor) -> Tensor:
+        x = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(self(x).tanh().sum(), x, create_graph=True)
+        return gradient.norm(dim=1).mean()
+
+
+class Transformed(Base):
+    """Uses torch's function transforms."""
+
+    def loss(self, batch: Any) -> Tensor:
+        gradient = torch.func.grad(lambda x: self(x).pow(2).sum())(batch[0])
+        y, tangent = torch.func.jvp(self, (batch[0] + gradient.detach(),), (torch.ones_like(batch[0]),))
+        return functional.cross_entropy(y, batch[1]) + tangent.pow(2).mean()
+
+
+class Routed(Base):
+    """A rank calls its own one of the blocks."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks[(self.global_rank + self.global_step // 2) % 3](self.enter(x)))
+
+
+class Expert(Block):
+    """One that a rank may not call."""
+
+
+class Experts(Routed):
+    def make(self) -> None:
+        super().make()
+        self.blocks = nn.ModuleList(Expert() for _ in range(3))
+
+
+class Copied(Base):
+    """Copies a block."""
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        copy.deepcopy(self.blocks[0])
+
+
+class ShardInHook(Base):
+    """Computes with a weight and an ordinary tensor outside of a step."""
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.losses.append((torch.ones(2, WIDTH) * self.head.weight[:2]).sum().item())
+
+
+class Joined(Base):
+    """Joins the loss with the norm of a weight."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return torch.stack([super().training_step(batch, batch_idx), self.blocks[0].up.weight.norm()]).sum()  # type: ignore[union-attr, operator]
+
+
+class Factored(Base):
+    """torch's Adafactor computes with norms of rows."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adafactor(self.parameters())
+
+
+class MixedStates(Base):
+    """Its optimizer keeps an ordinary tensor for each parameter."""
+
+    def configure_optimizers(self) -> Any:
+        return RowWise(self.parameters(), {})
+
+
+class RowWise(torch.optim.Optimizer):
+    def step(self, closure: Any = None) -> Any:
+        with torch.enable_grad():
+            loss = closure()
+        with torch.no_grad():
+            for p in self.param_groups[0]["params"]:
+                rows = self.state[p].setdefault("rows", torch.zeros(p.shape[:-1] or [2]))
+                rows.add_(p.grad.pow(2).mean(-1))
+        return loss
+
+
+class GraphOfBackward(ByHand):
+    """Keeps a graph of the gradients of all parameters."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        self.manual_backward(self.loss(batch), create_graph=True)
+
+
+class Regularized(Base):
+    """Norms of all parameters are part of the loss, in and outside of blocks, with a factor for each rank."""
+
+    def loss(self, batch: Any) -> Tensor:
+        loss = super().loss(batch)
+        scale = loss.detach() * (1 + self.global_rank)
+        loss += 0.01 * sum(p.pow(2).sum() for p in self.parameters()) * scale
+        loss = loss - self.blocks[1].up.weight.mean() / (2 + self.head.weight.norm())  # type: ignore[union-attr, operator]
+        return 0.01 * self.blocks[0].down.weight.norm() + loss  # type: ignore[union-attr, operator]
+
+
+class Noisy(Base):
+    """Draws weights and noise again, and reads weights as arrays and lists."""
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        with torch.no_grad():
+            for p in self.parameters():
+                p.add_(torch.randn_like(p), alpha=1e-3)
+                p += 1e-3 * torch.rand_like(p) * torch.bernoulli(torch.full_like(p, 0.5))
+        weight = self.blocks[batch_idx % 3].up.weight  # type: ignore[union-attr]
+        nn.init.trunc_normal_(weight, std=0.3)  # type: ignore[arg-type]
+        for draw in ("uniform_", "exponential_", "log_normal_", "bernoulli_", "random_", "normal_"):
+            getattr(self.head.weight.data, draw)()
+            self.losses.append(float(self.head.weight.detach().cpu().numpy().std()))
+        self.losses.append(sum(self.head.bias.detach().tolist()))
 
 
 class Gan(Base):
@@ -624,6 +764,13 @@ REFUSED = {
     "ExponentiallyAveraged": ("EMAWeightAveraging", "`strategy: ddp`"),
     "OnMeta": ("OnMeta are on the meta device", "reset_parameters"),
     "BackwardOfTensor": ("BackwardOfTensor calls `loss.backward()`", "`self.manual_backward(loss)`"),
+    "GraphOfBackward": ("create_graph=True", "torch.autograd.grad"),
+    "Routed": ("rank 0 is at block blocks.0 and rank 1 at block blocks.1", "`fsdp.wrap`"),
+    "Copied": ("a copy of Block is impossible", "full_tensor()"),
+    "ShardInHook": ("fsdp_models.py:", "combines a sharded tensor with an ordinary one", "full_tensor()"),
+    "Joined": ("fsdp_models.py:", "weights that are sharded at that moment"),
+    "Factored": ("the optimizer Adafactor cannot update sharded parameters", "torch.optim.AdamW"),
+    "MixedStates": ("the optimizer RowWise cannot update sharded parameters", "`strategy: ddp`"),
     "Hooked": ("head.weight of Hooked has a gradient hook", "on_fit_start"),
 }
 
@@ -633,5 +780,7 @@ MODELS = {
                  Normed, OldWeightNorm, BatchNorms, Scalars, Parts, OneLayer, Scheduled, Plateau, Watched, OwnList,
                  Metric, Configured, Momentum, MomentumAfter, Normalizing, Dropped, InnerCalled, InnerUsed, Created,
                  LazyLayers, Averaged, ExponentiallyAveraged, OnMeta, Hooked, OnDemand, ShardedByUser, Overflowing,
+                 BackwardOfTensor, OneLayerByHand, Penalized, PenalizedByHand, Transformed, GraphOfBackward,
+                 Regularized, Noisy, Routed, Experts, Copied, ShardInHook, Joined, Factored, MixedStates,
                  BackwardOfTensor, OneLayerByHand, PartsLater, CalledTwice, InDataclass)
 }  # fmt: skip

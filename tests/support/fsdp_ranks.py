@@ -42,6 +42,12 @@ def build(strategy: str, precision: str = "32-true", options: dict[str, Any] | N
     return {"strategy": built, **given}
 
 
+def _fused(state: dict[str, Any], optimizer: Any) -> list[list[bool | None]]:
+    """For each group, as it steps and as a checkpoint has it."""
+    pairs = zip(optimizer.param_groups, state.get("param_groups", ()), strict=False)
+    return [[group.get("fused"), saved.get("fused")] for group, saved in pairs]
+
+
 def fit(model: str, strategy: str, trainer: dict[str, Any], precision: str, options: dict[str, Any]) -> dict[str, Any]:
     """Train one case; its losses, or its error. `options` are the fields of `ShardOptions`."""
     pl.seed_everything(0, verbose=False)
@@ -66,6 +72,7 @@ def fit(model: str, strategy: str, trainer: dict[str, Any], precision: str, opti
     return {
         "losses": module.losses,
         "steps": fitted.global_step,
+        "fused": [_fused(fitted.strategy.optimizer_state(each), each) for each in fitted.optimizers],
         "name": type(module).__name__,
         "skipped": None if scale is None else scale.skipped_steps,
     }

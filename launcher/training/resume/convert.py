@@ -12,6 +12,7 @@ from torch import Tensor
 
 from launcher.checkpoint.export import save_private, save_safetensors, save_sharded_folder
 from launcher.checkpoint.formats import format_of, format_written_by
+from launcher.checkpoint.manifest import find_problem
 from launcher.checkpoint.reader import CONSOLIDATED, Trust
 from launcher.core.errors import LauncherError, ResumeError
 from launcher.training.context import RunContext
@@ -64,10 +65,13 @@ def convert_checkpoint(source: Path, target: Path, kind: str = "weights", *, tru
         raise ResumeError(f"convert: {source} does not exist; give the path of a checkpoint")
     if target.exists():
         raise ResumeError(f"convert: {target} exists already and is not overwritten; give another name")
+    problem = find_problem(source)
+    if problem is not None:
+        raise ResumeError(f"convert: {source} is damaged: {problem}; give another checkpoint")
     try:
         content, state = _read(source, Trust(everywhere=trusted), kind)
     except ResumeError as error:
-        raise ResumeError(f"convert: {str(error).removeprefix('resume: ')}") from error
+        raise ResumeError(str(error).replace("resume: ", "convert: ", 1)) from error
     try:
         if kind == "safetensors":
             return save_safetensors(state, target)
@@ -94,7 +98,7 @@ def _read(source: Path, trust: Trust, kind: str) -> tuple[Mapping[str, Any], Map
             state, content = content, {"state_dict": content}
     if not isinstance(state, Mapping):
         raise ResumeError(
-            f"{source} has no state_dict; give a checkpoint that Lightning or DeepSpeed wrote, or a file of "
+            f"convert: {source} has no state_dict; give a checkpoint that Lightning or DeepSpeed wrote, or a file of "
             "`launcher convert` for another format of weights"
         )
     return content, state

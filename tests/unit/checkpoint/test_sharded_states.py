@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.core.optimizer import _MockOptimizer
 from torch import nn
 
+from launcher.checkpoint.manifest import write_manifest
 from launcher.checkpoint.sharded import read_sharded, write_sharded
 from launcher.core.errors import ResumeError
 from launcher.training.resume.convert import convert_checkpoint
@@ -62,6 +63,17 @@ def test_weights_alone_are_converted_further(tmp_path: Path) -> None:
     assert read_sharded(folder)["state_dict"]["w"].tolist() == [1, 1, 1]
     with pytest.raises(ResumeError, match=r"convert: .*weights.pt has no state_dict; give a checkpoint"):
         convert_checkpoint(plain, tmp_path / "whole.ckpt", "lightning")
+
+
+def test_a_checkpoint_that_its_manifest_does_not_match_is_not_converted(tmp_path: Path) -> None:
+    source = save(tmp_path / "last.ckpt", [])
+    write_manifest(source, source, 1)
+    part = source / "__0_0.distcp"
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    part.write_bytes(content)
+    with pytest.raises(ResumeError, match=r"^convert: .* is damaged: __0_0.distcp in it has changed \(SHA-256 differs"):
+        convert_checkpoint(source, tmp_path / "out")
 
 
 def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:

@@ -138,6 +138,20 @@ def test_if_nothing_fits_the_reason_states_the_shortage_and_alternatives() -> No
     assert "more than the limit of 73.6 GiB" in large.why
 
 
+def test_a_smaller_micro_batch_that_fits_is_proposed() -> None:
+    found = compare(profile(0.1, activations_gib=9), machine(8), BatchSplit(8, 64, 1))
+    assert found.pick is None
+    proposed = found.why.partition("what would do: a micro batch of ")[2].split()
+    assert proposed[:2] == ["8", "with"]
+    again = compare(profile(0.1, activations_gib=9), machine(8), BatchSplit(8, int(proposed[0]), 1))
+    assert next(a.name for a in again.assessments if a.can_train) == proposed[2]
+    # On as few ranks, nothing is proposed that does not fit either.
+    assert (
+        "a micro batch of"
+        not in compare(profile(70), machine(2)).why.partition("what would do: ")[2].split(" ranks")[0]
+    )
+
+
 def test_memory_share_sets_the_limit() -> None:
     found = profile(1, activations_gib=10)
     split = (BatchSplit(1, 1, 1),)

@@ -47,6 +47,13 @@ def test_path_names_its_run_and_any_file_is_evaluated_for_a_named_run(run: Path,
     inside = run / "checkpoints" / "epoch=2.ckpt"
     found, _ = find_evaluated_run(config(tmp_path / "elsewhere", None), str(inside))
     assert (found.path, found.resume_from) == (run, inside)
+    # Of a ModelCheckpoint of the user's, which follows the logger's folder.
+    (run / "events.jsonl").touch()
+    logged = run / "project" / "id" / "checkpoints" / "epoch=3.ckpt"
+    logged.parent.mkdir(parents=True)
+    torch.save({"state_dict": {}}, logged)
+    found, _ = find_evaluated_run(config(tmp_path / "elsewhere", None), str(logged))
+    assert (found.path, found.resume_from) == (run, logged)
     outside = tmp_path / "downloaded.ckpt"
     torch.save({"state_dict": {}}, outside)
     found, _ = find_evaluated_run(config(tmp_path), str(outside))
