@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from launcher.core.errors import AgreementError, TopologyError
 from launcher.hardware.topology import Topology
+from launcher.process.collectives import enable_flight_recorder
 from launcher.process.open_resources import keep_open
 from launcher.process.rank_status import FOLDER_VARIABLE
 
@@ -114,9 +115,7 @@ def process_group(store: Store, topology: Topology, settings: GroupSettings) -> 
             )
         yield
         return
-    if "TORCH_NCCL_TRACE_BUFFER_SIZE" not in os.environ:
-        # torch 2.10 records no collectives by default; this is the size of later versions.
-        os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
+    enable_flight_recorder()
     device = None
     if settings.backend == "nccl":
         device = torch.device("cuda", topology.local_rank)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from typing import Any
 
@@ -40,6 +41,12 @@ def count_default_group() -> int:
 
     group: Any = distributed_c10d._get_default_group()  # pyright: ignore[reportPrivateUsage]
     return group._get_sequence_number_for_group()
+
+
+def enable_flight_recorder() -> None:
+    """Let torch record collectives, before the first process group: by default 2.10 does not; the size is 2.13's."""
+    if "TORCH_NCCL_TRACE_BUFFER_SIZE" not in os.environ:
+        os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
 
 
 def dump_flight_record() -> str:

@@ -89,6 +89,7 @@ def test_a_script_without_a_guard_gets_the_results_of_all_ranks_in_a_thread(tmp_
                      "same": True, "second": [["0", "--x", "3", str(tmp_path / "tmp"), True]]}  # fmt: skip
     for rank in (0, 1):
         shown = [line for line in output.splitlines() if line.startswith(f"[rank {rank}] ")]
+        shown = [line for line in shown if "[Gloo]" not in line]  # torch 2.10 prints its connections
         assert [line.partition("] ")[2] for line in shown] == [
             "two",
             "lines",

@@ -191,9 +191,10 @@ def test_a_hang_names_the_rank_that_the_others_wait_for(tmp_path: Path) -> None:
 
 def test_output_of_selected_ranks_and_a_second_run_with_the_same_name(tmp_path: Path) -> None:
     output = _end("fine", tmp_path, "--local-ranks-filter", "1", "--preload", "none", ranks=2).check().output
-    assert output.splitlines() == ["[rank 1] last line without an endexit function of 1"]
+    lines = [line for line in output.splitlines() if "[Gloo]" not in line]  # torch 2.10 prints its connections
+    assert lines == ["[rank 1] last line without an endexit function of 1"]
     log = tmp_path / "runs" / "ends" / "logs" / "rank-0.log"
-    assert log.read_text() == "last line without an endexit function of 0\n"
+    assert log.read_text().endswith("last line without an endexit function of 0\n")
     (tmp_path / "runs" / "ends" / "config.yaml").write_text("")
     output = _end("fine", tmp_path).check(2).output
     assert "was started by `launcher fit`; choose another --name" in output

@@ -162,8 +162,9 @@ def test_a_record_of_torch_itself_is_read() -> None:
     import torch
     import torch.distributed as dist
 
-    from launcher.process.collectives import dump_flight_record
+    from launcher.process.collectives import dump_flight_record, enable_flight_recorder
 
+    enable_flight_recorder()
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         # All groups of the process share the recorder: a new group separates this test's entries.
