@@ -138,7 +138,7 @@ def _is_sharded(parameter: nn.Parameter) -> bool:
 
 def _prepare(module: nn.Module, device: torch.device) -> None:
     """Move what is not sharded yet to the device, with the values of rank zero."""
-    _materialize(module, device)
+    materialize(module, device)
 
     _move(module, device)
     whole = [t for t in (*module.parameters(), *module.buffers()) if not isinstance(t, DTensor)]
@@ -167,7 +167,7 @@ def broadcast_values(tensors: Iterable[Tensor]) -> None:
         dist._broadcast_coalesced(_get_default_group(), values, _BROADCAST_BYTES, 0)
 
 
-def _materialize(module: nn.Module, device: torch.device) -> None:
+def materialize(module: nn.Module, device: torch.device) -> None:
     """Allocate what is on the meta device, and initialise it by the modules' `reset_parameters`.
 
     Raises:

@@ -9,10 +9,13 @@ from typing import Any, NoReturn
 
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule
 from torch.optim import Adafactor
 
 from strategies.base import StrategyError
+from strategies.fsdp_versions import groups_of
+from strategies.sharding import ShardOptions, ShardVariant
 from strategies.units import join_some
 from strategies.weight_callbacks import describe_weight_callback, list_weight_callbacks
 
@@ -30,6 +33,30 @@ def check_callbacks(trainer: Trainer) -> None:
     """
     for name in list_weight_callbacks(map(type, trainer.callbacks)):  # pyright: ignore[reportAttributeAccessIssue]
         raise StrategyError(f"{describe_weight_callback(name)}; remove it, or use `strategy: ddp`")
+
+
+def check_own_shards(module: nn.Module, variant: ShardVariant, options: ShardOptions, mesh: DeviceMesh | None) -> None:
+    """Check that parts that `configure_model` has sharded are sharded as the strategy says.
+
+    Raises:
+        StrategyError: it asks for replicas, blocks or offload that they do not have.
+    """
+    name = type(module).__name__
+    groups = [group for each in module.modules() if isinstance(each, FSDPModule) for group in groups_of(each)]
+    if options.wrap:
+        raise StrategyError(f"fsdp.wrap is given, but {name}.configure_model shards by itself; remove one of them")
+    shape = (1,) if mesh is None else tuple(mesh.shape)
+    if variant.hybrid and shape[0] > 1 and any(group.mesh_info.mesh.ndim == 1 for group in groups):
+        raise StrategyError(
+            f"{name}.configure_model shards over all ranks, but hsdp has {shape[0]} replicas; shard over "
+            f'`init_device_mesh(device, {shape}, mesh_dim_names=("replicate", "shard"))`, or use '
+            "`strategy: fsdp2`"
+        )
+    if variant.offload and not all(isinstance(group.offload_policy, CPUOffloadPolicy) for group in groups):
+        raise StrategyError(
+            f"{name}.configure_model shards without offload, but the strategy is fsdp2_offload; give `fully_shard` an "
+            "`offload_policy=CPUOffloadPolicy()`, or use `strategy: fsdp2`"
+        )
 
 
 def check_new_parameters(module: nn.Module, known: Sequence[tuple[Any, nn.Parameter]]) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.device_dtype_mixin import _update_properties
-from lightning.fabric.utilities.init import _materialize_distributed_module
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer, _MockOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -20,28 +19,26 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from strategies import fsdp_problems
 from strategies.base import BuildOptions, StrategyChoice, StrategyError
 from strategies.dtensor_patches import patch_dtensors
 from strategies.environment import FixedClusterEnvironment, devices_of
 from strategies.fsdp_blocks import check_wrap, find_blocks
-from strategies.fsdp_modules import ModuleSharding, check_shards, shard_module, sharded_modules
-from strategies.fsdp_problems import (
-    check_callbacks,
-    check_changed_parameters,
-    check_new_parameters,
-    check_optimizer,
-    explain_elsewhere,
-    explain_step,
-    explain_unsharded,
-)
+from strategies.fsdp_modules import ModuleSharding, check_shards, materialize, shard_module, sharded_modules
 from strategies.fsdp_replicas import ReplicatedParameters
 from strategies.fsdp_steps import ShardedSteps
 from strategies.model_shape import use_foreach, use_fused
-from strategies.sharded_restore import ShardedRestore, load_optimizers, load_weights, optimizer_by_names, save_sharded
+from strategies.sharded_restore import (
+    ShardedRestore,
+    load_optimizers,
+    load_weights,
+    optimizer_by_names,
+    restore_finetuning,
+    save_sharded,
+)
 from strategies.sharding import ShardVariant
 
 # Of a training that are checked for what FSDP2 would lose.
@@ -50,10 +47,6 @@ _COMPUTE_TYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 # A Trainer may fit, validate and test the same model; so may another Trainer.
 _SHARDED: weakref.WeakKeyDictionary[nn.Module, tuple[ReplicatedParameters, ShardedSteps]] = weakref.WeakKeyDictionary()
-
-
-def _nothing() -> None:
-    """In place of a weak reference to a parameter that stays."""
 
 
 class FullyShardedStrategy(ModelParallelStrategy):
@@ -102,7 +95,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
     def setup(self, trainer: Trainer) -> None:
         assert self.accelerator is not None  # noqa: S101 -- Lightning connects it first
         self.accelerator.setup(trainer)
-        check_callbacks(trainer)
+        fsdp_problems.check_callbacks(trainer)
         if trainer.state.fn == TrainerFn.FITTING and self._layer_sync is not None:
             self._layer_sync.apply(self._module)
         self.model = self._module
@@ -114,8 +107,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
 
     def _shard(self) -> None:
         model = self._module
-        # torch allocates a sharded parameter of the meta device in place, if there is no weak reference to it.
-        held = [(_nothing if isinstance(p, DTensor) else weakref.ref(p), name) for name, p in model.named_parameters()]
+        held = [(weakref.ref(p), name) for name, p in model.named_parameters()]
         _update_properties(model, device=self.root_device)
         if model not in _SHARDED:
             replicated = self._shard_model(model)
@@ -130,23 +122,21 @@ class FullyShardedStrategy(ModelParallelStrategy):
         is_users = bool(sharded_modules(model))
         if is_users:
             # Parts that `configure_model` has sharded stay as they are.
-            _materialize_distributed_module(model, self.root_device)
+            fsdp_problems.check_own_shards(model, self._variant, self._options, self._shard_mesh)
+            materialize(model, self.root_device)
         else:
             check_shards(model)
+            check_wrap(model, self._options.wrap)
             self.precision_plugin.convert_module(model)
         if isinstance(model, FSDPModule):
             return []
-        blocks = [] if is_users else self._find_blocks(model)
+        blocks = [] if is_users else find_blocks(model, self._options.wrap)
         sharding = ModuleSharding(self.root_device, self._variant.reshard, self._fully_shard_options())
         replicated = shard_module(model, blocks, sharding)
         if self._options.compile:
             for block in blocks:
                 block.forward = torch.compile(block.forward)
         return replicated
-
-    def _find_blocks(self, model: nn.Module) -> list[nn.Module]:
-        check_wrap(model, self._options.wrap)
-        return find_blocks(model, self._options.wrap)
 
     def _fully_shard_options(self) -> dict[str, Any]:
         pinned = self.root_device.type == "cuda"
@@ -165,7 +155,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
     def setup_optimizers(self, trainer: Trainer) -> None:
         super().setup_optimizers(trainer)
         for optimizer in self.optimizers:
-            check_optimizer(optimizer)
+            fsdp_problems.check_optimizer(optimizer)
             # One that was made of a list from before the parameters were sharded would train nothing.
             replaced = {id(old()): new for old, new in self._replaced if old() is not None}
             for group in optimizer.param_groups:
@@ -187,7 +177,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
         self._steps.before_step()
         self._steps.order.is_checked = self._steps_of[name] < _CHECKED_STEPS
         self._steps_of[name] += 1
-        with self._replicas.plain(), explain_unsharded(self._module):
+        with self._replicas.plain(), fsdp_problems.explain_unsharded(self._module):
             output = self._forward_redirection(self._module, self._module, name, *args, **kwargs)
             self._steps.order.end_step()
         # As DDP: not after a pass without a backward pass that sums gradients.
@@ -199,8 +189,8 @@ class FullyShardedStrategy(ModelParallelStrategy):
         with self.precision_plugin.train_step_context():
             output = self._run("training_step", *args, **kwargs)
         if self._steps_of["training_step"] <= _CHECKED_STEPS:
-            check_new_parameters(self._module, self._replaced)
-            check_changed_parameters(self._module, self._steps.find_changed())
+            fsdp_problems.check_new_parameters(self._module, self._replaced)
+            fsdp_problems.check_changed_parameters(self._module, self._steps.find_changed())
         return output
 
     @override
@@ -264,7 +254,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
             self._steps.reshard()
             return result
 
-        with explain_step(getattr(optimizer, "_optimizer", optimizer)):
+        with fsdp_problems.explain_step(getattr(optimizer, "_optimizer", optimizer)):
             return super().optimizer_step(optimizer, close, model, **kwargs)
 
     @contextmanager
@@ -282,7 +272,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
 
     @override
     def on_exception(self, exception: BaseException) -> None:
-        explain_elsewhere(exception)
+        fsdp_problems.explain_elsewhere(exception)
         super().on_exception(exception)
 
     @override
@@ -311,6 +301,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
 
     @override
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        restore_finetuning(self._module)
         load_optimizers(self.optimizers, checkpoint)
         self._use_faster_steps()
 

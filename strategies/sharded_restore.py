@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import BaseFinetuning
 from lightning.pytorch.strategies import ParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter, SavePlan, save
@@ -157,6 +159,16 @@ def load_weights(module: nn.Module, checkpoint: Mapping[str, Any], *, strict: bo
     finally:
         for handle in handles:
             handle.remove()
+
+
+def restore_finetuning(module: LightningModule) -> None:
+    """Restore parameter groups that callbacks add to the optimizers, before the states of those are loaded.
+
+    BaseFinetuning restores them in `on_fit_start`, which under FSDP2 comes before its own state is loaded.
+    """
+    for callback in module.trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(callback, BaseFinetuning) and callback._restarting:
+            callback.on_fit_start(module.trainer, module)
 
 
 def load_optimizers(optimizers: Sequence[Optimizer], checkpoint: Mapping[str, Any]) -> None:

@@ -49,6 +49,15 @@ EQUAL = {
     "bf16-true": case("Base", precision="bf16-true"),
     "compile": case("Base", options={"compile": True, **_RECOMPUTE}),
 }
+# A model that shards itself, under a strategy or with a setting that says otherwise.
+CONTRADICTED = {
+    "own shards without offload": (case("ShardedByUser", "fsdp2_offload"), ("without offload", "`strategy: fsdp2`")),
+    "own shards without replicas": (
+        case("ShardedByUser", "hsdp", options={"shard_ranks": 1}),
+        ("over all ranks, but hsdp has 2 replicas", "init_device_mesh(device, (2, 1)"),
+    ),
+    "own shards and fsdp.wrap": (case("ShardedByUser", options={"wrap": ["Block"]}), ("fsdp.wrap is given",)),
+}
 # Mixed precision: FSDP2 gathers weights in the computation's type, DDP converts them for each operation.
 CLOSE = {
     f"{precision} {model}": case(model, precision=precision)
@@ -95,7 +104,7 @@ def _ddp_of(each: dict[str, Any]) -> str:
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Results of two ranks; one start for all tests."""
     recomputed = {f"again: {name}": {**each, "options": _RECOMPUTE} for name, each in RECOMPUTED.items()}
-    refused = {name: case(name) for name in REFUSED}
+    refused = {name: case(name) for name in REFUSED} | {name: given for name, (given, _) in CONTRADICTED.items()}
     cases = {**_with_ddp(EQUAL | CLOSE), **RECOMPUTED, **recomputed, **refused}
     return run_cases(tmp_path_factory.mktemp("two"), cases)
 
@@ -137,12 +146,12 @@ def test_activation_checkpointing_changes_no_loss(two: list[dict[str, Any]], nam
         assert rank[f"again: {name}"]["losses"] == rank[name]["losses"]
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", [*REFUSED, *CONTRADICTED])
 def test_what_shards_cannot_train_is_an_error_of_one_line_with_advice(two: list[dict[str, Any]], name: str) -> None:
     for rank in two:
         assert rank[name]["error"].startswith(("StrategyError: ", "RuntimeError: "))
         assert "\n" not in rank[name]["error"]
-        for part in REFUSED[name]:
+        for part in REFUSED[name] if name in REFUSED else CONTRADICTED[name][1]:
             assert part in rank[name]["error"]
 
 

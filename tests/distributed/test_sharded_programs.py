@@ -77,6 +77,14 @@ def test_hooks_and_filters_of_the_state_dict_work_as_under_ddp(
     assert all(rank["names"][f"{name} {route}"] for rank in ranks)
 
 
+def test_a_group_that_a_callback_adds_is_restored(ranks: list[Mapping[str, Any]]) -> None:
+    for rank in ranks:
+        # As under DDP, a callback does not unfreeze the layer again in the middle of an epoch.
+        _, as_under_ddp = rank["finetuned"]["ddp ddp"]
+        for groups, distance in rank["finetuned"].values():
+            assert (groups, distance) == (2, pytest.approx(as_under_ddp, abs=1e-5))
+
+
 def test_strict_loading_is_the_modules(ranks: list[Mapping[str, Any]]) -> None:
     for rank in ranks:
         for one in ("fsdp2", "ddp"):

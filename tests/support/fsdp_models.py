@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import BaseFinetuning, EMAWeightAveraging, Stoc
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -655,7 +656,8 @@ class Fixed(nn.Linear):
     def reset_parameters(self) -> None:
         with torch.no_grad():
             for p in self.parameters():
-                p.copy_(torch.arange(p.numel()).sin().view(p.shape))
+                value = torch.arange(p.numel()).sin().view(p.shape)
+                p.copy_(distribute_tensor(value, p.device_mesh, p.placements) if isinstance(p, DTensor) else value)
 
 
 class OnDemand(Base):
@@ -701,6 +703,12 @@ class ShardedByUser(OnDemand):
             for block in self.blocks:
                 fully_shard(block, mesh=self.device_mesh["data_parallel"])  # type: ignore[index]
             fully_shard(self.enter, mesh=self.device_mesh["data_parallel"])  # type: ignore[index]
+
+
+class ShardedOnMeta(ShardedByUser):
+    """Builds its layers on the meta device, and shards some of them."""
+
+    on_meta = True
 
 
 class Overflowing(Base):
@@ -797,6 +805,7 @@ MODELS = {
                  Normed, OldWeightNorm, BatchNorms, Scalars, Parts, OneLayer, Scheduled, Plateau, Watched, OwnList,
                  Metric, Configured, Momentum, MomentumAfter, Normalizing, Dropped, InnerCalled, InnerUsed, Created,
                  LazyLayers, Averaged, ExponentiallyAveraged, OnMeta, Hooked, OnDemand, ShardedByUser, Overflowing,
+                 ShardedOnMeta,
                  BackwardOfTensor, OneLayerByHand, Penalized, PenalizedByHand, Transformed, GraphOfBackward,
                  Adapted, GradientsOfWeights, Regularized, Noisy, Routed, Experts, Copied,
                  ShardInHook, Joined, Factored, MixedStates,

@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
+from lightning.pytorch.callbacks import BaseFinetuning
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
@@ -262,10 +263,51 @@ def failures(folder: Path) -> dict[str, Any]:
     return found
 
 
+class Thawed(Model):
+    """Its frozen layer is trained by a callback, in a parameter group that the optimizer does not have at first."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], 0.1)
+
+
+class Thawing(BaseFinetuning):
+    """Unfreezes in the first epoch, as BackboneFinetuning does later."""
+
+    def freeze_before_training(self, pl_module: pl.LightningModule) -> None: ...
+
+    def finetune_function(self, pl_module: pl.LightningModule, epoch: int, optimizer: torch.optim.Optimizer) -> None:
+        if epoch == 0:
+            self.unfreeze_and_add_param_group(pl_module.frozen, optimizer)
+
+
+def finetuned(folder: Path) -> dict[str, Any]:
+    """Trainings that continue after the unfreezing: groups, and the difference from the uninterrupted one."""
+    found: dict[str, Any] = {}
+    for one, other in (("fsdp2", "fsdp2"), ("ddp", "fsdp2"), ("fsdp2", "ddp"), ("ddp", "ddp")):
+        whole, again, here = Thawed(), Thawed(), folder / f"{one}-{other}"
+        fit(whole, one, here, callbacks=[Thawing()])
+        trainer = fit(again, other, here / "again", saved(here), callbacks=[Thawing()])
+        distance = max(abs(whole.losses[n] - loss) for n, loss in again.losses.items())
+        found[f"{one} {other}"] = [len(trainer.optimizers[0].param_groups), distance]
+    return found
+
+
 def contents(folder: Path) -> dict[str, Any]:
     """The results of all checks."""
     made: dict[str, Any] = {}
-    for check in (callbacks, extras, evaluated, objects, failures, names, strictness, precisions, scales, lightning):
+    for check in (
+        callbacks,
+        extras,
+        evaluated,
+        objects,
+        failures,
+        names,
+        strictness,
+        finetuned,
+        precisions,
+        scales,
+        lightning,
+    ):
         print("check", check.__name__, flush=True)
         made[check.__name__] = check(folder / check.__name__)
         dist.barrier()
