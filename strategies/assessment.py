@@ -16,6 +16,7 @@ MARGIN = 0.1
 # Candidates that differ by less are equally fast: then the one with more room is chosen, if it needs noticeably less.
 TIE = 0.02
 _NOTICEABLE = 0.05  # of the device's memory
+_MUCH_SLOWER = 1.2  # times the chosen one's time
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +179,11 @@ def with_reason(assessed: Assessment, pick: Assessment | None, machine: MachineM
             reason += f", but needs {format_bytes(assessed.memory.total - pick.memory.total)} more"
     else:
         reason = f"fits; estimated {describe_speed(assessed)}"
-        if pick is not None and assessed.seconds_per_sample >= pick.seconds_per_sample:
-            reason += f", not faster than {pick.name}"
+        # Times of CPUs are not compared.
+        if pick is not None and machine.device_kind != "cpu":
+            ratio = assessed.seconds_per_sample / max(pick.seconds_per_sample, 1e-12)
+            if ratio >= _MUCH_SLOWER:
+                reason += f", {ratio:.{0 if ratio > 9 else 1}f} times as long as {pick.name}"
+            elif ratio >= 1:
+                reason += f", slower than {pick.name}"
     return replace(assessed, reason=reason)

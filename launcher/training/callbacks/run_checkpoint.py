@@ -149,6 +149,12 @@ def describe_other_batch(before: int, batch: BatchSplit) -> str:
     sizes = "" if now is None else f" from {old} to {now} samples"
     size = "the former size" if old is None else str(old)
     ranks = f"{before} rank{'' if before == 1 else 's'}"
+    if old is not None and old % (batch.world_size * batch.accumulate):
+        # These ranks cannot share it.
+        return (
+            f"the checkpoint was trained on {ranks} and this run has {batch.world_size}: the batch of a step "
+            f"changes{sizes}; continue on {ranks} to keep it"
+        )
     return (
         f"the checkpoint was trained on {ranks} and this run has {batch.world_size}: the batch of a step "
         f"changes{sizes}; continue on {ranks}, or set global_batch_size to {size}"

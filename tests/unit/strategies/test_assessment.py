@@ -124,4 +124,6 @@ def test_chosen_and_unable_candidates_have_their_reasons() -> None:
     assert with_reason(pick, pick, GPUS, 1).reason == "chosen"
     assert with_reason(candidate("b", eligible=False), pick, GPUS, 1).reason == "cannot"
     slow = candidate("c", seconds=2)
-    assert with_reason(slow, pick, GPUS, 1).reason == "fits; estimated 31.2 ms a sample, not faster than a"
+    assert with_reason(slow, pick, GPUS, 1).reason == "fits; estimated 31.2 ms a sample, 2.0 times as long as a"
+    near = candidate("d", seconds=1.1)
+    assert with_reason(near, pick, GPUS, 1).reason.endswith("a sample, slower than a")
