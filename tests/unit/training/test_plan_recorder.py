@@ -21,8 +21,8 @@ from tests.support.rank_threads import CPU, ranks
                    "50 samples; continue on 2 ranks, or set global_batch_size to 100")),
         (1, 4, 8, ("the checkpoint was trained on 1 rank and this run has 4: the batch of a step changes from 8 to 32 "
                   "samples; continue on 1 rank, or set global_batch_size to 8")),
-        (2, 3, 8, ("the checkpoint was trained on 2 ranks and this run has 3: the batch of a step changes from 16 to 24 "
-                  "samples; continue on 2 ranks to keep it")),
+        (2, 3, 8, ("the checkpoint was trained on 2 ranks and this run has 3: the batch of a step changes from 16 to "
+                  "24 samples; continue on 2 ranks to keep it")),
         (2, 1, None, ("the checkpoint was trained on 2 ranks and this run has 1: the batch of a step changes; continue "
                      "on 2 ranks, or set global_batch_size to the former size")),
     ],
