@@ -181,7 +181,7 @@ def with_reason(assessed: Assessment, pick: Assessment | None, machine: MachineM
         reason = f"fits; estimated {describe_speed(assessed)}"
         # Times of CPUs are not compared.
         if pick is not None and machine.device_kind != "cpu":
-            ratio = assessed.seconds_per_sample / max(pick.seconds_per_sample, 1e-12)
+            ratio = assessed.seconds_per_sample / max(pick.seconds_per_sample, STEP_FLOOR / pick.samples)
             if ratio >= _MUCH_SLOWER:
                 reason += f", {ratio:.{0 if ratio > 9 else 1}f} times as long as {pick.name}"
             elif ratio >= 1:
