@@ -83,6 +83,5 @@ def test_a_run_trains_with_it_and_is_resumed_with_it(tmp_path: Path, env: dict[s
 
 def test_an_unknown_strategy_is_refused_with_it_among_the_valid_ones(tmp_path: Path, env: dict[str, str]) -> None:
     output = run(launcher("plan", *TOY, "--strategy", "your_ddp"), tmp_path, env=env).check(2).output
-    assert (
-        "given 'your_ddp'; expected one of auto, single_device, ddp, ddp_find_unused_parameters_true, my_ddp" in output
-    )
+    assert "given 'your_ddp'; expected one of auto, single_device, ddp, " in output
+    assert "my_ddp" in output.partition("expected one of")[2]

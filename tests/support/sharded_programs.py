@@ -160,7 +160,8 @@ class Nested(torch.optim.Optimizer):
             if not state:
                 state |= {"last": [], "flat": [], "by number": {0: torch.zeros_like(parameter), 3: (1, {})}}
             state["last"] = [*state["last"], parameter.grad.clone()][-2:]
-            state["flat"] = [*state["flat"], parameter.grad.sum(0)][-2:]
+            rows = parameter.grad.sum(-1, keepdim=True) if parameter.dim() > 1 else parameter.grad.clone()
+            state["flat"] = [*state["flat"], rows][-2:]
             state["by number"][0].lerp_(parameter.grad, 0.5)
             state["pair"] = (parameter.grad.clone(), len(state["last"]))
             mean = sum(state["last"][1:], start=state["last"][0] + state["pair"][0] + state["by number"][0])
