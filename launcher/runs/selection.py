@@ -16,6 +16,7 @@ from launcher.core.errors import ResumeError, RunDirectoryError
 from launcher.core.events import FILE_NAME as EVENTS
 from launcher.core.events import read_events
 from launcher.core.secrets import redact
+from launcher.runs.lock import read_owner
 from launcher.runs.oom_record import FILE_NAME as OOM_RECORD
 from launcher.runs.submission_record import read_records
 from launcher.runs.sweep_record import MEMBERS
@@ -209,6 +210,8 @@ def _check_missing_checkpoint(run: Path, may_start_again: bool) -> tuple[str, ..
         return ()
     if may_start_again or _ended_unsaved(run):
         return (f"the run trained to step {steps} before without saving a checkpoint: it starts again at step 0",)
+    if read_owner(run)[1] == "running":
+        return ()  # whoever opens it reports that
     raise ResumeError(
         f"resume: run {run.name!r} trained to step {steps}, but {run / 'checkpoints'} contains no checkpoint; give a "
         "checkpoint from elsewhere (--resume PATH), or start again under another --name with --resume none"

@@ -11,6 +11,7 @@ from launcher.config.schema import TrainerOptions
 from launcher.core.errors import ResumeError, RunDirectoryError
 from launcher.core.events import EventLog
 from launcher.runs.directory import open_run_directory
+from launcher.runs.lock import acquire_lock
 from launcher.runs.oom_record import FILE_NAME
 from launcher.runs.selection import find_run
 from tests.support.run_directories import config, ended, everything, make_run
@@ -93,6 +94,11 @@ def test_a_trained_run_without_a_checkpoint_is_not_silently_started_again(
     wanted = config(runs, name, resume="auto")
     with pytest.raises(ResumeError, match=r"run 'first' trained to step 7, but .*/checkpoints contains no checkpoint"):
         find_run(wanted)
+    # One that is training now has none yet.
+    lock = acquire_lock(path, {})
+    with pytest.raises(RunDirectoryError, match="run 'first' is training now"):
+        open_run_directory(wanted)
+    lock.release()
     # No user requested these starts, so they may start again.
     notices = ("the run trained to step 7 before without saving a checkpoint: it starts again at step 0",)
     for more in ({"is_requeued": True}, {"restart_of": "first"}):
