@@ -33,7 +33,11 @@ def main(steps: int, strategy: str = "ddp") -> None:
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=ranks,
-        strategy=ModelParallelStrategy() if strategy == "fsdp2" else "ddp" if ranks > 1 else "auto",
+        strategy=ModelParallelStrategy(data_parallel_size=ranks, tensor_parallel_size=1)
+        if strategy == "fsdp2"
+        else "ddp"
+        if ranks > 1
+        else "auto",
         max_steps=steps,
         limit_val_batches=0,
         gradient_clip_val=1.0,
