@@ -99,9 +99,14 @@ class ShardedSteps:
             return
         if self._searches is not False and not torch.is_inference(loss) and self._reduces():
             self._find_unused(loss)
-        # Also a second pass over one graph: the first has freed the root's parameters.
-        if self._has_root and state_of(self._module)._training_state in (TrainingState.FORWARD, TrainingState.IDLE):
-            loss.register_hook(state_of(self._module)._pre_backward)
+        if not self._has_root:
+            return
+        root = state_of(self._module)
+        # In the step, and in a second pass over one graph, whose first one has freed the root's parameters. Otherwise
+        # torch's own hook on the step's result does it; twice would gather a block once more.
+        is_freed = any(group.is_sharded for group in groups_of(self._module))
+        if root._training_state == TrainingState.FORWARD or (root._training_state == TrainingState.IDLE and is_freed):
+            loss.register_hook(root._pre_backward)
 
     def _reduces(self) -> bool:
         return all(group.reduce_grads for group in self._groups)
