@@ -36,7 +36,7 @@ def check_callbacks(trainer: Trainer) -> None:
 
 
 def check_own_shards(module: nn.Module, variant: ShardVariant, options: ShardOptions, mesh: DeviceMesh | None) -> None:
-    """Check that parts that `configure_model` has sharded are sharded as the strategy says.
+    """Check that parts that `configure_model` has sharded are sharded as the strategy requires.
 
     Raises:
         StrategyError: it asks for replicas, blocks or offload that they do not have.
