@@ -18,10 +18,11 @@ from strategies.base import (
 )
 from strategies.deepspeed_config import CPU, NOT_ELEMENTWISE, NVME, ZeroVariant
 from strategies.machine import BACKWARD_SHARE, CollectiveTraffic, MachineModel
-from strategies.model_states import ModelStates, StateTypes, zero_states
+from strategies.model_states import ModelStates, StateTypes
 from strategies.precision_names import Precision
 from strategies.step_trace import ModelProfile, Moment
 from strategies.zero_moments import ZeroStep
+from strategies.zero_states import zero_states
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from strategies.base import TrainingStep
-from strategies.model_states import FP32, ModelStates, owned_gradients, owned_parts
+from strategies.model_states import FP32, ModelStates
 from strategies.step_trace import GradientArrival, Moment
 from strategies.zero_reduction import Reduction, find_largest_pieces, find_offsets, find_reduction
+from strategies.zero_states import owned_gradients, owned_parts
 
 # DeepSpeed computes a norm in fp64, on a copy of each piece (`runtime/zero/utils.py`: `get_norm_dtype`).
 _NORM = 8

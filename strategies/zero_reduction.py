@@ -6,7 +6,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from strategies.model_states import MOST_RANKS, ModelShape, owned_parts
+from strategies.model_states import ModelShape
+from strategies.zero_states import MOST_RANKS, owned_parts
 
 # With more ranks a bucket has pieces for so many ranks that one rank may need a copy of nearly all of it.
 _MOST_RANKS = 64

@@ -11,13 +11,13 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_iter, tree_map
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils._pytree import tree_iter
 
 from launcher.config.schema import RunConfig
 from launcher.core.errors import describe_error
+from launcher.planning.first_batch import count_samples, read_first_batch, resize_batch
 from launcher.process.activity import doing
-from launcher.user_code.classes import UserClasses, make_data, make_model
+from launcher.user_code.classes import UserClasses, make_model
 from strategies.fake_mode import FakeMode
 from strategies.model_shape import OptimizerError, describe_model, describe_parameters, find_optimizer
 from strategies.model_states import ModelShape
@@ -244,47 +244,6 @@ def compute_bound(
     known = "bounded by the layers' widths" if batch is not None else "not known, and not counted"
     notes = (f"{failure}; activations are {known}",)
     return ModelProfile(model, (trace, trace), (trace, trace), "bound", notes, obstacle)
-
-
-def read_first_batch(
-    config: RunConfig, classes: UserClasses, micro_batch_size: int | None, trainer: PlannedTrainer
-) -> Any:
-    """The training loader's first batch, read in this process, without the loader's workers.
-
-    `prepare_data` is not called: it may download. Errors of the user's code are raised unchanged.
-    """
-    with torch.random.fork_rng(devices=[]):
-        data = make_data(config, classes, micro_batch_size)
-        if data is None:
-            with FakeMode():
-                source: Any = make_model(config, classes, micro_batch_size)
-            attach(source, trainer)
-        else:
-            source = data
-            source.trainer = trainer
-        source.setup("fit")
-        loader = source.train_dataloader()
-        by_index = isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
-        if by_index and loader.batch_sampler is not None:
-            indices = next(iter(loader.batch_sampler))
-            return loader.collate_fn([loader.dataset[i] for i in indices])
-        return next(iter(loader))
-
-
-def count_samples(batch: Any) -> int:
-    """Samples of a batch: the length of its first tensor."""
-    return next((len(leaf) for leaf in tree_iter(batch) if isinstance(leaf, Tensor) and leaf.ndim), 1)
-
-
-def resize_batch(batch: Any, size: int, wanted: int) -> Any:
-    """The batch with `wanted` samples: tensors with a row per sample are shortened or repeated."""
-
-    def one(leaf: Any) -> Any:
-        if not (isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == size) or wanted == size:
-            return leaf
-        return leaf[torch.arange(wanted) % size]
-
-    return tree_map(one, batch)
 
 
 def parameter_bytes(config: RunConfig, classes: UserClasses, micro_batch_size: int | None) -> int | None:

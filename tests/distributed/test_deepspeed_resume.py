@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.interrupted_runs import SETTINGS, STEPS, assert_same, curve, interrupt, train
+from tests.support.interrupted_runs import STEPS, assert_same, curve, interrupt, run_uninterrupted, train
 from tests.support.processes import launcher, run_warm
-from tests.support.runs import REPOSITORY, events_of, read_trace, toy_env, train_on
+from tests.support.runs import REPOSITORY, events_of, read_trace
 from tests.support.warm import DEEPSPEED
 
 pytestmark = pytest.mark.slow
@@ -18,10 +18,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[list[int], float]]:
-    """The uninterrupted run, on one rank without DeepSpeed."""
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    train_on(1, SETTINGS, folder, toy_env(folder / "trace")).check()
-    return curve(folder, "trace")
+    return run_uninterrupted(tmp_path_factory.mktemp("uninterrupted"))
 
 
 @pytest.mark.parametrize(("stage", "damaged"), [(2, True), (3, False)])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.interrupted_runs import SETTINGS, STEPS, assert_same, curve, interrupt, train
+from tests.support.interrupted_runs import STEPS, assert_same, curve, interrupt, run_uninterrupted, train
 from tests.support.processes import launcher, run_warm
 from tests.support.runs import events_of, toy_env, train_on
 
@@ -17,10 +17,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[list[int], float]]:
-    """The uninterrupted run, on one rank."""
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    train_on(1, SETTINGS, folder, toy_env(folder / "trace")).check()
-    return curve(folder, "trace")
+    return run_uninterrupted(tmp_path_factory.mktemp("uninterrupted"))
 
 
 def test_a_run_resumes_under_any_strategy_and_number_of_ranks(

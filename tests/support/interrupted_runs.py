@@ -34,6 +34,12 @@ def interrupt(folder: Path, trace: str, ranks: int, name: str, step: int, *argum
     assert steps <= {step + 1, step + 2}, finished.output
 
 
+def run_uninterrupted(folder: Path) -> list[tuple[list[int], float]]:
+    """The curve of the uninterrupted run, on one rank without DeepSpeed."""
+    train_on(1, SETTINGS, folder, toy_env(folder / "trace")).check()
+    return curve(folder, "trace")
+
+
 def curve(folder: Path, trace: str) -> list[tuple[list[int], float]]:
     """For each step the samples of all ranks and their mean loss, for any number of ranks.
 

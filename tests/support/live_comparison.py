@@ -16,8 +16,8 @@ from strategies.model_states import (
     ZeroSettings,
     fully_sharded_states,
     replicated_states,
-    zero_states,
 )
+from strategies.zero_states import zero_states
 from tests.support.live_shards import shard_ranks, variant_of
 from tests.support.model_families import SMALL
 from tests.support.runs import start_commands_by_hand

@@ -91,8 +91,8 @@ class Model(pl.LightningModule):
         return OPTIMIZERS[self.kind](self)
 
 
-class Scalars(torch.optim.Optimizer):
-    """Gradient descent with states of one number per parameter: a plain one, a tensor, and the gradient's norm."""
+class Descent(torch.optim.Optimizer):
+    """Gradient descent; subclasses return what to subtract, times the learning rate, and keep states."""
 
     def __init__(self, parameters: Any, lr: float) -> None:
         super().__init__(parameters, {"lr": lr})
@@ -105,68 +105,52 @@ class Scalars(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                state["seen"] = state.get("seen", 0) + 1
-                state["decay"] = state.get("decay", torch.ones(())) * 0.9
-                state["norm"] = parameter.grad.norm()
-                state["mean"] = state.get("mean", torch.zeros_like(parameter)).lerp(parameter.grad, 0.5)
-                parameter.sub_(state["mean"] * (group["lr"] * float(state["decay"])) / (1 + state["norm"]))
+                if parameter.grad is not None:
+                    parameter.sub_(self.direction(parameter.grad, self.state[parameter]) * group["lr"])
         return loss
 
-
-class Factored(torch.optim.Optimizer):
-    """Keeps means of the squared gradients by rows and columns, as Adafactor does; torch's does not take DTensors."""
-
-    def __init__(self, parameters: Any, lr: float) -> None:
-        super().__init__(parameters, {"lr": lr})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for parameter in self.param_groups[0]["params"]:
-            grad, state = parameter.grad, self.state[parameter]
-            if grad.dim() != 2:
-                parameter.sub_(grad * self.param_groups[0]["lr"])
-                continue
-            if not state:
-                state["row"], state["column"] = grad.new_zeros(grad.shape[0]), grad.new_zeros(grad.shape[1])
-            squared = grad * grad
-            state["row"].mul_(0.9).add_(squared.mean(1))
-            state["column"].mul_(0.9).add_(squared.mean(0))
-            scale = (state["row"].unsqueeze(1) + state["column"].unsqueeze(0)).sqrt() + 1e-6
-            parameter.sub_(self.param_groups[0]["lr"] * grad / scale)
-        return loss
+    def direction(self, grad: Tensor, state: dict[str, Any]) -> Tensor:
+        raise NotImplementedError
 
 
-class Nested(torch.optim.Optimizer):
-    """Gradient descent along the mean of the last gradients, which are kept in a list, a tuple and a dict."""
+class Scalars(Descent):
+    """States of one number per parameter: a plain one, a tensor, and the gradient's norm."""
 
-    def __init__(self, parameters: Any, lr: float) -> None:
-        super().__init__(parameters, {"lr": lr})
+    def direction(self, grad: Tensor, state: dict[str, Any]) -> Tensor:
+        state["seen"] = state.get("seen", 0) + 1
+        state["decay"] = state.get("decay", torch.ones(())) * 0.9
+        state["norm"] = grad.norm()
+        state["mean"] = state.get("mean", torch.zeros_like(grad)).lerp(grad, 0.5)
+        return state["mean"] * float(state["decay"]) / (1 + state["norm"])
 
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for parameter in self.param_groups[0]["params"]:
-            state = self.state[parameter]
-            if not state:
-                state |= {"last": [], "flat": [], "by number": {0: torch.zeros_like(parameter), 3: (1, {})}}
-            state["last"] = [*state["last"], parameter.grad.clone()][-2:]
-            rows = parameter.grad.sum(-1, keepdim=True) if parameter.dim() > 1 else parameter.grad.clone()
-            state["flat"] = [*state["flat"], rows][-2:]
-            state["by number"][0].lerp_(parameter.grad, 0.5)
-            state["pair"] = (parameter.grad.clone(), len(state["last"]))
-            mean = sum(state["last"][1:], start=state["last"][0] + state["pair"][0] + state["by number"][0])
-            parameter.sub_(self.param_groups[0]["lr"] * (mean + sum(state["flat"])))
-        return loss
+
+class Factored(Descent):
+    """Means of the squared gradients by rows and columns, as Adafactor has; torch's does not take DTensors."""
+
+    def direction(self, grad: Tensor, state: dict[str, Any]) -> Tensor:
+        if grad.dim() != 2:
+            return grad
+        if not state:
+            state["row"], state["column"] = grad.new_zeros(grad.shape[0]), grad.new_zeros(grad.shape[1])
+        squared = grad * grad
+        state["row"].mul_(0.9).add_(squared.mean(1))
+        state["column"].mul_(0.9).add_(squared.mean(0))
+        return grad / ((state["row"].unsqueeze(1) + state["column"].unsqueeze(0)).sqrt() + 1e-6)
+
+
+class Nested(Descent):
+    """The last gradients, kept in a list, a tuple and a dict."""
+
+    def direction(self, grad: Tensor, state: dict[str, Any]) -> Tensor:
+        if not state:
+            state |= {"last": [], "flat": [], "by number": {0: torch.zeros_like(grad), 3: (1, {})}}
+        state["last"] = [*state["last"], grad.clone()][-2:]
+        rows = grad.sum(-1, keepdim=True) if grad.dim() > 1 else grad.clone()
+        state["flat"] = [*state["flat"], rows][-2:]
+        state["by number"][0].lerp_(grad, 0.5)
+        state["pair"] = (grad.clone(), len(state["last"]))
+        mean = sum(state["last"][1:], start=state["last"][0] + state["pair"][0] + state["by number"][0])
+        return mean + sum(state["flat"])
 
 
 def _groups(model: Model) -> Any:

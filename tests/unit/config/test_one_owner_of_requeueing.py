@@ -17,11 +17,12 @@ from launcher.config.validation import parse_config
 from launcher.core.events import EventLog
 from launcher.core.output import RunOutput
 from launcher.hardware.topology import Topology
+from launcher.planning.plan import make_plan
 from launcher.process.rank_status import RankStatusWriter
 from launcher.training.context import RunContext
 from launcher.training.trainer import build_trainer
 from launcher.user_code.objects import UserObjects
-from strategies.choice import choose_strategy
+from tests.support.rank_threads import CPU, ranks
 
 
 @pytest.mark.parametrize("strategy", ["single_device", "ddp"])
@@ -33,15 +34,7 @@ def test_a_training_inside_a_job_is_not_requeued_by_lightning(
         monkeypatch.setenv(name, value)
     assert SLURMEnvironment.detect(), "without the launcher Lightning would take itself for the owner"
     config: RunConfig = parse_config({"trainer": {"enable_checkpointing": False, "enable_progress_bar": False}})
-    choice = choose_strategy(strategy, world_size=1, device_kind="cpu", accumulate=1, model_has_static_graph=False)
-    plan: Any = SimpleNamespace(
-        precision="32-true",
-        device_kind="cpu",
-        strategy=choice,
-        deepspeed=None,
-        batch=SimpleNamespace(accumulate=1),
-        activation_checkpointing=False,
-    )
+    plan = make_plan(parse_config({"strategy": strategy, "precision": "32-true"}), ranks(CPU))
     run: Any = SimpleNamespace(path=tmp_path, checkpoints=tmp_path, resume_from=None)
     output = RunOutput(EventLog(tmp_path / "events.jsonl", 0), Console(), is_rank_zero=True)
     topology = Topology.from_env({}, "here")

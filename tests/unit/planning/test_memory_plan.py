@@ -18,11 +18,12 @@ from launcher.agreement.facts import Agreement
 from launcher.config.schema import RunConfig, TrainerOptions
 from launcher.core.errors import PlanError
 from launcher.planning.dry_run import DryRun, plan_here
+from launcher.planning.first_batch import count_samples, read_first_batch, resize_batch
 from launcher.planning.fit_plan import plan_for_fit
 from launcher.planning.memory import list_splits, machine_of, plan_with_memory, zero_settings
 from launcher.planning.oom import is_out_of_memory, out_of_memory
 from launcher.planning.plan import Plan, make_plan
-from launcher.planning.profile import count_samples, profile_model, read_first_batch, resize_batch
+from launcher.planning.profile import profile_model
 from launcher.planning.table import print_plan
 from launcher.process.activity import current_activity
 from launcher.user_code.classes import import_classes

@@ -7,11 +7,12 @@ import dataclasses
 import pytest
 
 from strategies.memory import PROCESS, estimate_memory
-from strategies.model_states import ModelShape, OptimizerShape, ParameterShape, ZeroSettings, owned_parts
+from strategies.model_states import ModelShape, OptimizerShape, ParameterShape, ZeroSettings
 from strategies.precision import Precision
 from strategies.step_trace import GradientArrival, StepTrace, at_batch_size
 from strategies.zero import ZERO_1, ZERO_2, ZERO_2_OFFLOAD, ZERO_3, ZERO_3_OFFLOAD, Zero
 from strategies.zero_reduction import Reduction, find_largest_pieces, find_offsets, find_reduction
+from strategies.zero_states import owned_parts
 
 PLAIN = OptimizerShape("SGD", 0, 0, 0)
 

@@ -23,6 +23,7 @@ from launcher.core.errors import ConfigError
 from launcher.core.events import EventLog
 from launcher.core.output import RunOutput
 from launcher.hardware.topology import Topology
+from launcher.planning.plan import make_plan
 from launcher.process.rank_status import RankStatusWriter
 from launcher.training.callbacks.model_summary import ShortModelSummary
 from launcher.training.callbacks.progress import ProgressLines
@@ -31,7 +32,7 @@ from launcher.training.context import RunContext
 from launcher.training.trainer import build_trainer
 from launcher.user_code.classes import import_classes
 from launcher.user_code.objects import UserObjects, sort_plugins
-from strategies.choice import choose_strategy
+from tests.support.rank_threads import CPU, ranks
 
 _RANK_ONE = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
              "MASTER_PORT": "1", "GROUP_RANK": "0"}  # fmt: skip
@@ -56,15 +57,7 @@ def built(tmp_path: Path, own: list[Any], trainer: dict[str, Any] | None = None,
     topology = Topology.from_env(env, "here")
     size = topology.world_size
     strategy = "ddp" if size > 1 else "single_device"
-    choice = choose_strategy(strategy, world_size=size, device_kind="cpu", accumulate=1, model_has_static_graph=False)
-    plan: Any = SimpleNamespace(
-        precision="32-true",
-        device_kind="cpu",
-        strategy=choice,
-        deepspeed=None,
-        batch=SimpleNamespace(accumulate=1),
-        activation_checkpointing=False,
-    )
+    plan = make_plan(parse_config({"strategy": strategy, "precision": "32-true"}), ranks(*[CPU] * size))
     run: Any = SimpleNamespace(path=tmp_path, checkpoints=tmp_path, resume_from=None)
     screen = Screen() if is_terminal else io.StringIO()
     console = Console(file=screen, force_terminal=is_terminal, _environ={"TERM": "xterm"})
