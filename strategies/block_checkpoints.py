@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from copy import deepcopy
 from typing import Any
 
 from torch import Tensor, nn
@@ -35,6 +36,13 @@ class _Checkpointed:
 
     def __init__(self, block: nn.Module, forward: Any) -> None:
         self._block, self._forward = block, forward
+
+    def __reduce__(self) -> Any:
+        # A checkpoint with the block among its hyperparameters must not need this class.
+        return getattr, (self._block, "forward")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Checkpointed:
+        return _Checkpointed(deepcopy(self._block, memo), deepcopy(self._forward, memo))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return checkpoint(self._forward, *args, use_reentrant=False, context_fn=self._contexts, **kwargs)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copyreg
+import functools
+import inspect
 import pickle
 import types
 from collections.abc import Callable, Mapping
@@ -11,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed._composable.contract import REGISTRY_KEY, STATE_KEY
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from typing_extensions import override
@@ -19,8 +22,8 @@ from strategies.base import StrategyError
 
 # The key of other sharded tensors among the weights' and optimizers', and of the reference in their place.
 OTHERS = "launcher_sharded"
-
-
+# What `fully_shard` adds to a module's attributes.
+_ADDED = (STATE_KEY, REGISTRY_KEY, "_is_fsdp_managed_module", "_fsdp_use_orig_params")
 # The key of values of the state dict whose structure torch's sharded checkpoints do not keep, such as numbers as keys.
 NESTED = "launcher_extra_states"
 # The key of the structures of optimizers' states that they do not keep either, by optimizer, parameter and state.
@@ -174,6 +177,19 @@ def write_meta(meta: Mapping[str, Any], file: Path) -> None:
     torch.save(meta, file, pickle_module=types.SimpleNamespace(__name__="pickle", Pickler=ShardPickler))
 
 
+def allocate_modules(meta: Mapping[str, Any]) -> None:
+    """Give modules among the hyperparameters zeros in place of the weights that `write_meta` has left out.
+
+    The model that has such a module loads its weights into it.
+    """
+    made: dict[int, nn.Parameter] = {}
+    for part in (each for module in _modules_in(meta.get("hyper_parameters")) for each in module.modules()):
+        for name, parameter in part._parameters.items():
+            if parameter is not None and parameter.is_meta:
+                zeros = torch.zeros(parameter.shape, dtype=parameter.dtype)
+                part._parameters[name] = made.setdefault(id(parameter), nn.Parameter(zeros, parameter.requires_grad))
+
+
 def _modules_in(values: Any) -> list[nn.Module]:
     if isinstance(values, nn.Module):
         return [values]
@@ -182,15 +198,20 @@ def _modules_in(values: Any) -> list[nn.Module]:
 
 
 def _reduced(module: nn.Module) -> Any:
-    """How a module is pickled, without the class and the hooks that FSDP2 has given it."""
+    """How a module is pickled, without the class, the hooks and the methods that FSDP2 has given it."""
     if type(module).__reduce__ is not object.__reduce__ or type(module).__reduce_ex__ is not object.__reduce_ex__:
         return NotImplemented
     function, args, state, *more = module.__reduce_ex__(2)
     if function is not copyreg.__newobj__ or not isinstance(state, dict):  # type: ignore[attr-defined]
         return NotImplemented
+    own = type(module)
     if isinstance(module, FSDPModule):
-        # FSDP2 puts itself before the module's own class.
-        args = (type(module).__mro__[2], *args[1:])
+        # FSDP2 puts itself before the module's own class. `__newobj__` would require the class of the object.
+        own = own.__mro__[2]
+        function, args = copyreg._reconstructor, (own, object, None)  # type: ignore[attr-defined]
+    # A method of a block is replaced by one that gathers its weights first, or a compiled one.
+    replaced = [key for key in state if own is not type(module) and inspect.isfunction(getattr(own, key, None))]
+    state = {key: value for key, value in state.items() if key not in (*replaced, *_ADDED)}
     hooks = {key: {n: hook for n, hook in value.items() if not _is_fsdp(hook)} for key, value in state.items()
              if key.endswith("_hooks") and isinstance(value, dict)}  # fmt: skip
     changed = {key: type(state[key])(value) for key, value in hooks.items() if len(value) < len(state[key])}
@@ -199,4 +220,5 @@ def _reduced(module: nn.Module) -> Any:
 
 def _is_fsdp(hook: Any) -> bool:
     found = getattr(hook, "hook", hook)  # Module wraps the hooks of a state dict
+    found = found.func if isinstance(found, functools.partial) else found
     return (getattr(found, "__module__", None) or "").startswith(("torch.distributed", "strategies."))

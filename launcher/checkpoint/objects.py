@@ -164,8 +164,10 @@ def _set_state(made: Any, state: Any) -> None:
             setattr(made, name, value)
 
 
-def make_objects(tree: Any, *, trusted: bool) -> tuple[Any, tuple[Foreign, ...]]:
-    """Create the content of a checkpoint, and list the objects in it that are `NotLoaded` although a fit needs them.
+def make_objects(tree: Any, *, trusted: bool, has_all: bool = False) -> tuple[Any, tuple[Foreign, ...]]:
+    """Create the content of a checkpoint, and list the objects in it that are `NotLoaded` although they are needed.
+
+    A fit needs all but the `NOT_NEEDED`; `has_all`: those are needed too.
 
     Raises:
         UnreadableError: a trusted object cannot be created.
@@ -176,6 +178,8 @@ def make_objects(tree: Any, *, trusted: bool) -> tuple[Any, tuple[Foreign, ...]]
     unneeded, needed = _Maker(trusted=False), _Maker(trusted)
     content: dict[Any, Any] = {}
     for key, value in tree.items():
-        content[needed.make(key, "")] = (unneeded if key in NOT_NEEDED else needed).make(value, str(key))
+        content[needed.make(key, "")] = (unneeded if key in NOT_NEEDED and not has_all else needed).make(
+            value, str(key)
+        )
     _validate_loaded_sparse_tensors()
     return content, tuple(needed.foreign)

@@ -32,11 +32,13 @@ _SHOWN = 5
 class Trust:
     """Which checkpoints may run code when they are loaded: those that the run wrote, or all (`resume_trust`).
 
-    The run's own checkpoints may run code only if no other user can write to the run directory.
+    The run's own checkpoints may run code only if no other user can write to the run directory. `has_all`: also objects
+    that a fit does not need are created, as hyperparameters.
     """
 
     run: Path | None = None
     everywhere: bool = False
+    has_all: bool = False
 
     def objection(self, checkpoint: Path, *, is_written: bool = True) -> str | None:
         """Why a checkpoint may not run code; None if it may. `is_written` is false before its manifest exists."""
@@ -90,7 +92,8 @@ def read_file(
         loaded, is_tree = _load(file, map_location, mmap)
         if not is_tree:
             return loaded
-        content, foreign = make_objects(loaded, trusted=False)
+        has_all = trust is not None and trust.has_all
+        content, foreign = make_objects(loaded, trusted=False, has_all=has_all)
         if not foreign or trust is None:
             return content
         objection = trust.objection(checkpoint)
@@ -100,7 +103,7 @@ def read_file(
                 f"allowed for a run's own checkpoints only, and {objection}; if you trust its author, give "
                 "--resume-trust"
             )
-        return content if outline else make_objects(loaded, trusted=True)[0]
+        return content if outline else make_objects(loaded, trusted=True, has_all=has_all)[0]
     except ResumeError:
         raise
     except UnreadableError as error:

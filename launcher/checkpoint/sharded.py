@@ -14,7 +14,7 @@ from launcher.checkpoint.precision import RECORD
 from launcher.checkpoint.reader import Trust, as_mapping, guarded_loads, read_file
 from launcher.core.errors import ResumeError
 from strategies.sharded_files import read_all, to_plain_optimizer, write_all
-from strategies.sharded_meta import OTHERS, put_back, put_structures, split_content
+from strategies.sharded_meta import OTHERS, allocate_modules, put_back, put_structures, split_content
 from strategies.sharded_metadata import META, METADATA, DamagedCheckpointError, read_metadata
 
 
@@ -55,6 +55,7 @@ def read_sharded(path: Path, trust: Trust | None = None) -> dict[str, Any]:
     meta = as_mapping(read_file(path / META, trust, of=path), path)
     with guarded_loads(path, trust), _explained():
         values = read_all(path, metadata)
+    allocate_modules(meta)
     made = put_back(meta, values.get("state_dict", {}), values.get(OTHERS, {}))
     if _has_optimizers(meta):
         keys = [key for n in range(len(values)) if (key := f"optimizer_{n}") in values]

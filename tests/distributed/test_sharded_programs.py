@@ -105,9 +105,10 @@ def test_values_of_the_module_are_saved_as_they_are(ranks: list[Mapping[str, Any
         assert found["kept"]
         assert found["extra"] == [True, True]
         assert found["buffers"] == [True] * 12, "of rank zero, as under DDP"
-        untrusted, trusted, device = found["hyperparameters"]
+        untrusted, trusted, devices, is_loaded = found["hyperparameters"]
         assert "not loaded" in untrusted
-        assert (trusted, device) == ("Linear(in_features=5, out_features=3, bias=True)", "meta")
+        assert (trusted, devices) == ([["Called", True]] * 2, ["meta"]), "the weights are saved once"
+        assert is_loaded
 
 
 def test_an_evaluation_loads_folders_and_files(ranks: list[Mapping[str, Any]]) -> None:

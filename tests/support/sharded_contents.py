@@ -20,11 +20,12 @@ from launcher.checkpoint.manifest import find_problem
 from launcher.checkpoint.reader import Trust
 from launcher.checkpoint.sharded import read_sharded
 from launcher.core.errors import LauncherError
+from launcher.training.resume.convert import convert_checkpoint
 from strategies.base import StrategyError
 from strategies.sharded_meta import write_meta
 from strategies.sharded_metadata import META
 from tests.support.sharded_changes import lightning, precisions, scales
-from tests.support.sharded_programs import Model, data, fit, loadable, make_strategy, saved
+from tests.support.sharded_programs import Block, Model, data, fit, loadable, make_strategy, saved, weights
 
 
 class Averages(pl.Callback):
@@ -48,6 +49,11 @@ class Averages(pl.Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.loaded = state
         self.average = {name: value.clone() for name, value in state["average"].items()}
+
+
+class Called(Block):
+    def encode(self, x: Tensor) -> Tensor:
+        return self.up(x)
 
 
 class Extra(Model):
@@ -146,8 +152,21 @@ def callbacks(folder: Path) -> dict[str, Any]:
     return found
 
 
+def is_loaded_by_lightning(path: Path, folder: Path, whole: Extra) -> bool:
+    """Whether plain Lightning makes the model, with its module among the hyperparameters, of a converted folder."""
+    expected = weights(whole)
+    if dist.get_rank() == 0:
+        convert_checkpoint(path, folder / "one.ckpt", "lightning", trusted=True)
+    dist.barrier()
+    found = Extra.load_from_checkpoint(folder / "one.ckpt", weights_only=False, map_location="cpu")
+    loaded = weights(found)
+    # Each rank has buffers of its own.
+    return all(loaded[name] == expected[name] for name, _ in found.named_parameters())
+
+
 def extras(folder: Path) -> dict[str, Any]:
-    whole, again = Extra(nn.Linear(5, 3)), Extra(nn.Linear(5, 3))
+    # Sharded as blocks, and with methods that gather their weights.
+    whole, again = (Extra(nn.Sequential(Called(5), Called(5))) for _ in range(2))
     fit(whole, "fsdp2", folder, steps=3)
     kept = whole.embed.weight.full_tensor().tolist()
     again.extra = {}
@@ -160,7 +179,12 @@ def extras(folder: Path) -> dict[str, Any]:
         "kept": again.loaded.full_tensor().tolist() == kept == one["kept"].tolist(),
         "buffers": [torch.equal(*pair) for pair in buffers],
         "extra": [again.extra == whole.extra, one["state_dict"]["_extra_state"] == whole.extra],
-        "hyperparameters": [repr(one["hyper_parameters"]["net"]), repr(trusted), trusted.weight.device.type],
+        "hyperparameters": [
+            repr(one["hyper_parameters"]["net"]),
+            [(type(block).__name__, sorted(vars(block)) == sorted(vars(Called(5)))) for block in trusted],
+            sorted({str(p.device) for p in trusted.parameters()}),
+            is_loaded_by_lightning(saved(folder), folder, whole),
+        ],
     }
 
 

@@ -69,7 +69,7 @@ def convert_checkpoint(source: Path, target: Path, kind: str = "weights", *, tru
     if problem is not None:
         raise ResumeError(f"convert: {source} is damaged: {problem}; give another checkpoint")
     try:
-        content, state = _read(source, Trust(everywhere=trusted), kind)
+        content, state = _read(source, Trust(everywhere=trusted, has_all=True), kind)
     except ResumeError as error:
         raise ResumeError(str(error).replace("resume: ", "convert: ", 1)) from error
     try:
