@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from strategies.dtensor_numbers import patch_numbers
 
 _ASSIGN = Tensor.data.__set__  # pyright: ignore[reportAttributeAccessIssue]
+_PICKLE = Tensor.__reduce_ex__
 _READ = Tensor.data.__get__  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -28,6 +30,7 @@ def patch_dtensors() -> None:
     handlers = DTensor._op_dispatcher._custom_op_handlers
     handlers[torch.ops.aten._local_scalar_dense.default] = _read_number
     DTensor.data = property(_read_data, _assign_data)  # pyright: ignore[reportAttributeAccessIssue]
+    DTensor.__reduce_ex__ = _pickle_shard  # pyright: ignore[reportAttributeAccessIssue]
     DTensor.__format__ = _format  # pyright: ignore[reportAttributeAccessIssue]
     grads.torch = _CompleteTensors()  # pyright: ignore[reportAttributeAccessIssue]
     log: Any = _ResultCollection.log  # pyright: ignore[reportAttributeAccessIssue]
@@ -64,6 +67,17 @@ def _complete_logs(log: Any) -> Any:
         log(results, fx, name, value.full_tensor() if isinstance(value, DTensor) else value, *args, **kwargs)
 
     return call
+
+
+def _pickle_shard(tensor: DTensor, proto: Any) -> Any:
+    """Pickle a sharded tensor as torch does, and warn: `torch.save(model.state_dict())` saves a part of the model."""
+    warnings.warn(
+        "a sharded tensor (DTensor) is saved, of which this rank has only a part; save a checkpoint by "
+        "`trainer.save_checkpoint`, which `launcher convert` makes one file of, or call `tensor.full_tensor()` on all "
+        "ranks",
+        stacklevel=2,
+    )
+    return _PICKLE(tensor, proto)
 
 
 def _format(tensor: DTensor, spec: str) -> str:

@@ -170,6 +170,12 @@ def test_an_overflow_on_one_rank_halves_the_scale_and_skips_the_step_on_all(two:
     assert two[0][name]["skipped"] >= 1
 
 
+def test_weights_saved_by_hand_are_a_part_and_a_warning(two: list[dict[str, Any]]) -> None:
+    for rank in two:
+        assert "this rank has only a part" in rank["SavedByHand"]["warnings"][0]
+        assert not rank[_ddp_of(EQUAL["SavedByHand"])]["warnings"]
+
+
 def test_offload_steps_fused_and_a_checkpoint_does_not_say_so(two: list[dict[str, Any]]) -> None:
     assert two[0]["offload with two optimizers"]["fused"] == [[[True, None]], [[True, None]]]
     assert two[0]["offload with a scalar"]["fused"] == [[[None, None]]]

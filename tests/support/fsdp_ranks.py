@@ -73,6 +73,7 @@ def fit(model: str, strategy: str, trainer: dict[str, Any], precision: str, opti
         "losses": module.losses,
         "steps": fitted.global_step,
         "fused": [_fused(fitted.strategy.optimizer_state(each), each) for each in fitted.optimizers],
+        "warnings": getattr(module, "warnings", []),
         "name": type(module).__name__,
         "skipped": None if scale is None else scale.skipped_steps,
     }
