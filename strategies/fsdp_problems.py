@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -59,17 +59,19 @@ def check_own_shards(module: nn.Module, variant: ShardVariant, options: ShardOpt
         )
 
 
-def check_new_parameters(module: nn.Module, known: Sequence[tuple[Any, nn.Parameter]]) -> None:
+def check_new_parameters(module: nn.Module, known: Collection[str]) -> None:
     """Check after the first step that it created no parameter.
+
+    Args:
+        module: sharded or gathered.
+        known: the names of its parameters before.
 
     Raises:
         StrategyError: names those that it created.
     """
-    names = {name for name, _ in module.named_parameters()}
-    count = len({id(new) for _, new in known})
-    if len(names) > count:
-        kept = {id(new) for _, new in known}
-        created = [name for name, p in module.named_parameters() if id(p) not in kept]
+    names = [name for name, _ in module.named_parameters()]
+    if len(names) > len(known):
+        created = [name for name in names if name not in known]
         raise StrategyError(
             f"{type(module).__name__} created {join_some(created)} in its first step, which no rank would share and no "
             "optimizer has; create parameters in __init__ or `configure_model`"

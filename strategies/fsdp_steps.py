@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies.strategy import _ForwardRedirection
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.fsdp._fully_shard._fsdp_common import TrainingState
@@ -24,13 +26,18 @@ from strategies.deterministic_ddp import find_used
 from strategies.fsdp_gradients import InnerGradients
 from strategies.fsdp_modules import broadcast_values, sharded_modules
 from strategies.fsdp_order import BlockOrder
+from strategies.fsdp_root_calls import StepAsForward
 from strategies.fsdp_versions import add_missing_hooks, groups_of, state_of
 
 
 class ShardedSteps:
-    """The groups of a sharded module, between torch's hooks and Lightning's."""
+    """The groups of a sharded module, between torch's hooks and Lightning's.
 
-    def __init__(self, module: nn.Module) -> None:
+    Attributes:
+        redirection: runs a step as the module's forward pass.
+    """
+
+    def __init__(self, module: LightningModule) -> None:
         self._module = module
         self._groups = [group for each in sharded_modules(module) for group in groups_of(each)]
         self._has_root = isinstance(module, FSDPModule)
@@ -49,6 +56,7 @@ class ShardedSteps:
             self._gather_for_calls()
         blocks = [(name, each, state_of(each)) for name, each in module.named_modules() if _is_block(each, module)]
         self.order = BlockOrder(blocks, self._groups[0].device if self._groups else torch.device("cpu"))
+        self.redirection = StepAsForward(module) if self._has_root else _ForwardRedirection()
         self._inner = InnerGradients([(state_of(each), groups_of(each)) for each in sharded_modules(module)])
 
     def _gather_for_calls(self) -> None:
@@ -83,11 +91,13 @@ class ShardedSteps:
     def find_changed(self) -> list[str]:
         """Names of trained parameters that a step has changed while they were gathered: the change is lost."""
         changed: list[str] = []
-        for fsdp in (each for group in self._groups for each in group.fsdp_params):
+        for group, fsdp in [(one, each) for one in self._groups for each in one.fsdp_params]:
             version = getattr(getattr(fsdp, "_unsharded_param", None), "_version", None)
             if version is None:
                 continue
-            if self._versions.setdefault(id(fsdp), version) != version:
+            # A change of `.data` has no version.
+            is_other = group.is_unsharded and _differs_from_shard(fsdp)
+            if is_other or self._versions.setdefault(id(fsdp), version) != version:
                 changed.append(fsdp._param_fqn)
             self._versions[id(fsdp)] = version
         return changed
@@ -179,6 +189,19 @@ def _share_requires_grad(group: Any) -> None:
     for fsdp in group.fsdp_params:
         if fsdp.unsharded_param.requires_grad != fsdp.sharded_param.requires_grad:
             fsdp.unsharded_param.requires_grad_(fsdp.sharded_param.requires_grad)
+
+
+def _differs_from_shard(fsdp: Any) -> bool:
+    """Whether this rank's rows of a gathered parameter are not those of its shard."""
+    shard = fsdp.sharded_param.to_local()
+    rows = shard.shape[0] if fsdp.fsdp_placement.dim == 0 else 0
+    if not rows:
+        return False
+    start = fsdp.mesh_info.shard_mesh_rank * fsdp.padded_sharded_param_size[0]
+    gathered = fsdp.unsharded_param.detach().narrow(0, start, rows)
+    expected = shard.detach().to(gathered.device, gathered.dtype)
+    # By bytes, so that NaN equals NaN.
+    return not torch.equal(*(each.contiguous().view(torch.uint8) for each in (gathered, expected)))
 
 
 def _has_accumulated(fsdp: Any) -> bool:

@@ -115,6 +115,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
             _SHARDED[model] = ReplicatedParameters(model, replicated, self._shard_mesh), ShardedSteps(model)
         self._replicas, self._steps = _SHARDED[model]
         new = dict(model.named_parameters())
+        self._names = set(new)
         self._replaced = [(old, new[name]) for old, name in held if name in new]
 
     def _shard_model(self, model: LightningModule) -> list[nn.Parameter]:
@@ -178,7 +179,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
         self._steps.order.is_checked = self._steps_of[name] < _CHECKED_STEPS
         self._steps_of[name] += 1
         with self._replicas.plain(), fsdp_problems.explain_unsharded(self._module):
-            output = self._forward_redirection(self._module, self._module, name, *args, **kwargs)
+            output = self._steps.redirection(self._module, self._module, name, *args, **kwargs)
             self._steps.order.end_step()
         # As DDP: not after a pass without a backward pass that sums gradients.
         self._shares_buffers = self._module.automatic_optimization and torch.is_grad_enabled() and not self._is_blocked
@@ -189,7 +190,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
         with self.precision_plugin.train_step_context():
             output = self._run("training_step", *args, **kwargs)
         if self._steps_of["training_step"] <= _CHECKED_STEPS:
-            fsdp_problems.check_new_parameters(self._module, self._replaced)
+            fsdp_problems.check_new_parameters(self._module, self._names)
             fsdp_problems.check_changed_parameters(self._module, self._steps.find_changed())
         return output
 

@@ -646,6 +646,15 @@ class Normalizing(Base):
         return super().training_step(batch, batch_idx)
 
 
+class Clamping(Base):
+    """Clamps its weights inside the step, as a critic does, before they are used."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        for parameter in self.head.parameters():
+            parameter.data.clamp_(-0.01, 0.01)
+        return super().training_step(batch, batch_idx)
+
+
 class Dropped(Base):
     def make(self) -> None:
         super().make()
@@ -790,6 +799,7 @@ class Hooked(Base):
 
 # Models that FSDP2 cannot train, and parts of the error.
 REFUSED = {
+    "Clamping": ("changes head.weight", "on_train_batch_end"),
     "Normalizing": ("changes head.weight in its step", "on_train_batch_end"),
     "InnerCalled": ("calls blocks.1.up (Linear) directly", "when blocks.1 (Block) is called", "fsdp.wrap", "[Linear]"),
     "InnerUsed": ("fsdp_models.py:", "those of a block outside of its forward pass"),
@@ -815,9 +825,9 @@ MODELS = {
     kind.__name__: kind
     for kind in (Base, Tied, FrozenInBlocks, Finetuned, ByHand, PlainByHand, StepsInBackward, Gan, CalledDirectly,
                  Normed, OldWeightNorm, BatchNorms, Scalars, Parts, OneLayer, Scheduled, Plateau, Watched, OwnList,
-                 Metric, Configured, Momentum, MomentumAfter, Normalizing, Dropped, InnerCalled, InnerUsed, Created,
-                 LazyLayers, Averaged, ExponentiallyAveraged, OnMeta, Hooked, OnDemand, ShardedByUser, Overflowing,
-                 ShardedOnMeta, SavedByHand,
+                 Metric, Configured, Momentum, MomentumAfter, Normalizing, Clamping, Dropped, InnerCalled, InnerUsed,
+                 Created, LazyLayers, Averaged, ExponentiallyAveraged, OnMeta, Hooked, OnDemand, ShardedByUser,
+                 Overflowing, ShardedOnMeta, SavedByHand,
                  BackwardOfTensor, OneLayerByHand, Penalized, PenalizedByHand, Transformed, GraphOfBackward,
                  Adapted, GradientsOfWeights, Regularized, Noisy, Routed, Experts, Copied,
                  ShardInHook, Joined, Factored, MixedStates,

@@ -142,8 +142,7 @@ def _run_to_end(
 
         def give_up() -> None:
             timed_out.set()
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            _end_session(process.pid)
 
         timer = threading.Timer(timeout, give_up)
         timer.start()
@@ -160,6 +159,17 @@ def _run_to_end(
     output = "".join(lines)
     assert not timed_out.is_set(), f"did not end within {timeout} s\n{output}"
     return Finished(code, output)
+
+
+def _end_session(leader: int) -> None:
+    """Kill a session; processes of the warm server print their stacks first."""
+    for pid, _ in session_processes(leader):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, warm.SHOW_STACKS)
+            time.sleep(0.5)  # they share one output
+    for pid, _ in session_processes(leader):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def launcher(*arguments: str) -> list[str]:

@@ -23,6 +23,8 @@ DEEPSPEED = ("deepspeed", "lightning.pytorch.strategies.deepspeed")
 # Variables that the server's imports read; all others come with each process.
 _ON_IMPORT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 _START_TIMEOUT = 300.0
+# Makes a process of the server, and what it forks, print the stacks of its threads.
+SHOW_STACKS = signal.SIGRTMAX
 # Several threads start ranks, with one server.
 _one_at_a_time = threading.Lock()
 # Variables of torchrun, SLURM, W&B and a terminal's size, which must not reach a test or a server from outside.

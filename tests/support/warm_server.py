@@ -8,6 +8,7 @@ Tests of the start use a new interpreter (`tests.support.processes.run(..., fres
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import fcntl
 import importlib
 import json
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from launcher.process.interpreter_exit import exit_process, list_open_files
+from tests.support.warm import SHOW_STACKS
 
 # Imports of every rank and its agent. Not user modules: the rank imports them and reports their errors.
 MODULES = ("torch", "torch.distributed", "lightning.pytorch", "torchdata.stateful_dataloader",
@@ -120,6 +122,7 @@ def _become(asked: dict[str, Any]) -> NoReturn:
     os.environ.clear()
     os.environ.update({**_SET_BY_IMPORTS, **asked["env"]})
     os.chdir(folder)
+    faulthandler.register(SHOW_STACKS)
     own = [entry for entry in asked["env"].get("PYTHONPATH", "").split(os.pathsep) if entry]
     first = {"-m": folder, "-c": ""}.get(arguments[0], str(Path(arguments[0]).absolute().parent))
     sys.path[:] = [first, *own, *asked["path"]]
