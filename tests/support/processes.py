@@ -153,6 +153,10 @@ def _run_to_end(
                 if on_line is not None:
                     on_line(line, process.pid)
             code = process.wait()
+        except BaseException:
+            # pytest's own time limit: an open socket would fail the next test too.
+            process.kill()
+            raise
         finally:
             # Otherwise an interrupted pytest would wait for the timer.
             timer.cancel()
