@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
 from typing import Any
 
 from lightning.fabric.utilities.seed import pl_worker_init_function
@@ -36,6 +38,7 @@ def start_worker(worker_id: int, *, inner: Callable[[int], Any] | None, rank: in
 def start_unplaced_worker(worker_id: int, *, inner: Callable[[int], Any] | None) -> None:
     """Initialize a worker of a loader whose order the launcher does not decide, such as one of the validation."""
     ignore_ctrl_c()
+    _end_with_rank()
     _call_users(worker_id, inner, None)
 
 
@@ -63,8 +66,11 @@ def _end_with_rank() -> None:
     """End when the rank ends. A worker detects it only between two samples, and keeps memory, ports and pipes open."""
     # The kernel watches the thread that created this process: one that ends earlier must not end the worker.
     if threading.current_thread().name == "MainThread":
+        parent = multiprocessing.parent_process()
+        is_direct = not isinstance(multiprocessing.current_process(), ForkServerProcess)
         with contextlib.suppress(OSError):
-            die_with_parent()
+            # The rank may have ended before this process asks: `os.getppid()` would be another process already.
+            die_with_parent(parent.pid if parent is not None and is_direct else None)
 
 
 def ignore_scheduler_signals() -> None:

@@ -11,7 +11,8 @@ import pytest
 from torch.utils.data import DataLoader
 
 from launcher.training.data.workers import keep_workers_at_ctrl_c, start_unplaced_worker
-from tests.support.processes import run_warm
+from tests.support.processes import run, run_warm
+from tests.support.runs import REPOSITORY
 
 # In a separate process: a fork of the tests' process would inherit the locks of its threads.
 _PARENT = """
@@ -71,6 +72,49 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_worker_ends_with_its_rank_within_a_sample(tmp_path: Path) -> None:
     # The worker has the rank's output open too, and `run_warm` returns when all have closed it.
     run_warm([sys.executable, "-c", _RANK], tmp_path, timeout=60).check(-signal.SIGKILL)
+
+
+_RANK_THAT_ENDS_AT_ONCE = """
+import multiprocessing, os, signal, time
+from launcher.training.data.workers import start_worker
+
+def work(rank):
+    while os.getppid() == rank:
+        pass
+    start_worker(0, inner=None, rank=0)
+    time.sleep(1000)
+
+multiprocessing.get_context("fork").Process(target=work, args=(os.getpid(),), daemon=True).start()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_worker_ends_if_its_rank_has_ended_before_it_is_ready(tmp_path: Path) -> None:
+    run_warm([sys.executable, "-c", _RANK_THAT_ENDS_AT_ONCE], tmp_path, timeout=60).check(-signal.SIGKILL)
+
+
+_FORK_SERVER = """
+import multiprocessing
+from launcher.training.data.workers import start_worker
+
+def work(told):
+    start_worker(0, inner=None, rank=0)
+    told.send("begun")
+
+if __name__ == "__main__":
+    ours, theirs = multiprocessing.Pipe()
+    worker = multiprocessing.get_context("forkserver").Process(target=work, args=(theirs,), daemon=True)
+    worker.start()
+    theirs.close()
+    assert ours.recv() == "begun"
+"""
+
+
+@pytest.mark.slow
+def test_worker_of_a_fork_server_starts(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(_FORK_SERVER)
+    run([sys.executable, "program.py"], tmp_path, env={"PYTHONPATH": str(REPOSITORY)}, timeout=120).check(0)
 
 
 def _ignore(worker_id: int) -> None:
