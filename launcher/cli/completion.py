@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from launcher.cli.commands import COMMANDS
 from launcher.cli.parsers import new_parser
+from launcher.config.presets import ALL_PRESETS
 from launcher.config.schema import config_fields
 from strategies.registry import list_strategy_names
 
@@ -63,7 +64,7 @@ def _long_options(parser: argparse.ArgumentParser) -> list[str]:
 
 
 def _values() -> dict[str, tuple[str, ...]]:
-    """The valid values of each setting that has a fixed set of them."""
+    """The valid values of each option that has a fixed set of them."""
     found: dict[str, tuple[str, ...]] = {}
     for path, info in config_fields():
         kinds = typing.get_args(info.hint) or (info.hint,)
@@ -73,7 +74,12 @@ def _values() -> dict[str, tuple[str, ...]]:
             values += ["true", "false"]
         if values:
             found[f"--{path}"] = tuple(map(str, values))
+    for command in COMMANDS.values():
+        for action in command.load().build_parser()._actions:
+            if action.choices:
+                found.update(dict.fromkeys(action.option_strings, tuple(action.choices)))
     found["--strategy"] = list_strategy_names()
+    found["--preset"] = ALL_PRESETS
     return found
 
 
@@ -142,7 +148,7 @@ def _fish(found: Mapping[str, Completion], choices: Mapping[str, Sequence[str]])
     for name, command in found.items():
         when = _fish_quoted(f"__fish_seen_subcommand_from {name}")
         for option in command.options:
-            values = choices.get(option, ()) if COMMANDS[name].takes_settings else ()
+            values = choices.get(option, ())
             offered = f" -x -a {_fish_quoted(' '.join(values))}" if values else ""
             lines.append(f"complete -c launcher -n {when} -l {option[2:]}{offered}")
     return "\n".join(lines) + "\n"

@@ -53,6 +53,8 @@ CASES = [
     ("plan --js", ["--json"]),
     ("fit --trainer.max_e", ["--trainer.max_epochs"]),
     ("fit --wandb.mode o", ["online", "offline"]),
+    ("convert --format s", ["safetensors", "sharded"]),
+    ("init --preset fs", ["fsdp2-node"]),
     ("--global_b", ["--global_batch_size"]),
     ("fit --key", []),
     ("help pl", ["plan"]),
