@@ -97,7 +97,10 @@ def read_length(trainer: pl.Trainer, epoch: int, batches_done: int) -> TrainingL
         batches_left = max((trainer.max_epochs - epoch) * int(batches) - batches_done, 0)
         # Several optimizers, or another number of batches in a step later, make another number of steps.
         if trainer.lightning_module.automatic_optimization and not _changes_accumulation(trainer):
-            steps = trainer.max_epochs * math.ceil(batches / trainer.accumulate_grad_batches)
+            # After a resume on other ranks an epoch has another number of steps than those before it.
+            every = trainer.accumulate_grad_batches
+            done = math.ceil(batches / every) if batches_done == batches else batches_done // every
+            steps = step + (trainer.max_epochs - epoch) * math.ceil(batches / every) - done
             total = steps if total is None else min(steps, total)
     timers = [each.time_remaining() for each in trainer.callbacks if isinstance(each, Timer)]  # pyright: ignore[reportAttributeAccessIssue] -- set by a connector
     return TrainingLength(

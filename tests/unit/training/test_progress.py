@@ -73,13 +73,21 @@ class Endless(IterableDataset[list[torch.Tensor]]):
             yield torch.ones(2)
 
 
-def trained(folder: Path, model: Net, *callbacks: pl.Callback, data: Any = None, **options: Any) -> pl.Trainer:
+def trained(
+    folder: Path,
+    model: Net,
+    *callbacks: pl.Callback,
+    data: Any = None,
+    batch_size: int = 1,
+    ckpt_path: Path | None = None,
+    **options: Any,
+) -> pl.Trainer:
     settings: dict[str, Any] = {"max_epochs": 2, "log_every_n_steps": 2, "enable_progress_bar": False} | options
     trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_model_summary=False,
                          default_root_dir=str(folder), callbacks=list(callbacks), **settings)  # fmt: skip
-    loader = DataLoader(data or TensorDataset(torch.ones(6, 2)), batch_size=1)
+    loader = DataLoader(data or TensorDataset(torch.ones(6, 2)), batch_size=batch_size)
     validation = DataLoader(TensorDataset(torch.ones(2, 2)), batch_size=1)
-    trainer.fit(model, loader, validation)
+    trainer.fit(model, loader, validation, ckpt_path=ckpt_path)
     return trainer
 
 
@@ -193,6 +201,21 @@ def test_the_length_of_a_training_is_known_by_each_of_its_limits(
     model = Net(**options.pop("model", {}))
     trained(tmp_path, model, *added, enable_checkpointing=False, limit_val_batches=0, **options)
     assert length.found == expected
+
+
+@pytest.mark.filterwarnings("ignore:The '.*' does not have many workers", "ignore:The `train_dataloader` does not have")
+@pytest.mark.parametrize("size", [8, 16])
+def test_the_number_of_steps_is_right_after_a_resume_with_other_batches(tmp_path: Path, size: int) -> None:
+    saved, data = tmp_path / "one.ckpt", TensorDataset(torch.ones(32, 2))
+    first = trained(tmp_path, Net(), data=data, batch_size=4, max_epochs=1, enable_checkpointing=False)
+    first.save_checkpoint(saved)
+    output = io.StringIO()
+    options = {"max_epochs": 3, "log_every_n_steps": 1, "enable_checkpointing": False}
+    lines = ProgressLines(Console(file=output))
+    resumed = trained(tmp_path, Net(), lines, data=data, batch_size=size, ckpt_path=saved, **options)
+    steps = re.findall(r"^step (\d+)/(\d+)", output.getvalue(), re.M)
+    assert steps[-1] == (str(resumed.global_step),) * 2
+    assert len({total for _, total in steps}) == 1
 
 
 def test_the_length_includes_max_time(tmp_path: Path) -> None:
