@@ -7,6 +7,8 @@ import os
 import signal
 
 _PR_SET_PDEATHSIG = 1
+# Looked up before a fork: in a fork the dynamic linker may be as a thread of the parent left it, and ends the process.
+_PRCTL = getattr(ctypes.CDLL(None, use_errno=True), "prctl", None)
 # A scheduler sends these to every process of a job. The fork server must survive them, because its ranks die with it:
 # it blocks them, and each rank unblocks them and receives one that arrived before.
 FOR_RANKS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT)
@@ -26,8 +28,7 @@ def die_with_parent(parent: int | None = None) -> None:
         OSError: the kernel does not support it.
     """
     expected = os.getppid() if parent is None else parent
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+    if _PRCTL is None or _PRCTL(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != expected:
         os._exit(128 + signal.SIGKILL)

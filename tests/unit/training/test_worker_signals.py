@@ -94,6 +94,34 @@ def test_worker_ends_if_its_rank_has_ended_before_it_is_ready(tmp_path: Path) ->
     run_warm([sys.executable, "-c", _RANK_THAT_ENDS_AT_ONCE], tmp_path, timeout=60).check(-signal.SIGKILL)
 
 
+_RANK_THAT_LOADS_LIBRARIES = """
+import ctypes, os, threading
+from launcher.process.parent_death import die_with_parent
+
+libc = ctypes.CDLL(None)
+libc.dlopen.restype, libc.dlopen.argtypes = ctypes.c_void_p, [ctypes.c_char_p, ctypes.c_int]
+libc.dlclose.argtypes = [ctypes.c_void_p]
+
+def load():
+    while True:
+        libc.dlclose(libc.dlopen(b"libresolv.so.2", 2))
+
+threading.Thread(target=load, daemon=True).start()
+for _ in range(300):
+    pid = os.fork()
+    if not pid:
+        die_with_parent()
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+os._exit(0)
+"""
+
+
+@pytest.mark.slow
+def test_worker_starts_while_a_thread_of_its_rank_loads_a_library(tmp_path: Path) -> None:
+    run_warm([sys.executable, "-c", _RANK_THAT_LOADS_LIBRARIES], tmp_path, timeout=60).check()
+
+
 _FORK_SERVER = """
 import multiprocessing
 from launcher.training.data.workers import start_worker
