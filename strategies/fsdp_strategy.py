@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy
 from torch.optim import Optimizer
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from typing_extensions import override
 
 from strategies import fsdp_problems
@@ -107,7 +108,9 @@ class FullyShardedStrategy(ModelParallelStrategy):
 
     def _shard(self) -> None:
         model = self._module
-        held = [(weakref.ref(p), name) for name, p in model.named_parameters()]
+        # torch moves tensors of other types, such as torchao's, only without weak references.
+        plain = [(name, p) for name, p in model.named_parameters() if not is_traceable_wrapper_subclass(p)]
+        held = [(weakref.ref(p), name) for name, p in plain]
         _update_properties(model, device=self.root_device)
         if model not in _SHARDED:
             replicated = self._shard_model(model)

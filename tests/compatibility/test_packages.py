@@ -114,3 +114,11 @@ def test_a_package_trains_on_two_ranks_and_survives_a_kill(name: str, tmp_path: 
 def test_a_package_trains_under_zero(name: str, tmp_path: Path) -> None:
     output = PACKAGES[name].fit(tmp_path, name="zero", devices=2, strategy="deepspeed_stage_2", preloaded=DEEPSPEED)
     assert steps(tmp_path, "zero") > 0, output.output
+
+
+def test_fp8_layers_train_under_fsdp2_as_under_ddp(tmp_path: Path) -> None:
+    package = Package("fp8", ("torchao.float8",))
+    for strategy in ("ddp", "fsdp2"):
+        package.fit(tmp_path, name=strategy, devices=2, strategy=strategy, precision="bf16-mixed")
+    losses = [events_of(tmp_path / "runs" / name, "finished")[-1]["metrics"]["train_loss"] for name in ("ddp", "fsdp2")]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
