@@ -22,6 +22,7 @@ from launcher.agent.rank_processes import AttemptProcesses
 from launcher.agreement.script_ranks import find_free_port, make_rank_variables
 from launcher.core.errors import Interrupted, LauncherError, TrainingError, UsageError
 from launcher.process import parent_death
+from launcher.process.fork_safety import wait_before_forks
 from launcher.process.interpreter_exit import close_files, list_open_files
 from launcher.process.rank_status import FOLDER_VARIABLE
 from launcher.process.titles import claim_process, set_rank_title
@@ -44,6 +45,7 @@ def run_in_forks(train: Callable[[int], None], count: int, folder: Path) -> None
         Interrupted: the cell was interrupted; has the saved checkpoint.
     """
     port = find_free_port()
+    wait_before_forks()
     context = multiprocessing.get_context("fork")
     processes = [
         context.Process(target=_run_rank, args=(train, rank, count, port, folder), name=f"rank-{rank}")

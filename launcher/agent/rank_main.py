@@ -18,6 +18,7 @@ from typing import Any
 
 from launcher.process import parent_death
 from launcher.process.collectives import enable_flight_recorder, keep_process_groups
+from launcher.process.fork_safety import wait_before_forks
 from launcher.process.interpreter_exit import exit_process, list_open_files
 from launcher.process.rank_status import FOLDER_VARIABLE, FORK_SERVER_DIED, RankStatusWriter, stacks_path
 from launcher.process.rank_streams import open_rank_streams
@@ -53,6 +54,7 @@ def run_rank(task: RankTask) -> None:
     open_rank_streams(Path(task.folder), int(os.environ["RANK"]))
     set_rank_zero(os.environ)
     keep_process_groups()
+    wait_before_forks()
     enable_flight_recorder()
     # Otherwise loader workers would use a new fork server in each rank and import all libraries in every epoch.
     multiprocessing.set_start_method(None, force=True)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from launcher.core.errors import AgreementError, TopologyError
 from launcher.hardware.topology import Topology
 from launcher.process.collectives import enable_flight_recorder
+from launcher.process.fork_safety import wait_before_forks
 from launcher.process.open_resources import keep_open
 from launcher.process.rank_status import FOLDER_VARIABLE
 
@@ -106,6 +107,7 @@ def process_group(store: Store, topology: Topology, settings: GroupSettings) -> 
     import torch
     import torch.distributed as dist
 
+    wait_before_forks()
     if dist.is_initialized():
         found = (dist.get_rank(), dist.get_world_size())
         if found != (topology.rank, topology.world_size):
