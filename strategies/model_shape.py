@@ -142,7 +142,9 @@ def _flatten(value: Any, original: Tensor, flat: Tensor) -> Any:
     if value.ndim == 0:
         # A fake tensor whose value is known.
         return torch.tensor(0, dtype=value.dtype)
-    return torch.zeros(flat.shape if value.shape == original.shape else value.shape, dtype=value.dtype)
+    shape = flat.shape if value.shape == original.shape else value.shape
+    # One of the parameter's type has the flat one's.
+    return torch.zeros(shape, dtype=flat.dtype if value.dtype == original.dtype else value.dtype)
 
 
 def use_foreach(optimizer: Optimizer) -> list[int]:

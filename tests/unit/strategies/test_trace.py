@@ -251,6 +251,28 @@ def test_optimizer_states_are_measured(optimizer: torch.optim.Optimizer, expecte
     assert shape.name == type(optimizer).__name__
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize(
+    ("kind", "options", "expected"),
+    [
+        (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}, 4),
+        (torch.optim.AdamW, {}, 8),
+        (torch.optim.Adagrad, {}, 4),
+        (torch.optim.RMSprop, {"momentum": 0.9}, 8),
+    ],
+)
+def test_optimizer_states_are_those_of_fp32_whatever_the_model_has(
+    kind: Any, options: dict[str, Any], expected: int, dtype: torch.dtype, caplog: pytest.LogCaptureFixture
+) -> None:
+    parameter = nn.Parameter(torch.ones(3, 2, dtype=dtype))
+    optimizer = kind([parameter], **options)
+    parameter.grad = torch.ones_like(parameter)
+    # A plan traces a step first.
+    optimizer.step()
+    assert probe_optimizer(optimizer).state_bytes_per_element == expected
+    assert not caplog.records
+
+
 def test_probe_does_not_change_the_optimizer_or_scheduler() -> None:
     (parameter,) = _parameters()
     optimizer = torch.optim.AdamW([parameter])
