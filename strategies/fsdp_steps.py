@@ -30,6 +30,19 @@ from strategies.fsdp_root_calls import StepAsForward
 from strategies.fsdp_versions import add_missing_hooks, groups_of, state_of
 
 
+class NotCopied:
+    """Objects that belong to one module: a copy of it, or a file, gets none (`parts` is empty)."""
+
+    def __init__(self, *parts: Any) -> None:
+        self.parts = parts
+
+    def __deepcopy__(self, memo: object) -> NotCopied:
+        return NotCopied()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return NotCopied, ()
+
+
 class ShardedSteps:
     """The groups of a sharded module, between torch's hooks and Lightning's.
 

@@ -30,7 +30,7 @@ from strategies.environment import FixedClusterEnvironment, devices_of
 from strategies.fsdp_blocks import check_wrap, find_blocks
 from strategies.fsdp_modules import ModuleSharding, check_shards, materialize, shard_module, sharded_modules
 from strategies.fsdp_replicas import ReplicatedParameters
-from strategies.fsdp_steps import ShardedSteps
+from strategies.fsdp_steps import NotCopied, ShardedSteps
 from strategies.model_shape import use_foreach, use_fused
 from strategies.sharded_restore import (
     ShardedRestore,
@@ -46,8 +46,8 @@ from strategies.sharding import ShardVariant
 _CHECKED_STEPS = 4
 _COMPUTE_TYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
-# A Trainer may fit, validate and test the same model; so may another Trainer.
-_SHARDED: weakref.WeakKeyDictionary[nn.Module, tuple[ReplicatedParameters, ShardedSteps]] = weakref.WeakKeyDictionary()
+# Attribute of a sharded model: a Trainer may fit, validate and test the same model; so may another Trainer.
+_SHARDED = "_launcher_sharded"
 
 
 class FullyShardedStrategy(ModelParallelStrategy):
@@ -112,11 +112,13 @@ class FullyShardedStrategy(ModelParallelStrategy):
         plain = [(name, p) for name, p in model.named_parameters() if not is_traceable_wrapper_subclass(p)]
         held = [(weakref.ref(p), name) for name, p in plain]
         _update_properties(model, device=self.root_device)
-        if model not in _SHARDED:
+        sharded = vars(model).get(_SHARDED)
+        if sharded is None or not sharded.parts:
             replicated = self._shard_model(model)
             assert self._shard_mesh is not None  # noqa: S101 -- made in `setup_environment`
-            _SHARDED[model] = ReplicatedParameters(model, replicated, self._shard_mesh), ShardedSteps(model)
-        self._replicas, self._steps = _SHARDED[model]
+            replicas = ReplicatedParameters(model, replicated, self._shard_mesh)
+            vars(model)[_SHARDED] = sharded = NotCopied(replicas, ShardedSteps(model))
+        self._replicas, self._steps = sharded.parts
         new = dict(model.named_parameters())
         self._names = set(new)
         self._replaced = [(old, new[name]) for old, name in held if name in new]
