@@ -109,8 +109,7 @@ def _raise_failure(attempt: AttemptProcesses) -> None:
 
 def _run_rank(train: Callable[[int], None], rank: int, count: int, port: int, folder: Path) -> None:
     files = list_open_files()
-    parent = multiprocessing.parent_process()
-    parent_death.die_with_parent(parent.pid if parent else None)
+    parent_death.die_with_creator()
     claim_process()
     set_rank_title(rank, count)
     os.environ.update({**make_rank_variables(rank, count, port), FOLDER_VARIABLE: str(folder)})

@@ -88,8 +88,7 @@ def read_exit_code(error: SystemExit) -> int:
 
 def _attach_to_agent() -> None:
     """End when the agent ends, and receive signals from the agent only, not from the terminal."""
-    parent = multiprocessing.parent_process()
-    parent_death.die_with_parent(parent_death.fork_server_pid or (parent.pid if parent else None))
+    parent_death.die_with_creator(parent_death.fork_server_pid)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, parent_death.STOP_SIGNALS)
     with contextlib.suppress(PermissionError):  # the process already leads a session
         os.setpgid(0, parent_death.fork_server_pid or 0)

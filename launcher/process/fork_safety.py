@@ -20,7 +20,7 @@ def wait_before_forks() -> None:
     Before Python 3.12 (CPython's issue 112275) a forked process hangs if another thread entered Python for the first
     time at that moment. A thread of gloo does so when it releases the last reference to a tensor.
     """
-    if sys.version_info < (3, 12) and os.path.isdir("/proc/self/task"):  # noqa: PTH112 -- no object for one look
+    if sys.platform == "linux" and sys.version_info < (3, 12):
         os.register_at_fork(before=_wait_until_quiet)
 
 

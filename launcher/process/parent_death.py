@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import signal
 
@@ -16,6 +17,15 @@ FOR_RANKS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, sign
 STOP_SIGNALS = (signal.SIGINT, *FOR_RANKS)
 # Process id of the fork server. Its children inherit the variable: their parent is the fork server, not the agent.
 fork_server_pid: int | None = None
+
+
+def die_with_creator(fork_server: int | None = None) -> None:
+    """`die_with_parent` in a process that `multiprocessing` started; `fork_server` forked it, unless it is None.
+
+    The parent may have ended already: `os.getppid()` would be another process then.
+    """
+    creator = multiprocessing.parent_process()
+    die_with_parent(fork_server or (creator.pid if creator else None))
 
 
 def die_with_parent(parent: int | None = None) -> None:

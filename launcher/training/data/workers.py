@@ -15,7 +15,7 @@ from typing import Any
 from lightning.fabric.utilities.seed import pl_worker_init_function
 from torch.utils.data import DataLoader, get_worker_info
 
-from launcher.process.parent_death import die_with_parent
+from launcher.process.parent_death import die_with_creator, die_with_parent
 from launcher.process.titles import set_worker_title
 from launcher.training.data.sample_seeds import seed_each_sample
 
@@ -66,11 +66,10 @@ def _end_with_rank() -> None:
     """End when the rank ends. A worker detects it only between two samples, and keeps memory, ports and pipes open."""
     # The kernel watches the thread that created this process: one that ends earlier must not end the worker.
     if threading.current_thread().name == "MainThread":
-        parent = multiprocessing.parent_process()
-        is_direct = not isinstance(multiprocessing.current_process(), ForkServerProcess)
+        # The kernel's parent of a process from multiprocessing's fork server is that server.
+        has_server = isinstance(multiprocessing.current_process(), ForkServerProcess)
         with contextlib.suppress(OSError):
-            # The rank may have ended before this process asks: `os.getppid()` would be another process already.
-            die_with_parent(parent.pid if parent is not None and is_direct else None)
+            die_with_parent() if has_server else die_with_creator()
 
 
 def ignore_scheduler_signals() -> None:

@@ -7,8 +7,8 @@ import signal
 import socket
 import sys
 import threading
-import weakref
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial

@@ -54,10 +54,10 @@ def test_worker_ends_on_its_parents_sigterm_only(tmp_path: Path) -> None:
 
 _RANK = """
 import multiprocessing, os, signal, sys, time
-from launcher.training.data.workers import start_worker
+from launcher.training.data import workers
 
 def work(told):
-    start_worker(0, inner=None, rank=0)
+    getattr(workers, sys.argv[1])(0, inner=None, **({'rank': 0} if sys.argv[1] == 'start_worker' else {}))
     told.send("begun")
     time.sleep(1000)  # a slow sample: no Python code checks the parent
 
@@ -68,20 +68,21 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.parametrize("start", ["start_worker", "start_unplaced_worker"])
 @pytest.mark.slow
-def test_worker_ends_with_its_rank_within_a_sample(tmp_path: Path) -> None:
+def test_worker_ends_with_its_rank_within_a_sample(tmp_path: Path, start: str) -> None:
     # The worker has the rank's output open too, and `run_warm` returns when all have closed it.
-    run_warm([sys.executable, "-c", _RANK], tmp_path, timeout=60).check(-signal.SIGKILL)
+    run_warm([sys.executable, "-c", _RANK, start], tmp_path, timeout=60).check(-signal.SIGKILL)
 
 
 _RANK_THAT_ENDS_AT_ONCE = """
-import multiprocessing, os, signal, time
-from launcher.training.data.workers import start_worker
+import multiprocessing, os, signal, sys, time
+from launcher.training.data import workers
 
 def work(rank):
     while os.getppid() == rank:
         pass
-    start_worker(0, inner=None, rank=0)
+    getattr(workers, sys.argv[1])(0, inner=None, **({'rank': 0} if sys.argv[1] == 'start_worker' else {}))
     time.sleep(1000)
 
 multiprocessing.get_context("fork").Process(target=work, args=(os.getpid(),), daemon=True).start()
@@ -89,9 +90,10 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.parametrize("start", ["start_worker", "start_unplaced_worker"])
 @pytest.mark.slow
-def test_worker_ends_if_its_rank_has_ended_before_it_is_ready(tmp_path: Path) -> None:
-    run_warm([sys.executable, "-c", _RANK_THAT_ENDS_AT_ONCE], tmp_path, timeout=60).check(-signal.SIGKILL)
+def test_worker_ends_if_its_rank_has_ended_before_it_is_ready(tmp_path: Path, start: str) -> None:
+    run_warm([sys.executable, "-c", _RANK_THAT_ENDS_AT_ONCE, start], tmp_path, timeout=60).check(-signal.SIGKILL)
 
 
 _RANK_THAT_LOADS_LIBRARIES = """
