@@ -92,7 +92,7 @@ class SignalListener:
         self._before_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         self.install()
         # A data loader's worker is a fork of this process and must end on its own signals.
-        # The interpreter keeps the function for ever, and this object knows the Trainer.
+        # The interpreter keeps the function until it ends, and this object refers to the Trainer.
         reset = weakref.WeakMethod(self._reset_in_child)
         os.register_at_fork(after_in_child=lambda: (found := reset()) is not None and found())
         threading.Thread(target=self._listen, name="launcher-signals", daemon=True).start()
