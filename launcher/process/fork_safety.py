@@ -31,7 +31,7 @@ def _wait_until_quiet() -> None:
 
 
 def _has_busy_thread(own: str) -> bool:
-    return any(number != own and _state_of(number) in "RD" for number in os.listdir("/proc/self/task"))  # noqa: PTH208
+    return any(number != own and _state_of(number) in "RD" for number in os.listdir("/proc/self/task"))  # noqa: PTH208 -- bare numbers
 
 
 def _state_of(thread: str) -> str:
