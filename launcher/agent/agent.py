@@ -28,7 +28,7 @@ from launcher.agent.rank_main import RankTask, run_rank
 from launcher.agent.rank_processes import AttemptProcesses
 from launcher.agent.rendezvous import describe_lost_store
 from launcher.agent.restart_policy import RestartDecision
-from launcher.agent.restarts import RestartTracker, record_out_of_memory
+from launcher.agent.restarts import RestartTracker, ResumeSource, find_source, record_out_of_memory
 from launcher.agent.signals import AgentSignals, AgentStopped
 from launcher.agent.start_request import StartRequest
 from launcher.agent.stopping import SAVE_TIMEOUT, AttemptStop
@@ -39,12 +39,27 @@ from launcher.process.titles import set_title
 _MONITOR_INTERVAL = {False: 0.2, True: 1.0}
 # Seconds until the other ranks must have ended after a failure without a restart.
 _EXIT_TIMEOUT = 10.0
+# Seconds that survivors have to save the state of the last step.
+_KEEP_TIMEOUT = 300.0
 # torchelastic counts restarts down from here; `launcher.agent.restarts` decides about them.
 _UNLIMITED_RESTARTS = 1_000_000
 # Seconds for the ranks to end. Before torch 2.12 an agent has no such argument, and waits 30 s.
 _SHUTDOWN: dict[str, Any] = (
     {"shutdown_timeout": 60} if "shutdown_timeout" in inspect.signature(LocalElasticAgent).parameters else {}
 )
+
+
+@dataclass(frozen=True, slots=True)
+class AgentFolders:
+    """Private folders, which the caller removes.
+
+    Attributes:
+        reports: of the ranks, a folder for each attempt.
+        kept: what the ranks keep for the next attempt; None if there can be none.
+    """
+
+    reports: Path
+    kept: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +76,7 @@ class TrainingAgent(LocalElasticAgent):
         count: ranks on this node.
         request: what the ranks run, and the options.
         choose_start_method: returns how processes are started; called after the rendezvous.
-        folder: private folder for the ranks' reports; the caller removes it.
+        folders: for the ranks' reports and states.
     """
 
     def __init__(
@@ -70,7 +85,7 @@ class TrainingAgent(LocalElasticAgent):
         count: int,
         request: StartRequest,
         choose_start_method: Callable[[], StartMethod],
-        folder: Path,
+        folders: AgentFolders,
     ) -> None:
         spec = WorkerSpec(
             role="rank",
@@ -80,12 +95,12 @@ class TrainingAgent(LocalElasticAgent):
             max_restarts=_UNLIMITED_RESTARTS,
             monitor_interval=0.01,
         )
-        super().__init__(spec, DefaultLogsSpecs(log_dir=str(folder)), "forkserver", **_SHUTDOWN)
+        super().__init__(spec, DefaultLogsSpecs(log_dir=str(folders.reports)), "forkserver", **_SHUTDOWN)
         self._choose_start_method = choose_start_method
         self._rendezvous_handler = rendezvous
         self._request = request
         self._options = options = request.options
-        self._folder = folder
+        self._folders = folders
         self._attempts = 0
         self._is_run_shown = False
         self._restarts = RestartTracker(options.max_restarts, options.restart_window)
@@ -104,13 +119,14 @@ class TrainingAgent(LocalElasticAgent):
     ) -> dict[int, Any]:
         if self.signals.first is not None:
             raise AgentStopped(self.signals.first)
-        folder = self._folder / f"attempt-{self._attempts}"
+        folder = self._folders.reports / f"attempt-{self._attempts}"
         folder.mkdir(mode=0o700)
         if self._attempts == 0:
             # The fork server has imported the libraries during the rendezvous.
             self._start_method = self._choose_start_method()
         self._attempts += 1
-        worker_group.spec.args = (RankTask(self._request.command, str(folder)),)
+        kept = self._folders.kept
+        worker_group.spec.args = (RankTask(self._request.command, str(folder), None if kept is None else str(kept)),)
         ranks = [worker.global_rank for worker in worker_group.workers]
         inspector = RankInspector(folder, has_steps=not self._request.is_plain)
         if self._request.output is not None:
@@ -179,6 +195,8 @@ class TrainingAgent(LocalElasticAgent):
         outcomes = evidence.collect()
         first = find_first_failure(outcomes)
         assert first is not None  # noqa: S101 -- the caller has seen a rank fail
+        processes = self._attempt.processes
+        processes.wait_for_kept(_KEEP_TIMEOUT)
         decision = self._decide(first)
         if first.is_consequence and evidence.has_lost_store():
             decision = RestartDecision(False, describe_lost_store(self._options))
@@ -200,7 +218,11 @@ class TrainingAgent(LocalElasticAgent):
             return RestartDecision(False, "no restart: the agent received a signal to stop")
         if first.is_interrupted and self._rendezvous_handler.num_nodes_waiting() > 0:
             return RestartDecision(True, "a node joins: the ranks have saved and restart with it")
-        return self._restarts.decide(first, self._run_directory())
+        return self._restarts.decide(first, self._run_directory(), self._find_source())
+
+    def _find_source(self) -> ResumeSource:
+        run, processes = self._run_directory(), self._attempt.processes
+        return find_source(run, self._folders.kept, processes.find_reasons_not_kept())
 
     def _conclude(self, first: RankOutcome, outcomes: Sequence[RankOutcome], decision: RestartDecision) -> RunResult:
         """Report the failure, end the remaining ranks, and let torchelastic restart or stop."""

@@ -20,6 +20,7 @@ from launcher.process import parent_death
 from launcher.process.collectives import enable_flight_recorder, keep_process_groups
 from launcher.process.fork_safety import wait_before_forks
 from launcher.process.interpreter_exit import exit_process, list_open_files
+from launcher.process.kept_folder import KEPT_VARIABLE
 from launcher.process.rank_status import FOLDER_VARIABLE, FORK_SERVER_DIED, RankStatusWriter, stacks_path
 from launcher.process.rank_streams import open_rank_streams
 from launcher.process.titles import claim_process, set_rank_title
@@ -40,10 +41,16 @@ class RankCommand:
 
 @dataclass(frozen=True, slots=True)
 class RankTask:
-    """The arguments that the agent sends to a rank; the rank writes its reports into `folder`."""
+    """The arguments that the agent sends to a rank.
+
+    Attributes:
+        folder: the rank writes its reports into it.
+        kept: the rank keeps there what the next attempt needs; None if there will be none.
+    """
 
     command: RankCommand
     folder: str
+    kept: str | None = None
 
 
 def run_rank(task: RankTask) -> None:
@@ -51,6 +58,7 @@ def run_rank(task: RankTask) -> None:
     main, files = sys.modules.get("__main__"), list_open_files()
     _attach_to_agent()
     os.environ[FOLDER_VARIABLE] = task.folder
+    os.environ[KEPT_VARIABLE] = task.kept or ""
     open_rank_streams(Path(task.folder), int(os.environ["RANK"]))
     set_rank_zero(os.environ)
     keep_process_groups()

@@ -65,6 +65,20 @@ class AttemptProcesses:
         ):
             self.wait_for_next_exit(min(deadline - time.monotonic(), 0.05))
 
+    def wait_for_kept(self, seconds: float) -> None:
+        """Wait while a running rank saves the state of its last step."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and any(
+            process.exit_code is None and self.inspector.read_status(rank).keeping
+            for rank, process in self.ranks().items()
+        ):
+            self.wait_for_next_exit(min(deadline - time.monotonic(), 0.005))
+
+    def find_reasons_not_kept(self) -> dict[int, str]:
+        """Why ranks could not save the state of their last step, by rank."""
+        reasons = {rank: self.inspector.read_status(rank).not_kept for rank in self.ranks()}
+        return {rank: reason for rank, reason in reasons.items() if reason}
+
     def has_exited_by_itself(self) -> bool:
         """Whether a rank has ended with an error code, without an exception or a signal."""
         codes = {rank: process.exit_code or 0 for rank, process in self.ranks().items()}

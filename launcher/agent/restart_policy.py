@@ -48,15 +48,14 @@ def decide_restart(
     history: RestartHistory,
     next_strategy: str | None = None,
     *,
-    has_checkpoint: bool | None = True,
+    source: str = "",
 ) -> RestartDecision:
     """Whether a restart can help after `failure`, the first of the attempt that has ended.
 
     After running out of memory, `next_strategy` is the strategy to continue with if the config requests it. Each one
     needs less memory than the one before, so these restarts end. The next attempt's plan selects the same strategy: see
-    `launcher.runs.oom_record`. `has_checkpoint` is None if the ranks save their own.
+    `launcher.runs.oom_record`. `source` says what the next attempt continues from.
     """
-    source = {True: ", from the last checkpoint", False: "; no checkpoint was saved yet", None: ""}[has_checkpoint]
     if failure.is_interrupted:
         return RestartDecision(False, "no restart: a signal requested the stop")
     if next_strategy is not None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -13,8 +15,32 @@ import yaml
 from launcher.agent.failure_report import RankOutcome
 from launcher.agent.restart_policy import RestartDecision, RestartHistory, decide_restart
 from launcher.process.heartbeat import NO_STEPS
+from launcher.runs.kept_state import KEPT_STATES, find_kept_step
 from launcher.runs.oom_record import FILE_NAME, add_attempt_oom_record
 from strategies.sharding import describe_strategy
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeSource:
+    """What the next attempt continues from.
+
+    Attributes:
+        kept_step: optimizer steps of the state that survivors have saved; None without one.
+        has_checkpoint: whether the run has a checkpoint.
+        not_kept: why a rank could not save its state, by rank.
+    """
+
+    kept_step: int | None = None
+    has_checkpoint: bool = False
+    not_kept: Mapping[int, str] = field(default_factory=dict)
+
+    def describe(self) -> str:
+        """The end of a sentence about a restart."""
+        if self.kept_step is not None:
+            return f", from step {self.kept_step}: the ranks that did not fail have kept it"
+        lost = [f"rank {rank} could not keep its last step: {reason}" for rank, reason in self.not_kept.items()]
+        source = ", from the last checkpoint" if self.has_checkpoint else "; no checkpoint was saved yet"
+        return source + (f" ({lost[0]})" if lost else "")
 
 
 class RestartTracker:
@@ -27,15 +53,16 @@ class RestartTracker:
         self._counted: list[tuple[float, RankOutcome]] = []
         self._used_strategies: set[str] = set()
 
-    def decide(self, failure: RankOutcome, run: Path | None) -> RestartDecision:
+    def decide(self, failure: RankOutcome, run: Path | None, source: ResumeSource | None = None) -> RestartDecision:
         """Whether to restart after the first failure of an attempt. `run` is None if there is no run directory yet."""
         strategy = find_next_strategy(failure, run)
         if strategy in self._used_strategies:
             # The record was not written or not read: the same strategy would run out of memory again.
             strategy = None
         history = RestartHistory(self._max_restarts, self._window, tuple(self._counted), self._clock())
-        has_checkpoint = None if failure.step == NO_STEPS else _has_checkpoint(run)
-        return decide_restart(failure, history, strategy, has_checkpoint=has_checkpoint)
+        # Code that reports no steps saves its own checkpoints.
+        text = "" if failure.step == NO_STEPS else (source or find_source(run)).describe()
+        return decide_restart(failure, history, strategy, source=text)
 
     def record(self, failure: RankOutcome, decision: RestartDecision) -> None:
         """Remember the restart, if it is one that counts."""
@@ -45,8 +72,13 @@ class RestartTracker:
             self._counted.append((self._clock(), failure))
 
 
-def _has_checkpoint(run: Path | None) -> bool:
-    return run is not None and any((run / "checkpoints").glob("*.ckpt"))
+def find_source(
+    run: Path | None, kept: Path | None = None, not_kept: Mapping[int, str] = MappingProxyType({})
+) -> ResumeSource:
+    """What the next attempt will continue from, as far as this node knows."""
+    step = find_kept_step((kept, None if run is None else run / KEPT_STATES))
+    has_checkpoint = run is not None and any((run / "checkpoints").glob("*.ckpt"))
+    return ResumeSource(step, has_checkpoint, not_kept)
 
 
 def find_next_strategy(failure: RankOutcome, run: Path | None) -> str | None:

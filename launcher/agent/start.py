@@ -18,6 +18,7 @@ from launcher.config.launch_options import LaunchOptions
 from launcher.core.errors import LauncherError, TopologyError
 from launcher.core.events import FILE_NAME, EventLog
 from launcher.core.gc_paused import quick_imports
+from launcher.process.kept_folder import create_kept_folder
 from launcher.process.titles import set_title
 
 # c10d looks up the name of every address that it connects to; by default a lost answer takes 5 s.
@@ -94,7 +95,7 @@ def _run_agent(server: ForkServer, count: int, request: StartRequest) -> int:
             RendezvousError,
         )
 
-        from launcher.agent.agent import TrainingAgent
+        from launcher.agent.agent import AgentFolders, TrainingAgent
         from launcher.agent.fixed_rendezvous import NodesMissingError
         from launcher.agent.rendezvous import FreshStoreRendezvous, describe_lost_store, make_rendezvous
         from launcher.agent.signals import AgentStopped
@@ -119,9 +120,10 @@ def _run_agent(server: ForkServer, count: int, request: StartRequest) -> int:
         raise TopologyError(
             f"cannot create a temporary folder for the ranks' reports: {error}; set TMPDIR to a folder with free space"
         ) from error
+    kept = create_kept_folder() if options.max_restarts > 0 and not request.is_plain else None
     agent: TrainingAgent | None = None
     try:
-        agent = TrainingAgent(rendezvous, count, request, choose_start_method, folder)
+        agent = TrainingAgent(rendezvous, count, request, choose_start_method, AgentFolders(folder, kept))
         with agent.signals:
             result = agent.run()
         if result is None:
@@ -147,7 +149,9 @@ def _run_agent(server: ForkServer, count: int, request: StartRequest) -> int:
             request.output.end_attempt()
         rendezvous.shutdown()
         logger.setLevel(level)
-        shutil.rmtree(folder, ignore_errors=True)
+        for each in (folder, kept):
+            if each is not None:
+                shutil.rmtree(each, ignore_errors=True)
 
 
 def _write_missing_nodes(run: Path | None, nodes: Sequence[int]) -> None:

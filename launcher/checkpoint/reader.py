@@ -33,19 +33,23 @@ class Trust:
     """Which checkpoints may run code when they are loaded: those that the run wrote, or all (`resume_trust`).
 
     The run's own checkpoints may run code only if no other user can write to the run directory. `has_all`: also objects
-    that a fit does not need are created, as hyperparameters.
+    that a fit does not need are created, as hyperparameters. `kept`: the folder of the states that survivors of this
+    launch have saved.
     """
 
     run: Path | None = None
     everywhere: bool = False
     has_all: bool = False
+    kept: Path | None = None
 
     def objection(self, checkpoint: Path, *, is_written: bool = True) -> str | None:
         """Why a checkpoint may not run code; None if it may. `is_written` is false before its manifest exists."""
         if self.everywhere:
             return None
-        place, run = checkpoint.absolute(), None if self.run is None else self.run.absolute()
-        if run is None or not place.is_relative_to(run) or ".." in place.parts:
+        place = checkpoint.absolute()
+        owns = (each.absolute() for each in (self.run, self.kept) if each is not None)
+        run = next((each for each in owns if place.is_relative_to(each)), None)
+        if run is None or ".." in place.parts:
             return "it is not one of this run's own checkpoints"
         try:
             folders = [run, *(run / part for part in reversed(place.relative_to(run).parents[:-1]))]

@@ -19,8 +19,14 @@ def capture() -> dict[str, Any]:
         "python": {"version": version, "words": torch.tensor(state, dtype=torch.int64), "gauss": gauss},
         "numpy": {"name": str(name), "keys": torch.from_numpy(np.asarray(keys).astype(np.int64)),
                   "position": int(position), "has_gauss": int(has_gauss), "cached": float(cached)},
-        "torch": torch.get_rng_state(),
+        **capture_torch(),
     }  # fmt: skip
+    return states
+
+
+def capture_torch() -> dict[str, Any]:
+    """The part of `capture` for torch and CUDA."""
+    states = {"torch": torch.get_rng_state()}
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         states["cuda"] = torch.cuda.get_rng_state()
     return states

@@ -201,6 +201,8 @@ class RunConfig:
             own checkpoints may, if no other user can write to its directory.
         agreement_timeout: seconds that the ranks wait for each other at the start.
         process_group_timeout: seconds after which a collective that waits for a rank fails.
+        keep_last_step: whether the other ranks save the state of the last step when one fails, so that a restart
+            repeats no step; `auto` does it under DDP on CPUs.
         trainer: Lightning's Trainer arguments.
         checkpoint: when checkpoints are written.
         wandb: Weights & Biases.
@@ -235,6 +237,7 @@ class RunConfig:
     resume_trust: bool = False
     agreement_timeout: float = _at_least(1, 300.0)
     process_group_timeout: float = _at_least(1, 1800.0)
+    keep_last_step: bool | Literal["auto"] = "auto"
     trainer: TrainerOptions = field(default_factory=TrainerOptions)
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
     wandb: WandbOptions = field(default_factory=WandbOptions)

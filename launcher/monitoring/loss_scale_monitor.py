@@ -204,6 +204,16 @@ class LossScaleMonitor(Callback):
     def _sample(self, trainer: Any, batch: int) -> None:
         if not self._is_active(trainer):
             return
+        try:
+            self._send_sample(trainer, batch)
+        except RuntimeError:
+            if self._exchange.world_size == 1:
+                raise
+            # torch's error for a lost rank. The training's next collective raises it too, when the hooks of this
+            # step's end have run.
+            self._exchange.drop()
+
+    def _send_sample(self, trainer: Any, batch: int) -> None:
         step = steps_done(trainer)
         for gathered in self._exchange.take():
             self._report(trainer, gathered)

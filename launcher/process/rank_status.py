@@ -243,12 +243,16 @@ class RankStatus:
 
     Attributes:
         exits: whether it ends with exit code 255 itself, as after `sys.exit(-1)`.
+        keeping: whether it is saving the state of its last step for the next attempt.
+        not_kept: why it cannot save that state; None if it can, or has not tried.
     """
 
     log: Path | None = None
     run: Path | None = None
     error: RankError | None = None
     exits: bool = False
+    keeping: bool = False
+    not_kept: str | None = None
 
 
 def read_status(folder: Path, rank: int) -> RankStatus:
@@ -261,6 +265,8 @@ def read_status(folder: Path, rank: int) -> RankStatus:
             run=Path(values["run"]) if values.get("run") else None,
             error=RankError.from_dict(error) if error else None,
             exits=values.get("exits") is True,
+            keeping=values.get("keeping") is True,
+            not_kept=values.get("not_kept"),
         )
     except (OSError, ValueError, TypeError, KeyError):
         return RankStatus()

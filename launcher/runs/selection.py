@@ -10,12 +10,13 @@ from typing import Any
 
 import yaml
 
-from launcher.checkpoint.manifest import candidates, choose_checkpoint
+from launcher.checkpoint.manifest import candidates, choose_checkpoint, read_step
 from launcher.config.schema import RunConfig
 from launcher.core.errors import ResumeError, RunDirectoryError
 from launcher.core.events import FILE_NAME as EVENTS
 from launcher.core.events import read_events
 from launcher.core.secrets import redact
+from launcher.runs.kept_state import KEPT_STATES, find_kept_state
 from launcher.runs.lock import read_owner
 from launcher.runs.oom_record import FILE_NAME as OOM_RECORD
 from launcher.runs.submission_record import read_records
@@ -25,8 +26,8 @@ from launcher.runs.trust import check_run_folder, find_run_folder_problem
 LAST_CHECKPOINT = "last.ckpt"
 # Settings that may change between two attempts of one run.
 _FREE_TO_CHANGE = ("name", "runs_dir", "resume", "resume_trust", "on_oom", "wandb", "slurm", "devices", "num_nodes",
-                   "agreement_timeout", "process_group_timeout", "trainer.max_epochs", "trainer.max_steps",
-                   "trainer.max_time", "trainer.logger")  # fmt: skip
+                   "agreement_timeout", "process_group_timeout", "keep_last_step", "trainer.max_epochs",
+                   "trainer.max_steps", "trainer.max_time", "trainer.logger")  # fmt: skip
 _EVENTS_OF_TRAINING = ("first_step", "step", "validation", "checkpoint", "training_ended", "rank_failed", "interrupted")
 
 _EVENTS_OF_FAILURE = {"failed", "rank_failed", "interrupted", "out_of_memory"}
@@ -48,11 +49,14 @@ class RunPlace:
     notices: tuple[str, ...] = ()
 
 
-def find_run(config: RunConfig, *, restart_of: str | None = None, is_requeued: bool = False) -> RunPlace:
+def find_run(
+    config: RunConfig, *, restart_of: str | None = None, is_requeued: bool = False, kept_folder: Path | None = None
+) -> RunPlace:
     """Find the run's directory and the checkpoint to resume from.
 
     `restart_of` is the name of the run that an earlier attempt of the same launch created. `is_requeued` means that the
-    scheduler started this job again, which may start the run from step 0.
+    scheduler started this job again, which may start the run from step 0. `kept_folder` has the states that
+    survivors of the last attempt saved.
 
     Raises:
         RunDirectoryError: the name is taken, or the folder of the runs cannot be read.
@@ -77,6 +81,9 @@ def find_run(config: RunConfig, *, restart_of: str | None = None, is_requeued: b
         # On a restart the run's own checkpoints are newer than the checkpoint that the launch started from.
         folder = path / "checkpoints" if exists and (restart_of is not None or explicit is None) else None
         chosen, notices = choose_checkpoint(folder, LAST_CHECKPOINT, explicit)
+        if restart_of is not None:
+            kept, more = find_kept_state((kept_folder, path / KEPT_STATES))
+            chosen, notices = (kept if _is_later(kept, chosen) else chosen), (*notices, *more)
         if exists and chosen is None:
             # A run that ran out of memory is resumed for its record of that.
             may_start_again = is_requeued or restart_of is not None or (path / OOM_RECORD).exists()
@@ -84,6 +91,12 @@ def find_run(config: RunConfig, *, restart_of: str | None = None, is_requeued: b
     except OSError as error:
         raise make_directory_error(path, error) from error
     return RunPlace(path, exists, chosen, notices)
+
+
+def _is_later(kept: Path | None, checkpoint: Path | None) -> bool:
+    if kept is None or checkpoint is None:
+        return kept is not None
+    return (read_step(kept) or 0) >= (read_step(checkpoint) or 0)
 
 
 def has_nothing_to_lose(run: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.config.schema import RunConfig
@@ -28,6 +29,7 @@ class RunContext:
         attempt: name of this start of all ranks.
         given: objects made in code, trained instead of those that the config names.
         stays_open: whether the process group and the W&B run stay open for the returned Trainer.
+        kept_folder: what the ranks of this launch keep for its next attempt; None if there will be none.
     """
 
     config: RunConfig
@@ -40,13 +42,14 @@ class RunContext:
     status: RankStatusWriter
     given: UserObjects | None = None
     stays_open: bool = False
+    kept_folder: Path | None = None
 
     @property
     def trust(self) -> Trust:
         """The checkpoints that may run code when they are loaded: this run's own, or all with `resume_trust`."""
         from launcher.checkpoint.reader import Trust
 
-        return Trust(self.run.path, everywhere=self.config.resume_trust)
+        return Trust(self.run.path, everywhere=self.config.resume_trust, kept=self.kept_folder)
 
     @property
     def arguments_to_continue(self) -> str | None:

@@ -18,6 +18,7 @@ from launcher.core.nested import flatten
 from launcher.core.secrets import digests, redact
 from launcher.hardware.topology import Topology
 from launcher.process.activity import doing
+from launcher.process.kept_folder import find_kept_folder
 from launcher.runs.directory import RunDirectory, open_run_directory, write_plan
 from launcher.runs.oom_record import MemoryRecord, read_memory_record
 from launcher.runs.selection import find_run
@@ -103,10 +104,11 @@ def _plan_and_open(
     restart_of = store.get(_RUN_NAME_KEY).decode() if store.check([_RUN_NAME_KEY]) else None
     # SLURM sets its count for all processes of a job, also if another launcher creates the ranks.
     is_requeued = topology.restart_count > 0 or os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
-    place = find_run(config, restart_of=restart_of, is_requeued=is_requeued)
+    kept = find_kept_folder(os.environ)
+    place = find_run(config, restart_of=restart_of, is_requeued=is_requeued, kept_folder=kept)
     checkpoint = place.resume_from
     with doing("reading the checkpoint"):
-        trust = Trust(place.path, everywhere=config.resume_trust)
+        trust = Trust(place.path, everywhere=config.resume_trust, kept=kept)
         trained_in = None if checkpoint is None else check_checkpoint(checkpoint, trust)
     # A model made in code has no name that identifies it in a later launch, only in a restart of this one.
     is_known = place.exists and (given is None or restart_of is not None)
@@ -115,7 +117,7 @@ def _plan_and_open(
         plan = plan_for_fit(config, agreement, trained_in, given=given, record=record)
     previous = store.get(_OWNER_KEY).decode() if store.check([_OWNER_KEY]) else None
     run = open_run_directory(config, restart_of=restart_of, is_requeued=is_requeued, previous_owner=previous,
-                             wandb_id=os.environ.get("WANDB_RUN_ID"))  # fmt: skip
+                             wandb_id=os.environ.get("WANDB_RUN_ID"), kept_folder=kept)  # fmt: skip
     notices = [*place.notices, *plan.notices]
     if run.lock is not None:
         store.set(_OWNER_KEY, run.lock.owner.token)

@@ -22,6 +22,7 @@ from launcher.core.terminal import make_console
 from launcher.hardware.devices import library_versions
 from launcher.planning.plan import Plan
 from launcher.planning.table import print_plan
+from launcher.process.kept_folder import find_kept_folder
 from launcher.process.open_resources import close_kept_open
 from launcher.process.titles import set_rank_title
 from launcher.runs.directory import RunDirectory
@@ -78,7 +79,7 @@ def fit(
             output = RunOutput(EventLog(run.path / FILE_NAME, topology.rank), make_console(), topology.rank == 0,
                                translate=translate)  # fmt: skip
             ctx = RunContext(config, topology, plan, run, store, decision.attempt, output, session.status, given,
-                             stays_open)  # fmt: skip
+                             stays_open, find_kept_folder(os.environ))  # fmt: skip
             announce(ctx)
             close_kept_open()
             group = GroupSettings(plan.strategy.backend, ctx.attempt, config.process_group_timeout,

@@ -34,6 +34,7 @@ from launcher.training.resume.tuned_values import TunedValues
 from launcher.training.stop.agreement import StopAgreement
 from launcher.training.stop.callback import GracefulStop
 from launcher.training.stop.signals import SignalListener
+from launcher.training.survivors.selection import make_step_keeper
 from launcher.user_code.objects import UserObjects
 
 
@@ -63,7 +64,9 @@ def run_callbacks(ctx: RunContext, parts: RunParts, event_writer: EventWriter) -
     monitor = RankMonitor(config.watch, ctx.plan.precision, ctx.output, trackers, _final_summary)
     event_writer.check_metrics = monitor.check_logged
     tuned = TunedValues(parts.objects.callbacks, resumes=ctx.run.resume_from is not None, notice=notice)
+    metrics = EpochMetrics(notice)
     return [
+        *make_step_keeper(ctx, metrics),
         *tuned.kept,
         tuned,
         *([ActivationCheckpointing(config.fsdp.blocks)] if ctx.plan.activation_checkpointing else []),
@@ -75,7 +78,7 @@ def run_callbacks(ctx: RunContext, parts: RunParts, event_writer: EventWriter) -
         *heartbeat_callbacks(ctx.status),
         RandomStates(notice),
         SecretRedactor(notice),
-        EpochMetrics(notice),
+        metrics,
         TrainedParameters(notice),
         PartialEpochNotices(notice),
         StepPlateaus(notice),

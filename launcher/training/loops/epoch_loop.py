@@ -17,6 +17,8 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
+from launcher.training.loops.moment import Moment, MomentObserver
+
 if TYPE_CHECKING:
     from launcher.training.loops.position import Position, Stage
 
@@ -35,8 +37,14 @@ class ValidationLoop(_EvaluationLoop):
     So the training does not change if a resume adds or skips a validation.
     """
 
+    has_begun = False
+
     @override
     def reset(self) -> None:
+        observer: MomentObserver | None = cast(Any, self.trainer.fit_loop).observer
+        self.has_begun = True
+        if observer is not None:
+            observer.leave()
         for loader in cast(CombinedLoader, self._combined_loader).flattened:
             if isinstance(loader, DataLoader):
                 if loader.generator is None:
@@ -115,13 +123,27 @@ class EpochLoop(_TrainingEpochLoop):
             self.on_advance_end(data_fetcher)
 
     @override
+    def advance(self, data_fetcher: _DataFetcher) -> None:
+        super().advance(data_fetcher)
+        self._is_ending_batch = True
+        if self._observer is not None:
+            self._observer.reach(Moment.BATCH)
+
+    @property
+    def _observer(self) -> MomentObserver | None:
+        return cast(Any, self.trainer.fit_loop).observer
+
+    @override
     def on_advance_end(self, data_fetcher: _DataFetcher) -> None:
         self._is_ending_batch = True
         if self.batch_progress.current.ready <= self._validated_batches:
             self._skip_next_val = True
         self._validates_to_stop = not self._skip_next_val and self._validates_only_to_stop(data_fetcher)
+        self.val_loop.has_begun = False
         super().on_advance_end(data_fetcher)
         self._is_ending_batch = False
+        if self._observer is not None:
+            self._observer.reach(Moment.VALIDATED, has_validated=self.val_loop.has_begun)
 
     def _validates_only_to_stop(self, data_fetcher: _DataFetcher) -> bool:
         """Whether a validation follows this batch only because the Trainer should stop."""

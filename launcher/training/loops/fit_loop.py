@@ -21,6 +21,7 @@ from typing_extensions import override
 from launcher.training.data.evaluation import SharedSource
 from launcher.training.data.order import DataOrder, is_placeable, place_loaders
 from launcher.training.loops.epoch_loop import EpochLoop, set_restarting
+from launcher.training.loops.moment import Moment, MomentObserver
 from launcher.training.loops.position import (
     KEY,
     Position,
@@ -71,6 +72,7 @@ class FitLoop(_FitLoop):
         self._loader_states: Mapping[str, Any] = {}
         # The epochs in which the loaders of the checkpointed run were created last.
         self._reload_epochs: Mapping[str, Any] = {}
+        self.observer: MomentObserver | None = None
         # The user's `max_epochs`, if the checkpoint has more epochs.
         self.lowered_max_epochs: int | None = None
 
@@ -105,12 +107,13 @@ class FitLoop(_FitLoop):
                       if isinstance(loader, _Stateful) and not is_placeable(loader)}  # fmt: skip
             if states:
                 state["loader_states"] = states
-        state[KEY] = self._current_position().to_dict()
+        state[KEY] = self.current_position().to_dict()
         state["loaders_made"] = {"train": self._last_train_dl_reload_epoch,
                                  "val": self.epoch_loop.val_loop._last_val_dl_reload_epoch}  # fmt: skip
         return state
 
-    def _current_position(self) -> Position:
+    def current_position(self) -> Position:
+        """Where a training that is interrupted now continues."""
         loop = cast(EpochLoop, self.epoch_loop)
         batches: Any = loop.batch_progress
         is_last = batches.is_last_batch or batches.current.ready == self.trainer.num_training_batches
@@ -213,6 +216,14 @@ class FitLoop(_FitLoop):
         # The first iterator of a run was created and placed together with the loaders.
         if self.trainer.current_epoch > 0 and not self.is_resuming and not self.restarting:
             place_loaders(cast(CombinedLoader, self._combined_loader), self._epoch, 0)
+
+    @override
+    def on_advance_end(self) -> None:
+        if self.observer is not None:
+            self.observer.leave()
+        super().on_advance_end()
+        if self.observer is not None:
+            self.observer.reach(Moment.EPOCH)
 
     @property
     def _epoch(self) -> int:

@@ -60,14 +60,18 @@ class EpochMetrics(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        own = self._ended or self._capture(trainer, pl_module)
+        checkpoint[KEY] = gather_states(self.own_state(trainer, pl_module), trainer.strategy.root_device)
+        checkpoint.get("callbacks", {}).update(self._stopping)
+
+    def own_state(self, trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, Any]:
+        """The values of this rank, as a checkpoint has them for each rank."""
+        own = self._ended or self._capture(trainer, module)
         # For a resume at an epoch's start; None means the same values as in an epoch's middle.
         kept = None
         if self._ended is not None:
             reset = _logged_in_validation(trainer) | _names(trainer.fit_loop.epoch_loop._results)
-            kept = capture_metrics(pl_module, self._made, reset)
-        checkpoint[KEY] = gather_states({**own, "kept": kept}, trainer.strategy.root_device)
-        checkpoint.get("callbacks", {}).update(self._stopping)
+            kept = capture_metrics(module, self._made, reset)
+        return {**own, "kept": kept}
 
     @override
     def on_load_checkpoint(
@@ -79,12 +83,16 @@ class EpochMetrics(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         saved, self._saved = self._saved, ()
         in_epoch = getattr(trainer.fit_loop, "position", None) is not None
-        if not any(in_epoch or _kept(each) for each in saved):
+        if not any(in_epoch or _kept(each) for each in saved if each is not None):
             return
         if len(saved) != trainer.world_size:
             what = "resumed epoch cover its remaining batches only" if in_epoch else "module are reset"
             self._notice(f"the metrics of the {what}: the checkpoint has {len(saved)} ranks and this run has "
                          f"{trainer.world_size}")  # fmt: skip
+            return
+        if saved[trainer.global_rank] is None:
+            self._notice(f"the metrics of rank {trainer.global_rank} were lost with its node: those of the resumed "
+                         "epoch cover its remaining batches only")  # fmt: skip
             return
         values = apply_to_collection(saved[trainer.global_rank], Tensor, torch.Tensor.to, trainer.strategy.root_device)
         restore_metrics(pl_module, values["own"] if in_epoch else _kept(values))

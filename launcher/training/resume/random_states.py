@@ -53,6 +53,9 @@ class RandomStates(pl.Callback):
         elif len(saved) != trainer.world_size:
             self._notice(f"the checkpoint has the random states of {len(saved)} ranks and this run has "
                          f"{trainer.world_size}: dropout and augmentation start from the seed")  # fmt: skip
+        elif saved[trainer.global_rank] is None:
+            self._notice(f"the random states of rank {trainer.global_rank} were lost with its node: its dropout and "
+                         "augmentation start from the seed")  # fmt: skip
         else:
             restore(saved[trainer.global_rank])
 

@@ -1,0 +1,163 @@
+"""Keeps at each step what a rank has alone, and saves the complete state of the last step after a failure.
+
+Under DDP every rank has the model and the optimizer's state, which change only in the optimizer's step. So a survivor
+has those of the last step, and the records of all ranks have the rest.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from launcher.core.errors import Interrupted, LauncherError
+from launcher.process.rank_status import RankStatusWriter
+from launcher.runs.kept_state import record_path, remove_kept_states
+from launcher.training.loops.fit_loop import FitLoop
+from launcher.training.loops.moment import Moment
+from launcher.training.loops.position import Position
+from launcher.training.resume.epoch_metrics import EpochMetrics
+from launcher.training.survivors.callback_states import CallbackStates
+from launcher.training.survivors.own_state import OwnState
+from launcher.training.survivors.record import RecordWriter
+from launcher.training.survivors.saving import KeptFolders, save_state
+
+
+class StepKeeper(pl.Callback):
+    """Writes the rank's record at each step; after a failure, saves the state of the last step for the next attempt.
+
+    Args:
+        metrics: has the values accumulated in the epoch.
+        status: tells the agent that the state is being saved.
+        silent: callbacks whose `on_save_checkpoint` does not belong to a save that no one has asked for.
+    """
+
+    def __init__(
+        self,
+        folders: KeptFolders,
+        metrics: EpochMetrics,
+        status: RankStatusWriter,
+        silent: tuple[type[pl.Callback], ...],
+    ) -> None:
+        self._folders = folders
+        self._metrics = metrics
+        self._status = status
+        self._silent = silent
+        self._writer: RecordWriter | None = None
+        self._own: OwnState | None = None
+        self._callbacks = CallbackStates()
+        self._parameters: list[Any] = []
+        self._problem: str | None = None
+        # The rest is as of the last moment.
+        self._position: Position | None = None
+        self._versions: list[int] = []
+        self._norms: list[Tensor] = []
+        # Parameters change between the sum of the gradients and the end of the batch.
+        self._is_stepping = False
+        self._steps = 0
+        self._trainer: Any = None
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        loop: Any = trainer.fit_loop
+        if isinstance(loop, FitLoop):
+            self._trainer = trainer
+            self._parameters = list(pl_module.parameters())
+            self._own = OwnState(trainer, self._metrics)
+            self._callbacks.watch(trainer)
+            self._writer = RecordWriter(record_path(self._folders.records, trainer.global_rank))
+            loop.observer = self
+
+    @override
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
+        self._is_stepping = True
+        self._write(self._batches + 1, Moment.GRADIENTS)
+
+    @override
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        # No attempt follows the launcher's own errors.
+        is_expected = isinstance(exception, LauncherError | Interrupted) or not isinstance(exception, Exception)
+        if is_expected or self._position is None or self._writer is None:
+            return
+        # The agent waits for the end of this.
+        self._status.update(keeping=True)
+        self._status.record_error(exception)
+        try:
+            problem = self._problem or self._find_problem()
+            if problem is None:
+                problem = save_state(trainer, self._folders, self._position, self._callbacks, self._silent)
+        except Exception as error:  # noqa: BLE001 -- hooks of the user; the failure that ends the attempt matters more
+            problem = f"{type(error).__name__}: {error}"
+        self._status.update(keeping=False, not_kept=problem)
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
+            self._remove_states()
+
+    def reach(self, moment: Moment, *, has_validated: bool = False) -> None:
+        """Record the state at a moment; of a batch that is followed by no validation, only the position changes."""
+        loop = self._trainer.fit_loop
+        if moment is not Moment.EPOCH and loop.epoch_loop._should_accumulate():
+            return
+        self._position = loop.current_position()
+        if moment is Moment.VALIDATED and not has_validated:
+            return
+        self._is_stepping = False
+        self._versions = [parameter._version for parameter in self._parameters]
+        self._callbacks.keep(self._trainer, is_step=moment is not Moment.EPOCH)
+        self._norms = self._read_norms() if moment is Moment.EPOCH else []
+        self._write(self._batches, moment)
+        if moment is Moment.BATCH:
+            self._steps += 1
+            if self._steps == 2:
+                # Every rank has passed the step that the last attempt continued from.
+                self._remove_states()
+
+    def leave(self) -> None:
+        """Copy what the hooks of a validation or of the epoch's end may change."""
+        self._callbacks.keep(
+            self._trainer, is_step=False, is_within_step=self._trainer.fit_loop.epoch_loop._should_accumulate()
+        )
+        self._norms = self._read_norms()
+
+    @property
+    def _batches(self) -> int:
+        """Batches that this rank has trained in all epochs."""
+        progress: Any = self._trainer.fit_loop.epoch_loop.batch_progress
+        return progress.total.completed + progress.current.processed - progress.current.completed
+
+    def _write(self, batches: int, moment: Moment) -> None:
+        if self._writer is None or self._own is None:
+            return
+        try:
+            self._writer.write(batches, moment, self._own.read())
+        except OSError as error:
+            # The training does not depend on it.
+            self._writer, self._problem = None, f"its record cannot be written: {error.strerror or error}"
+            self._status.update(not_kept=self._problem)
+
+    def _read_norms(self) -> list[Tensor]:
+        """A callback may swap the parameters for a validation, through `.data`, which torch does not count."""
+        with torch.no_grad():
+            return list(torch._foreach_norm([each for each in self._parameters if each.is_floating_point()]))
+
+    def _find_problem(self) -> str | None:
+        if self._is_stepping:
+            return "the end of its step was not done"
+        if self._versions != [parameter._version for parameter in self._parameters]:
+            return "its parameters have changed since its last step"
+        if self._norms and not all(map(torch.equal, self._norms, self._read_norms())):
+            return "a hook has replaced its parameters"
+        return self._callbacks.problem
+
+    def _remove_states(self) -> None:
+        if self._trainer.local_rank == 0:
+            remove_kept_states(self._folders.records)
+        if self._trainer.global_rank == 0:
+            remove_kept_states(self._folders.on_disk)
