@@ -140,7 +140,7 @@ def process_group(store: Store, topology: Topology, settings: GroupSettings) -> 
     except BaseException:  # Ctrl-C too: the group must not outlive the run; raised again
         # The others may be in a collective that this rank never joins, and NCCL would wait for them; gloo does not.
         if settings.backend != "nccl":
-            dist.destroy_process_group()
+            _destroy()
         elif settings.stays_open:
             keep_open(_abort)
         raise
@@ -208,6 +208,6 @@ def _abort() -> None:
 def _destroy() -> None:
     import torch.distributed as dist
 
-    # The script may have destroyed it.
+    # The script may have destroyed it, or a rank that has lost another one.
     if dist.is_initialized():
         dist.destroy_process_group()

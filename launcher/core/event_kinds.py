@@ -50,7 +50,11 @@ EVENT_KINDS: Mapping[str, EventKind] = MappingProxyType({
         "activation_checkpointing": "whether activation checkpointing is on",
     }),
     "notice": EventKind("A notice to the user, also printed on the terminal.", {"message": "text of the notice"}),
-    "resumed": EventKind("The attempt continues from a checkpoint.", {"checkpoint": "path of the checkpoint"}),
+    "resumed": EventKind("The attempt continues from a checkpoint.", {
+        "checkpoint": "path of the checkpoint",
+        "step": "its optimizer steps; null if not known",
+        "kept": "whether ranks that survived a failure have saved it for this attempt",
+    }),
     "training_started": EventKind("Lightning's training loop starts.", {"step": _STEP, "epoch": "current epoch"}),
     "first_step": EventKind("The first optimizer step of the attempt is done.", {
         "step": _STEP,

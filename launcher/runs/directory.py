@@ -16,6 +16,7 @@ from typing import Any
 from launcher.config.schema import RunConfig
 from launcher.core.atomic_write import write_file
 from launcher.core.errors import RunDirectoryError
+from launcher.runs.kept_state import KEPT_STATES, remove_kept_states
 from launcher.runs.lock import DirectoryOwnedError, RunLock, acquire_lock, remove_lock
 from launcher.runs.selection import RunPlace, find_run, make_directory_error
 from launcher.runs.trust import check_run_folder
@@ -91,9 +92,13 @@ def open_run_directory(
     """
     where = find_run(config, restart_of=restart_of, is_requeued=is_requeued, kept_folder=kept_folder)
     try:
-        return _open(where, config, previous_owner, wandb_id)
+        run = _open(where, config, previous_owner, wandb_id)
     except OSError as error:
         raise make_directory_error(where.path, error) from error
+    if restart_of is None:
+        # Of a launch before this one, which may have continued elsewhere since.
+        remove_kept_states(run.path / KEPT_STATES)
+    return run
 
 
 def _open(where: RunPlace, config: RunConfig, previous_owner: str | None, fixed_wandb_id: str | None) -> RunDirectory:

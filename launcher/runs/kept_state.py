@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,7 +11,7 @@ from launcher.checkpoint.manifest import find_problem, read_step, remove_checkpo
 
 # In the run directory: for several nodes, and where shared memory is too small.
 KEPT_STATES = "kept"
-_NAME = re.compile(r"step-(\d+)\.ckpt")
+_NAME = re.compile(r"kept-step-(\d+)\.ckpt")
 
 
 def record_path(folder: Path, rank: int) -> Path:
@@ -20,12 +21,17 @@ def record_path(folder: Path, rank: int) -> Path:
 
 def state_path(folder: Path, batches: int) -> Path:
     """The complete state after a number of batches."""
-    return folder / f"step-{batches}.ckpt"
+    return folder / f"kept-step-{batches}.ckpt"
 
 
 def claim_path(folder: Path, batches: int) -> Path:
     """Created by the survivor that saves this state."""
-    return folder / f"step-{batches}.claim"
+    return folder / f"kept-step-{batches}.claim"
+
+
+def is_kept_state(checkpoint: Path) -> bool:
+    """Whether survivors of a failure have saved it."""
+    return _NAME.fullmatch(checkpoint.name) is not None
 
 
 def find_kept_step(folders: Iterable[Path | None]) -> int | None:
@@ -35,7 +41,7 @@ def find_kept_step(folders: Iterable[Path | None]) -> int | None:
 
 
 def _paths(folders: Iterable[Path | None]) -> list[Path]:
-    return [path for folder in folders if folder is not None for path in folder.glob("step-*.ckpt")]
+    return [path for folder in folders if folder is not None for path in folder.glob("kept-step-*.ckpt")]
 
 
 def find_kept_state(folders: Iterable[Path | None]) -> tuple[Path | None, tuple[str, ...]]:
@@ -53,9 +59,10 @@ def find_kept_state(folders: Iterable[Path | None]) -> tuple[Path | None, tuple[
 
 
 def remove_kept_states(folder: Path) -> None:
-    """Remove all saved states; the records stay."""
-    for path in folder.glob("step-*"):
-        if path.suffix == ".claim":
-            path.unlink(missing_ok=True)
-        elif path.suffix == ".ckpt":
-            remove_checkpoint(path)
+    """Remove all saved states; the records stay. One that cannot be removed is left."""
+    for path in folder.glob("kept-step-*"):
+        with contextlib.suppress(OSError):
+            if path.suffix == ".ckpt":
+                remove_checkpoint(path)
+            elif path.suffix == ".claim":
+                path.unlink(missing_ok=True)

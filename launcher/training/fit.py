@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.agreement.process_group import GroupSettings, open_store, process_group
+from launcher.checkpoint.manifest import read_step
 from launcher.config.deepspeed_file import with_deepspeed_file
 from launcher.config.schema import RunConfig
 from launcher.core.atomic_write import make_private
@@ -26,6 +27,7 @@ from launcher.process.kept_folder import find_kept_folder
 from launcher.process.open_resources import close_kept_open
 from launcher.process.titles import set_rank_title
 from launcher.runs.directory import RunDirectory
+from launcher.runs.kept_state import is_kept_state
 from launcher.training.context import RunContext
 from launcher.training.decision import decide_together, gather_facts
 from launcher.training.failures import record_ending
@@ -132,5 +134,7 @@ def announce(ctx: RunContext) -> None:
         # In a script nothing else names it.
         console.print(f"run directory: {run.path}", highlight=False, markup=False, soft_wrap=True)
     if run.resume_from is not None:
-        events.write("resumed", checkpoint=str(run.resume_from))
-        console.print(f"resuming from {run.resume_from}", highlight=False, markup=False, soft_wrap=True)
+        step, is_kept = read_step(run.resume_from), is_kept_state(run.resume_from)
+        events.write("resumed", checkpoint=str(run.resume_from), step=step, kept=is_kept)
+        source = f"step {step}, which the ranks that did not fail have kept" if is_kept else str(run.resume_from)
+        console.print(f"resuming from {source}", highlight=False, markup=False, soft_wrap=True)

@@ -10,7 +10,7 @@ import dataclasses
 import random
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -268,13 +268,25 @@ class _Breaker(pl.Callback):
             trainer.should_stop = True
 
 
-def _fit(program: Program, folder: Path, trace: Trace, ckpt: Path | None, breaks: bool, whole_steps: int) -> None:
+def fit_program(
+    program: Program,
+    folder: Path,
+    trace: Trace,
+    ckpt: Path | None,
+    *,
+    breaks: bool,
+    whole_steps: int,
+    more: Callable[[EpochMetrics], Sequence[pl.Callback]] = lambda metrics: (),
+) -> None:
+    """Train the program, or the part of it that is interrupted, with `more` callbacks before all others."""
     pl.seed_everything(7, workers=True, verbose=False)
     last = folder / "last.ckpt"
     notify = trace.notices.append
+    metrics = EpochMetrics(notify)
     callbacks: list[Any] = [
+        *more(metrics),
         RandomStates(notify),
-        EpochMetrics(notify),
+        metrics,
         PartialEpochNotices(notify),
         StepPlateaus(notify),
         LastCheckpointWriter(last),
@@ -337,17 +349,18 @@ def play(program: Program, folder: Path) -> tuple[Trace, Trace, Trace]:
     whole, first, second = Trace(), Trace(), Trace()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        steps = _whole_steps(program, folder)
-        _fit(program, _new(folder / "whole"), whole, None, False, steps)
-        parts = _new(folder / "parts")
+        steps = whole_steps(program, folder)
+        fit_program(program, new_folder(folder / "whole"), whole, None, breaks=False, whole_steps=steps)
+        parts = new_folder(folder / "parts")
         with contextlib.suppress(_BrokenOffError):
-            _fit(program, parts, first, None, True, steps)
+            fit_program(program, parts, first, None, breaks=True, whole_steps=steps)
         _meet()
         last = parts / "last.ckpt"
         if last.exists() and _ranks()[1] == 0:
             shutil.copyfile(last, folder / FIRST_PART)
         second.notices.clear()
-        _fit(program, parts, second, last if last.exists() else None, False, steps)
+        resumed = last if last.exists() else None
+        fit_program(program, parts, second, resumed, breaks=False, whole_steps=steps)
     merged = Trace({**first.batches, **second.batches}, {**first.validations, **second.validations}, second.notices,
                    second.end)  # fmt: skip
     if "steps" in first.end and not second.batches:
@@ -355,12 +368,13 @@ def play(program: Program, folder: Path) -> tuple[Trace, Trace, Trace]:
     return whole, merged, second
 
 
-def _whole_steps(program: Program, folder: Path) -> int:
+def whole_steps(program: Program, folder: Path) -> int:
     """The step at which training ends; 0 if the number of epochs decides."""
     if not program.by_steps:
         return 0
     sizing = Trace()
-    _fit(dataclasses.replace(program, by_steps=False), _new(folder / "sizing"), sizing, None, False, 0)
+    shorter = dataclasses.replace(program, by_steps=False)
+    fit_program(shorter, new_folder(folder / "sizing"), sizing, None, breaks=False, whole_steps=0)
     return max(sizing.end["steps"] - 2, 1)
 
 
@@ -374,9 +388,10 @@ def differences_on_one_rank(program: Program, folder: Path) -> list[str]:
     whole, second = Trace(), Trace()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        steps, first = _whole_steps(program, folder), folder / FIRST_PART
-        _fit(program, _new(folder / "one"), whole, None, False, steps)
-        _fit(program, _new(folder / "resumed"), second, first if first.exists() else None, False, steps)
+        steps, first = whole_steps(program, folder), folder / FIRST_PART
+        resumed = first if first.exists() else None
+        fit_program(program, new_folder(folder / "one"), whole, None, breaks=False, whole_steps=steps)
+        fit_program(program, new_folder(folder / "resumed"), second, resumed, breaks=False, whole_steps=steps)
     kept = {key: value[:2] for key, value in whole.batches.items()}
     resumed = {key: value[:2] for key, value in second.batches.items()}
     found = [f"batch {key}: {kept.get(key)} uninterrupted, {value} resumed" for key, value in resumed.items()
@@ -385,7 +400,8 @@ def differences_on_one_rank(program: Program, folder: Path) -> list[str]:
     return [*found[:2], *(f"batch {key} is missing" for key in sorted(left - set(resumed))[:2])]
 
 
-def _new(folder: Path) -> Path:
+def new_folder(folder: Path) -> Path:
+    """An empty folder, which rank zero creates for all."""
     if _ranks()[1] == 0:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)

@@ -10,13 +10,13 @@ class Moment(enum.IntEnum):
     """When within a step a record was written; a later one of the same step is more exact.
 
     Attributes:
-        GRADIENTS: the gradients of all ranks are summed; the optimizer's step and the batch's end are not done.
+        FORWARD: the forward pass is done; the other ranks can finish the step with this rank's gradients.
         BATCH: the hooks of the batch's end are done.
         VALIDATED: a validation that follows the batch is done too.
         EPOCH: the end of the epoch is done.
     """
 
-    GRADIENTS = 0
+    FORWARD = 0
     BATCH = 1
     VALIDATED = 2
     EPOCH = 3

@@ -72,9 +72,14 @@ class StepKeeper(pl.Callback):
             loop.observer = self
 
     @override
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        # The others can finish the step if this rank ends any time later.
+        if self._writer is not None and not self._trainer.fit_loop.epoch_loop._should_accumulate():
+            self._write(self._batches + 1, Moment.FORWARD)
+
+    @override
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
         self._is_stepping = True
-        self._write(self._batches + 1, Moment.GRADIENTS)
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:

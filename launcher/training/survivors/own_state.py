@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from launcher.checkpoint import rng_state
 from launcher.training.resume import random_states
@@ -20,6 +21,8 @@ from launcher.training.resume.epoch_metrics import EpochMetrics
 # The keys of a record's content; the first two are those of a checkpoint, which has them for all ranks.
 RANDOM, METRICS, BUFFERS = random_states.KEY, METRICS_KEY, "buffers"
 _TENSOR = "\0tensor"
+# Bytes of a buffer that is recorded even if it seems constant.
+_SMALL = 4096
 _PLAIN = frozenset({bool, int, float, str, bytes, type(None)})
 
 
@@ -30,9 +33,11 @@ class OwnState:
         self._trainer = trainer
         self._module = trainer.lightning_module
         self._metrics = metrics
-        self._random = _RandomStates()
-        # Constant buffers, such as masks, are the same in a new process.
-        self._versions = {name: buffer._version for name, buffer in self._module.named_buffers()}
+        self._random = RandomReader()
+        # Constant buffers, such as masks, are the same in a new process. torch does not count changes of statistics.
+        statistics = {name for name, part in self._module.named_modules() if isinstance(part, _NormBase)}
+        self._versions = {name: buffer._version for name, buffer in self._module.named_buffers()
+                          if buffer.nbytes > _SMALL and name.rpartition(".")[0] not in statistics}  # fmt: skip
 
     def read(self) -> dict[str, Any]:
         """The content of a record."""
@@ -44,7 +49,7 @@ class OwnState:
         }  # fmt: skip
 
 
-class _RandomStates:
+class RandomReader:
     """The packed states of the generators; those of Python and NumPy are read again only if they have changed."""
 
     def __init__(self) -> None:
@@ -53,6 +58,7 @@ class _RandomStates:
         self._packed: dict[str, Any] = {}
 
     def read(self) -> dict[str, Any]:
+        """What `launcher.checkpoint.rng_state.capture` returns, packed."""
         python, numpy = random.getstate(), _numpy_state()
         is_same = numpy is not None and (python, numpy) == (self._python, self._numpy)
         # NumPy keeps a second normal number outside of this memory.

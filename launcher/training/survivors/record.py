@@ -49,7 +49,7 @@ class RecordWriter:
         self._last = 0
 
     def write(self, batches: int, moment: Moment, content: Mapping[str, Any]) -> None:
-        """Write what this rank has after `batches` batches; `Moment.GRADIENTS` keeps the step before."""
+        """Write what this rank has after `batches` batches; `Moment.FORWARD` keeps the step before."""
         payload = pickle.dumps(dict(content), protocol=5)
         final = self._slots[self._last]
         is_same_step = final is not None and final[0] == batches
@@ -59,7 +59,7 @@ class RecordWriter:
             self._grow(len(payload))
         else:
             self._put(self._memory, slot)
-        if moment is not Moment.GRADIENTS:
+        if moment is not Moment.FORWARD:
             self._last = slot
 
     def close(self) -> None:

@@ -76,6 +76,8 @@ def save_state(
     callbacks.put_into(checkpoint)
     fit_state: dict[str, Any] = checkpoint["loops"]["fit_loop"]["state_dict"]
     fit_state[POSITION_KEY] = rewind_position(position).to_dict()
+    if "loader_states" in fit_state:
+        return "the position of a loader with its own state is not known"
     checkpoint |= _gathered(records)
     folder = folders.states
     if shutil.disk_usage(folder).free < count_tensor_bytes(checkpoint) + _MORE_BYTES:

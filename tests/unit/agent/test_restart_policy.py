@@ -12,7 +12,7 @@ from tests.unit.agent.test_failure_report import OUTCOME, make_error, make_outco
 
 
 def _decide(failure: RankOutcome, *earlier: tuple[float, RankOutcome], limit: int = 3) -> tuple[bool, str]:
-    decision = decide_restart(failure, RestartHistory(limit, 60.0, earlier, now=100.0))
+    decision = decide_restart(failure, RestartHistory(limit, 60.0, earlier, now=100.0), source=", from a checkpoint")
     return decision.restart, decision.reason
 
 
@@ -20,16 +20,15 @@ KILLED = make_outcome(1, -9)
 
 
 def test_a_killed_rank_restarts_up_to_the_limit() -> None:
-    assert _decide(KILLED) == (True, "restart 1 of 3, from the last checkpoint")
-    nothing_saved = decide_restart(KILLED, RestartHistory(3, 60.0), has_checkpoint=False)
-    assert nothing_saved.reason == "restart 1 of 3; no checkpoint was saved yet"
+    assert _decide(KILLED) == (True, "restart 1 of 3, from a checkpoint")
     assert _decide(KILLED, (99.0, KILLED), (99.5, KILLED))[0]
     assert _decide(KILLED, *[(99.0, KILLED)] * 3) == (False, "no restart: 3 of 3 restarts were used in the last 60 s")
     assert _decide(KILLED, limit=0) == (False, "no restart: --max-restarts is 0")
 
 
 def test_a_restart_with_the_next_strategy_does_not_count() -> None:
-    decision = decide_restart(KILLED, RestartHistory(0, 60.0, ((99.0, KILLED),), 100.0), "deepspeed_stage_3")
+    history = RestartHistory(0, 60.0, ((99.0, KILLED),), 100.0)
+    decision = decide_restart(KILLED, history, "deepspeed_stage_3", source=", from the last checkpoint")
     assert (decision.restart, decision.strategy) == (True, "deepspeed_stage_3")
     assert decision.reason == "restart with strategy deepspeed_stage_3, from the last checkpoint"
     assert decide_restart(KILLED, RestartHistory(1, 60.0)).strategy is None
