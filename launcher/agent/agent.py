@@ -78,7 +78,7 @@ class TrainingAgent(LocalElasticAgent):
             rdzv_handler=rendezvous,
             entrypoint=run_rank,
             max_restarts=_UNLIMITED_RESTARTS,
-            monitor_interval=0.01,
+            monitor_interval=0.001,
         )
         super().__init__(spec, DefaultLogsSpecs(log_dir=str(folder)), "forkserver", **_SHUTDOWN)
         self._choose_start_method = choose_start_method
@@ -205,6 +205,9 @@ class TrainingAgent(LocalElasticAgent):
     def _conclude(self, first: RankOutcome, outcomes: Sequence[RankOutcome], decision: RestartDecision) -> RunResult:
         """Report the failure, end the remaining ranks, and let torchelastic restart or stop."""
         processes, report = self._attempt.processes, AgentReport(self._run_directory())
+        if decision.restart and not first.is_interrupted:
+            # While this process reports the failure, the kernel frees their memory.
+            self._kill_ranks()
         report.record_failure(first, outcomes, decision)
         if not first.is_interrupted:
             is_own = first.rank in processes.ranks()

@@ -38,15 +38,23 @@ class FailureEvidence:
 
     def collect(self) -> list[RankOutcome]:
         """The outcomes after a rank has failed, once its cause and the errors of the others are known."""
+        self._wait_for_reports()
+        self._drain_output()
+        ranks = self._processes.ranks()
+        # A rank that has reported its error is explained by it, and may be too far in its end to write its stacks.
+        silent = {
+            rank: each for rank, each in ranks.items() if self._processes.inspector.read_status(rank).error is None
+        }
+        self._states = self._processes.inspector.collect_states(silent, _STACKS_TIMEOUT)
+        return self._collect_outcomes(ranks)
+
+    def _wait_for_reports(self) -> None:
+        """The one wait for ranks between a failure and their end; what they do after their report is not awaited."""
         self._processes.wait_for_cause(_CAUSE_TIMEOUT)
         if self._request.is_plain and self._processes.has_exited_by_itself():
             # The others often do the same, as with a usage error.
             self._processes.wait_for_all(_SAME_EXIT_TIMEOUT)
         self._processes.wait_for_errors(_OTHER_ERRORS_TIMEOUT)
-        self._drain_output()
-        ranks = self._processes.ranks()
-        self._states = self._processes.inspector.collect_states(ranks, _STACKS_TIMEOUT)
-        return self._collect_outcomes(ranks)
 
     def collect_after_exit(self) -> list[RankOutcome]:
         """The outcomes once all ranks have ended: rank zero may have to finish the W&B run, each rank its report."""

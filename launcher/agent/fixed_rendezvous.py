@@ -51,10 +51,11 @@ class NodesMissingError(RendezvousTimeoutError):
 
 @dataclass(frozen=True, slots=True)
 class NumberedNode:
-    """One of `count` numbered nodes; node 0 serves the store."""
+    """One of `count` numbered nodes of the run `run_id`; node 0 serves the store."""
 
     number: int
     count: int
+    run_id: str = "launcher"
 
 
 class FixedRendezvous(RendezvousHandler):
@@ -231,7 +232,7 @@ class FixedRendezvous(RendezvousHandler):
 
     def get_run_id(self) -> str:
         """Name of the rendezvous."""
-        return "launcher"
+        return self._node.run_id
 
     def _call(self, operation: Callable[[], Any]) -> Any:
         try:
