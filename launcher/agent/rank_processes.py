@@ -31,14 +31,13 @@ Endings = Mapping[int, RankEnding]
 def find_possible_causes(endings: Endings) -> list[int]:
     """The running ranks that may turn out to have failed first.
 
-    A rank that has ended by a signal or its own error is a cause. Then a lost connection is a consequence, and only
-    another error may be an earlier one. Without a cause, every running rank may be it.
+    Not a rank that has reported a lost connection: it is a consequence, however it ends. If a rank has ended by a
+    signal or its own error, only another error may be an earlier one.
     """
-    running = [rank for rank, ending in endings.items() if ending.exit_code is None]
-    has_cause = any(ending.exit_code and not _has_lost_peer(ending) for ending in endings.values())
-    if not has_cause:
-        return running
-    return [rank for rank in running if endings[rank].error is not None and not _has_lost_peer(endings[rank])]
+    others = [rank for rank, ending in endings.items() if ending.exit_code is None and not _has_lost_peer(ending)]
+    if any(ending.exit_code and not _has_lost_peer(ending) for ending in endings.values()):
+        return [rank for rank in others if endings[rank].error is not None]
+    return others
 
 
 def find_silent(endings: Endings) -> list[int]:
@@ -80,7 +79,7 @@ class AttemptProcesses:
             self.wait_for_next_exit(deadline - time.monotonic())
 
     def wait_for_cause(self, seconds: float) -> None:
-        """Wait while the only known failure is a lost connection, or while a rank that has raised is still running."""
+        """Wait until it is known which rank failed first on this node; see `find_possible_causes`."""
         self._wait_while(find_possible_causes, seconds)
 
     def wait_for_errors(self, seconds: float) -> None:

@@ -75,6 +75,7 @@ def _parameters(options: LaunchOptions, is_host: bool | None) -> RendezvousParam
         run_id=options.run_id or _RUN_ID,
         min_nodes=options.min_nodes,
         max_nodes=options.max_nodes,
+        local_addr=None,
         join_timeout=int(options.join_timeout),
         last_call_timeout=max(1, int(options.last_call)),
         **({} if is_host is None else {"is_host": is_host}),

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal

@@ -18,6 +18,7 @@ from launcher.core.nested import flatten
 from launcher.core.secrets import digests, redact
 from launcher.hardware.topology import Topology
 from launcher.process.activity import doing
+from launcher.process.rank_status import FOLDER_VARIABLE
 from launcher.runs.directory import RunDirectory, open_run_directory, write_plan
 from launcher.runs.oom_record import MemoryRecord, read_memory_record
 from launcher.runs.selection import find_run
@@ -59,8 +60,9 @@ def gather_facts(
         if topology.world_size == 1:
             raise
         return RankFacts.of(topology, error=str(error), config_digest=_compared(config).digest())
-    # One rank has no other rank's code to compare with.
-    sources = user_sources(sys.modules) if topology.world_size > 1 else {}
+    # One rank has no other rank's code to compare with. An agent's ranks have one folder and one environment.
+    is_one_agents = topology.local_world_size == topology.world_size and FOLDER_VARIABLE in os.environ
+    sources = {} if is_one_agents or topology.world_size == 1 else user_sources(sys.modules)
     return RankFacts.of(
         topology,
         hardware=hardware,

@@ -18,6 +18,7 @@ import signal
 import statistics
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from launcher.core.events import read_events
@@ -51,8 +52,7 @@ def measure_kill(process: subprocess.Popen[bytes], marks: Path, ranks: int, rng:
     return [failed - killed, started - failed, step - started, step - killed]
 
 
-def _wait(is_true: object, process: subprocess.Popen[bytes]) -> None:
-    assert callable(is_true)  # noqa: S101 -- for the type checker
+def _wait(is_true: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
     give_up = time.time() + _TIMEOUT
     while not is_true():
         if process.poll() is not None or time.time() > give_up:
