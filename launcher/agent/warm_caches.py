@@ -8,7 +8,6 @@ user's files itself.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 import lightning.fabric.utilities.registry as lightning_registry
@@ -44,12 +43,14 @@ def _keep_entry_points() -> None:
 
 def _check_types_of_logged_values() -> None:
     """Python keeps for each abstract class which types are no subclass of it; a new type takes it 2 ms."""
-    from lightning.pytorch.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric
+    from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection
 
-    metric = _ResultMetric(_Metadata("training_step", "loss"), is_tensor=True)
-    for value in (metric, {"loss": torch.zeros(1)}, [torch.zeros(1)]):
+    results = _ResultCollection(training=True)
+    for value in (torch.zeros(1), {"loss": torch.zeros(1)}, [torch.zeros(1)]):
         apply_to_collection(value, torch.Tensor, torch.Tensor.clone)
-        isinstance(value, Mapping)
+    results.log("training_step", "loss", torch.zeros(1), on_step=True, on_epoch=True, batch_size=1)
+    results.metrics(on_step=True)
+    results.reset()
 
 
 fill_caches()

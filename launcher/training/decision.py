@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _RUN_NAME_KEY = "launcher/run_name"
 _OWNER_KEY = "launcher/run_owner"
+_CONFIG_KEY = "launcher/run_config"
 # Only rank zero uses these. They may differ: a script may derive them from the time, hydra from each rank's own start.
 _RANK_ZERO_SETTINGS = ("name", "runs_dir", "wandb")
 
@@ -116,8 +117,13 @@ def _plan_and_open(
     with doing("choosing strategy and precision"):
         plan = plan_for_fit(config, agreement, trained_in, given=given, record=record)
     previous = store.get(_OWNER_KEY).decode() if store.check([_OWNER_KEY]) else None
+    config_digest = config.digest()
+    has_config = (
+        restart_of is not None and store.check([_CONFIG_KEY]) and store.get(_CONFIG_KEY).decode() == config_digest
+    )
     run = open_run_directory(config, restart_of=restart_of, is_requeued=is_requeued, previous_owner=previous,
-                             wandb_id=os.environ.get("WANDB_RUN_ID"))  # fmt: skip
+                             wandb_id=os.environ.get("WANDB_RUN_ID"), has_config=has_config)  # fmt: skip
+    store.set(_CONFIG_KEY, config_digest)
     notices = [*place.notices, *plan.notices]
     if run.lock is not None:
         store.set(_OWNER_KEY, run.lock.owner.token)

@@ -64,7 +64,7 @@ def test_a_survivor_is_awaited_until_its_report_and_not_until_its_end(tmp_path: 
         process.start()
     try:
         processes = AttemptProcesses([0, 1], ranks, RankInspector(tmp_path))
-        request = StartRequest(RankCommand(print, ()), LaunchOptions(), 2, lambda: 2, list)
+        request = StartRequest(RankCommand(len, ()), LaunchOptions(), 2, lambda: 2, list)
         ranks[0].join(60)
         outcomes = FailureEvidence(processes, request, None).collect()
         assert ranks[1].is_alive()
