@@ -86,7 +86,7 @@ class TrainingAgent(LocalElasticAgent):
         self._request = request
         self._options = options = request.options
         self._folder = folder
-        self._attempts = 0
+        self._attempts = self._concluded = 0
         self._is_run_shown = False
         self._restarts = RestartTracker(options.max_restarts, options.restart_window)
         self._current: _StartedAttempt | None = None
@@ -164,14 +164,20 @@ class TrainingAgent(LocalElasticAgent):
         self, worker_group: WorkerGroup
     ) -> None:
         """End the ranks before another attempt: they save if a node joins, and are killed if another node failed."""
-        first = None if self._current is None else self._current.evidence.find_failure_of_other_nodes()
-        if first is not None:
-            self._kill_ranks()
-            self._record_out_of_memory(first)
+        self._conclude_failure_of_other_nodes()
         if self._pcontext is not None:
             # Not by `_shutdown`, which takes no time limit before torch 2.12.
             self._pcontext.close(signal.SIGTERM, int(SAVE_TIMEOUT))
         self._shutdown()
+
+    def _conclude_failure_of_other_nodes(self) -> None:
+        """Report it here too if that node asks for another attempt before a rank of this node has ended."""
+        if self._current is None or self._concluded == self._attempts:
+            return
+        evidence = self._current.evidence
+        first = evidence.find_failure_of_other_nodes()
+        if first is not None:
+            self._conclude(first, evidence.collect(is_cause_known=True), self._decide(first))
 
     def _handle_failure(self) -> RunResult:
         """After a rank has failed: find the first failure, report it, and restart or stop."""
@@ -204,6 +210,7 @@ class TrainingAgent(LocalElasticAgent):
 
     def _conclude(self, first: RankOutcome, outcomes: Sequence[RankOutcome], decision: RestartDecision) -> RunResult:
         """Report the failure, end the remaining ranks, and let torchelastic restart or stop."""
+        self._concluded = self._attempts
         processes, report = self._attempt.processes, AgentReport(self._run_directory())
         if decision.restart and not first.is_interrupted:
             # While this process reports the failure, the kernel frees their memory.

@@ -36,9 +36,12 @@ class FailureEvidence:
         self._hangs = HangDetector(request.options.hang_timeout)
         self._states: Mapping[int, RankState] = {}
 
-    def collect(self) -> list[RankOutcome]:
-        """The outcomes after a rank has failed, once its cause and the errors of the others are known."""
-        self._wait_for_reports()
+    def collect(self, *, is_cause_known: bool = False) -> list[RankOutcome]:
+        """The outcomes after a rank has failed, once its cause and the errors of the others are known.
+
+        `is_cause_known`: another node has reported it.
+        """
+        self._wait_for_reports(is_cause_known)
         self._drain_output()
         ranks = self._processes.ranks()
         # A rank that has reported its error is explained by it, and may be too far in its end to write its stacks.
@@ -48,9 +51,10 @@ class FailureEvidence:
         self._states = self._processes.inspector.collect_states(silent, _STACKS_TIMEOUT)
         return self._collect_outcomes(ranks)
 
-    def _wait_for_reports(self) -> None:
+    def _wait_for_reports(self, is_cause_known: bool) -> None:
         """The one wait for ranks between a failure and their end; what they do after their report is not awaited."""
-        self._processes.wait_for_cause(_CAUSE_TIMEOUT)
+        if not is_cause_known:
+            self._processes.wait_for_cause(_CAUSE_TIMEOUT)
         if self._request.is_plain and self._processes.has_exited_by_itself():
             # The others often do the same, as with a usage error.
             self._processes.wait_for_all(_SAME_EXIT_TIMEOUT)

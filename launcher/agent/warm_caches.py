@@ -45,7 +45,7 @@ def _check_types_of_logged_values() -> None:
     """Python keeps for each abstract class which types are no subclass of it; a new type takes it 2 ms."""
     from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection
 
-    results = _ResultCollection(training=True)
+    results: Any = _ResultCollection(training=True)
     for value in (torch.zeros(1), {"loss": torch.zeros(1)}, [torch.zeros(1)]):
         apply_to_collection(value, torch.Tensor, torch.Tensor.clone)
     results.log("training_step", "loss", torch.zeros(1), on_step=True, on_epoch=True, batch_size=1)
