@@ -39,8 +39,6 @@ from launcher.process.titles import set_title
 _MONITOR_INTERVAL = {False: 0.2, True: 1.0}
 # Seconds until the other ranks must have ended after a failure without a restart.
 _EXIT_TIMEOUT = 10.0
-# Seconds that survivors have to save the state of the last step.
-_KEEP_TIMEOUT = 300.0
 # torchelastic counts restarts down from here; `launcher.agent.restarts` decides about them.
 _UNLIMITED_RESTARTS = 1_000_000
 # Seconds for the ranks to end. Before torch 2.12 an agent has no such argument, and waits 30 s.
@@ -93,7 +91,7 @@ class TrainingAgent(LocalElasticAgent):
             rdzv_handler=rendezvous,
             entrypoint=run_rank,
             max_restarts=_UNLIMITED_RESTARTS,
-            monitor_interval=0.01,
+            monitor_interval=0.001,
         )
         super().__init__(spec, DefaultLogsSpecs(log_dir=str(folders.reports)), "forkserver", **_SHUTDOWN)
         self._choose_start_method = choose_start_method
@@ -101,7 +99,7 @@ class TrainingAgent(LocalElasticAgent):
         self._request = request
         self._options = options = request.options
         self._folders = folders
-        self._attempts = 0
+        self._attempts = self._concluded = 0
         self._is_run_shown = False
         self._restarts = RestartTracker(options.max_restarts, options.restart_window)
         self._current: _StartedAttempt | None = None
@@ -180,14 +178,20 @@ class TrainingAgent(LocalElasticAgent):
         self, worker_group: WorkerGroup
     ) -> None:
         """End the ranks before another attempt: they save if a node joins, and are killed if another node failed."""
-        first = None if self._current is None else self._current.evidence.find_failure_of_other_nodes()
-        if first is not None:
-            self._kill_ranks()
-            self._record_out_of_memory(first)
+        self._conclude_failure_of_other_nodes()
         if self._pcontext is not None:
             # Not by `_shutdown`, which takes no time limit before torch 2.12.
             self._pcontext.close(signal.SIGTERM, int(SAVE_TIMEOUT))
         self._shutdown()
+
+    def _conclude_failure_of_other_nodes(self) -> None:
+        """Report it here too if that node asks for another attempt before a rank of this node has ended."""
+        if self._current is None or self._concluded == self._attempts:
+            return
+        evidence = self._current.evidence
+        first = evidence.find_failure_of_other_nodes()
+        if first is not None:
+            self._conclude(first, evidence.collect(is_cause_known=True), self._decide(first))
 
     def _handle_failure(self) -> RunResult:
         """After a rank has failed: find the first failure, report it, and restart or stop."""
@@ -195,8 +199,6 @@ class TrainingAgent(LocalElasticAgent):
         outcomes = evidence.collect()
         first = find_first_failure(outcomes)
         assert first is not None  # noqa: S101 -- the caller has seen a rank fail
-        processes = self._attempt.processes
-        processes.wait_for_kept(_KEEP_TIMEOUT)
         decision = self._decide(first)
         if first.is_consequence and evidence.has_lost_store():
             decision = RestartDecision(False, describe_lost_store(self._options))
@@ -226,7 +228,11 @@ class TrainingAgent(LocalElasticAgent):
 
     def _conclude(self, first: RankOutcome, outcomes: Sequence[RankOutcome], decision: RestartDecision) -> RunResult:
         """Report the failure, end the remaining ranks, and let torchelastic restart or stop."""
+        self._concluded = self._attempts
         processes, report = self._attempt.processes, AgentReport(self._run_directory())
+        if decision.restart and not first.is_interrupted:
+            # While this process reports the failure, the kernel frees their memory.
+            self._kill_ranks()
         report.record_failure(first, outcomes, decision)
         if not first.is_interrupted:
             is_own = first.rank in processes.ranks()

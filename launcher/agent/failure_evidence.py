@@ -20,6 +20,8 @@ _CAUSE_TIMEOUT = 3.0
 _SAME_EXIT_TIMEOUT = 0.5
 _OTHER_ERRORS_TIMEOUT = 1.0
 _STACKS_TIMEOUT = 0.3
+# Seconds that survivors have to save the state of the last step.
+_KEEP_TIMEOUT = 300.0
 # A rank checks once a second whether its flight record was requested.
 _FLIGHT_RECORD_TIMEOUT = 5.0
 # Seconds that the other nodes have to detect the same hang.
@@ -36,17 +38,30 @@ class FailureEvidence:
         self._hangs = HangDetector(request.options.hang_timeout)
         self._states: Mapping[int, RankState] = {}
 
-    def collect(self) -> list[RankOutcome]:
-        """The outcomes after a rank has failed, once its cause and the errors of the others are known."""
-        self._processes.wait_for_cause(_CAUSE_TIMEOUT)
+    def collect(self, *, is_cause_known: bool = False) -> list[RankOutcome]:
+        """The outcomes after a rank has failed, once its cause and the errors of the others are known.
+
+        `is_cause_known`: another node has reported it.
+        """
+        self._wait_for_reports(is_cause_known)
+        self._drain_output()
+        ranks = self._processes.ranks()
+        # A rank that has reported its error is explained by it, and may be too far in its end to write its stacks.
+        silent = {
+            rank: each for rank, each in ranks.items() if self._processes.inspector.read_status(rank).error is None
+        }
+        self._states = self._processes.inspector.collect_states(silent, _STACKS_TIMEOUT)
+        return self._collect_outcomes(ranks)
+
+    def _wait_for_reports(self, is_cause_known: bool) -> None:
+        """The one wait between a failure and the end of the ranks: for their reports and the state that they keep."""
+        if not is_cause_known:
+            self._processes.wait_for_cause(_CAUSE_TIMEOUT)
         if self._request.is_plain and self._processes.has_exited_by_itself():
             # The others often do the same, as with a usage error.
             self._processes.wait_for_all(_SAME_EXIT_TIMEOUT)
         self._processes.wait_for_errors(_OTHER_ERRORS_TIMEOUT)
-        self._drain_output()
-        ranks = self._processes.ranks()
-        self._states = self._processes.inspector.collect_states(ranks, _STACKS_TIMEOUT)
-        return self._collect_outcomes(ranks)
+        self._processes.wait_for_kept(_KEEP_TIMEOUT)
 
     def collect_after_exit(self) -> list[RankOutcome]:
         """The outcomes once all ranks have ended: rank zero may have to finish the W&B run, each rank its report."""

@@ -51,10 +51,11 @@ class NodesMissingError(RendezvousTimeoutError):
 
 @dataclass(frozen=True, slots=True)
 class NumberedNode:
-    """One of `count` numbered nodes; node 0 serves the store."""
+    """One of `count` numbered nodes of the run `run_id`; node 0 serves the store."""
 
     number: int
     count: int
+    run_id: str = "launcher"
 
 
 class FixedRendezvous(RendezvousHandler):
@@ -172,7 +173,7 @@ class FixedRendezvous(RendezvousHandler):
     def _wait_for(self, keys: Sequence[str], rendezvous: str, deadline: float) -> bool:
         """Wait until all keys exist; False at the deadline."""
         # c10d's own wait blocks Ctrl-C and logs warnings when it times out.
-        pause, checked = _SHORTEST_PAUSE, time.monotonic()
+        began = checked = time.monotonic()
         while not self._call(lambda: self._store.check(list(keys))):
             now = time.monotonic()
             if now >= deadline:
@@ -181,8 +182,9 @@ class FixedRendezvous(RendezvousHandler):
                 checked = now
                 self._raise_if_closed()
                 self._raise_if_duplicate(rendezvous)
+            # Nodes that restart arrive within a part of a second, those of a new job within minutes.
+            pause = min(max((now - began) / 10, _SHORTEST_PAUSE), _LONGEST_PAUSE)
             time.sleep(min(pause, deadline - now))
-            pause = min(2 * pause, _LONGEST_PAUSE)
         return True
 
     def _raise_if_duplicate(self, rendezvous: str) -> None:
@@ -231,7 +233,7 @@ class FixedRendezvous(RendezvousHandler):
 
     def get_run_id(self) -> str:
         """Name of the rendezvous."""
-        return "launcher"
+        return self._node.run_id
 
     def _call(self, operation: Callable[[], Any]) -> Any:
         try:

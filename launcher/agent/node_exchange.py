@@ -13,6 +13,8 @@ from launcher.agent.failure_report import RankOutcome
 from launcher.agent.hang_detection import RankState
 
 _POLL_INTERVAL = 0.1
+# The same while the ranks of this node wait for the cause of their lost connections.
+_CAUSE_INTERVAL = 0.01
 _STATES_KEY, _OUTCOMES_KEY = "launcher/states/{}", "launcher/ends/{}"
 
 
@@ -37,7 +39,7 @@ class NodeExchange:
             has_cause = any(outcome.has_failed and not outcome.is_consequence for outcome in found)
             if has_cause or time.monotonic() >= deadline:
                 return found
-            time.sleep(_POLL_INTERVAL)
+            time.sleep(_CAUSE_INTERVAL)
 
     def exchange_states(self, own: Mapping[int, RankState], wait: float) -> dict[int, RankState]:
         """Publish this node's states in a hang, and add those that other nodes publish within `wait` seconds.

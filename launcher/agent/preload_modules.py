@@ -24,13 +24,17 @@ from launcher.config.schema import RunConfig
 from strategies.registry import find_requested
 
 # Modules that every rank imports before it trains. The fork server imports them once, and the ranks share the memory.
-_LIBRARIES: tuple[str, ...] = ("torch", "torch.distributed", "lightning.pytorch", "torchdata.stateful_dataloader",
-              "launcher.agent.rank_main", "launcher.training.fit", "launcher.hardware.devices",
-              "launcher.hardware.rank_count",
-              "launcher.user_code.classes", "launcher.config.loading", "launcher.config.validation",
-              "launcher.checkpoint.resume",
-              "launcher.training.run", "launcher.cli.summary", "docstring_parser",
-              "torch.distributed.algorithms.ddp_comm_hooks.default_hooks")  # fmt: skip
+_LIBRARIES: tuple[str, ...] = (
+    "torch", "torch.distributed", "lightning.pytorch", "torchdata.stateful_dataloader",
+    "launcher.agent.rank_main", "launcher.training.fit", "launcher.hardware.devices", "launcher.hardware.rank_count",
+    "launcher.user_code.classes", "launcher.user_code.loaders", "launcher.config.loading",
+    "launcher.config.validation", "launcher.checkpoint.resume", "launcher.planning.first_batch",
+    "launcher.planning.profile", "launcher.process.socket_folder", "launcher.training.run",
+    "launcher.cli.config_commands", "launcher.cli.summary", "docstring_parser", "strategies.deterministic_ddp",
+    "torch.distributed.algorithms.ddp_comm_hooks.default_hooks",
+    "torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook", "torch.utils.serialization.config",
+    "fsspec.implementations.chained", "launcher.agent.warm_caches",
+)  # fmt: skip
 # What each rank of a script needs before the script runs, and what torch imports at the first DDP model or optimizer.
 _SCRIPT_MAIN: tuple[str, ...] = ("launcher.agent.rank_main", "launcher.agent.script_main")
 _SCRIPT_LIBRARIES: tuple[str, ...] = ("torch", "torch.distributed", "torch.distributed.rendezvous", "torch.optim",

@@ -6,10 +6,47 @@ import contextlib
 import multiprocessing.connection
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from launcher.agent.rank_inspector import RankInspector, RankProcess
+from launcher.process.rank_status import RankError
+
+# Seconds between two looks at the reports of ranks that are about to report an error.
+_REPORT_INTERVAL = 0.002
+
+
+@dataclass(frozen=True, slots=True)
+class RankEnding:
+    """How a rank ends so far; `exit_code` is None while it runs, `error` what it has reported."""
+
+    exit_code: int | None
+    error: RankError | None = None
+
+
+Endings = Mapping[int, RankEnding]
+
+
+def find_possible_causes(endings: Endings) -> list[int]:
+    """The running ranks that may turn out to have failed first.
+
+    Not a rank that has reported a lost connection: it is a consequence, however it ends. If a rank has ended by a
+    signal or its own error, only another error may be an earlier one.
+    """
+    others = [rank for rank, ending in endings.items() if ending.exit_code is None and not _has_lost_peer(ending)]
+    if any(ending.exit_code and not _has_lost_peer(ending) for ending in endings.values()):
+        return [rank for rank in others if endings[rank].error is not None]
+    return others
+
+
+def find_silent(endings: Endings) -> list[int]:
+    """The running ranks that have reported no error."""
+    return [rank for rank, ending in endings.items() if ending.exit_code is None and ending.error is None]
+
+
+def _has_lost_peer(ending: RankEnding) -> bool:
+    return ending.error is not None and ending.error.lost_peer
 
 
 class AttemptProcesses:
@@ -42,28 +79,26 @@ class AttemptProcesses:
             self.wait_for_next_exit(deadline - time.monotonic())
 
     def wait_for_cause(self, seconds: float) -> None:
-        """Wait while the only known failure is a lost connection, or while a rank that has raised is still running."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            ranks = self.ranks()
-            errors = {rank: self.inspector.read_status(rank).error for rank in ranks}
-            running = [rank for rank, process in ranks.items() if process.exit_code is None]
-            ending = [rank for rank in running if errors[rank] is not None]
-            causes = [rank for rank, process in ranks.items()
-                      if process.exit_code and not ((error := errors[rank]) and error.lost_peer)]  # fmt: skip
-            if not ending and (causes or not running):
-                return
-            # A rank reports its exception before it ends, so look again even if no process has ended.
-            self.wait_for_next_exit(min(deadline - time.monotonic(), 0.1))
+        """Wait until it is known which rank failed first on this node; see `find_possible_causes`."""
+        self._wait_while(find_possible_causes, seconds)
 
     def wait_for_errors(self, seconds: float) -> None:
         """Wait until each rank has ended or reported its error: most lose their connection to the failed one."""
+        self._wait_while(find_silent, seconds)
+
+    def _wait_while(self, find_awaited: Callable[[Endings], Collection[int]], seconds: float) -> None:
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and any(
-            process.exit_code is None and self.inspector.read_status(rank).error is None
-            for rank, process in self.ranks().items()
-        ):
-            self.wait_for_next_exit(min(deadline - time.monotonic(), 0.05))
+        endings: dict[int, RankEnding] = {}
+        while True:
+            for rank, process in self.ranks().items():
+                # Only the first error is kept, so one that was read does not change.
+                error = known.error if (known := endings.get(rank)) else None
+                endings[rank] = RankEnding(process.exit_code, error or self.inspector.read_status(rank).error)
+            remaining = deadline - time.monotonic()
+            if remaining <= 0 or not find_awaited(endings):
+                return
+            # A rank reports its error before it ends, so look again even if no process has ended.
+            self.wait_for_next_exit(min(remaining, _REPORT_INTERVAL))
 
     def wait_for_kept(self, seconds: float) -> None:
         """Wait while a running rank saves the state of its last step."""

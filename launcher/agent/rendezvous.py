@@ -1,7 +1,7 @@
 """Connects the agents of all nodes, with one store for agents and ranks.
 
-Numbered nodes that are all required use `FixedRendezvous`. A single node, and nodes that may join and leave, use
-torchelastic's c10d rendezvous.
+A single node, and numbered nodes that are all required, use `FixedRendezvous`. Nodes that may join and leave use
+torchelastic's c10d rendezvous, whose last call lasts a part of a second in every attempt.
 
 The ranks use the rendezvous' store. torchelastic would serve a second store on the first node number 0, and nodes that
 stay would look for it there after that node has left.
@@ -33,12 +33,11 @@ def make_rendezvous(options: LaunchOptions) -> RendezvousHandler:
         TopologyError: the endpoint cannot be served or reached.
     """
     # None: torchelastic finds out which node serves the store.
-    is_host = options.node_rank == 0 if options.several_nodes and options.node_rank is not None else None
-    if not options.several_nodes:
-        is_host = True
+    node = options.node_rank if options.several_nodes else 0
+    is_host = None if node is None else node == 0
     try:
-        if options.several_nodes and options.node_rank is not None and options.min_nodes == options.max_nodes:
-            return _make_fixed_rendezvous(options, options.node_rank)
+        if node is not None and options.min_nodes == options.max_nodes:
+            return _make_fixed_rendezvous(options, node)
         return OneStoreRendezvous(registry.get_rendezvous_handler(_parameters(options, is_host)), options)
     except Exception as error:
         # c10d raises its own classes, or RuntimeError, for a port in use and an unknown host.
@@ -63,19 +62,20 @@ def _make_fixed_rendezvous(options: LaunchOptions, node: int) -> FixedRendezvous
     host, port = options.endpoint_host, options.endpoint_port
     store = TCPStore(host, port, is_master=node == 0, multi_tenant=True, wait_for_workers=False,
                      timeout=timedelta(seconds=_CONNECT_TIMEOUT))  # fmt: skip
-    own = PrefixStore(options.run_id or _RUN_ID, store)
-    this_node = NumberedNode(node, options.max_nodes)
-    return FixedRendezvous(own, RendezvousStoreInfo(host, port), this_node, options.join_timeout)
+    run_id = options.run_id or (_RUN_ID if options.several_nodes else secrets.token_hex(8))
+    this_node = NumberedNode(node, options.max_nodes, run_id)
+    address = RendezvousStoreInfo(host, store.port)
+    return FixedRendezvous(PrefixStore(run_id, store), address, this_node, options.join_timeout)
 
 
 def _parameters(options: LaunchOptions, is_host: bool | None) -> RendezvousParameters:
     return RendezvousParameters(
         backend="c10d",
         endpoint=f"{options.endpoint_host}:{options.endpoint_port}",
-        run_id=options.run_id or (_RUN_ID if options.several_nodes else secrets.token_hex(8)),
+        run_id=options.run_id or _RUN_ID,
         min_nodes=options.min_nodes,
         max_nodes=options.max_nodes,
-        local_addr=None if options.several_nodes else "127.0.0.1",
+        local_addr=None,
         join_timeout=int(options.join_timeout),
         last_call_timeout=max(1, int(options.last_call)),
         **({} if is_host is None else {"is_host": is_host}),
@@ -98,9 +98,10 @@ class OneStoreRendezvous(RendezvousHandler):
     def next_rendezvous(self) -> RendezvousInfo:
         """Wait for the other nodes."""
         info = self._inner.next_rendezvous()
-        rank = self._order_by_node_rank(info) if self._options.several_nodes else info.rank
         host, port = _server_address(info.store)
-        return RendezvousInfo(info.store, rank, info.world_size, RendezvousStoreInfo(host, port))
+        return RendezvousInfo(
+            info.store, self._order_by_node_rank(info), info.world_size, RendezvousStoreInfo(host, port)
+        )
 
     def _order_by_node_rank(self, info: RendezvousInfo) -> int:
         """This node's position among the nodes that joined, ordered by `--node-rank`.

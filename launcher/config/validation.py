@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from launcher.config import deepspeed_file as deepspeed_source
 from launcher.config.fsdp_settings import find_fsdp_contradictions
-from launcher.config.schema import FieldInfo, RunConfig, config_fields
+from launcher.config.schema import FieldInfo, RunConfig, config_fields, field_hints
 from launcher.config.suggestions import NO_COMMAND, CommandKeys, describe_group, describe_unknown_key
 from launcher.config.synonyms import VALUES
 from launcher.core.command_parser import suggest_choice
@@ -197,7 +197,7 @@ def _holds_anything(hint: Any) -> bool:
 
 def build_record(record: Any, values: Mapping[str, Any]) -> Any:
     """Create the record from valid values, one by one; jsonargparse takes 100 ms for all."""
-    hints = typing.get_type_hints(record)
+    hints = field_hints(record)
     given: dict[str, Any] = {}
     for key, value in values.items():
         if dataclasses.is_dataclass(hints[key]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from argparse import Namespace
@@ -131,6 +132,7 @@ def scrub(text: str, secrets: Iterable[Any]) -> str:
     return text
 
 
+@functools.lru_cache(maxsize=4096)
 def _strength(name: str) -> int:
     """2: always a secret, 1: depends on the value, 0: no secret."""
     parts = [part.lower() for part in _KEY_PART.findall(name)]

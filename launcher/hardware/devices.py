@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import shutil
@@ -67,19 +68,24 @@ class Hardware:
 
 def library_versions() -> dict[str, str | None]:
     """Versions of the shared libraries, from their metadata, and paths of the build tools."""
-    # Imported here for a faster start of the agent.
-    import importlib.metadata
-
     versions: dict[str, str | None] = {"python": platform.python_version()}
-    for name in _SHARED_LIBRARIES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
+    versions |= {name: _installed_version(name) for name in _SHARED_LIBRARIES}
     for tool in BUILD_TOOLS:
         # The same lookup as in torch's cpp_extension.
         versions[tool] = shutil.which(os.environ.get("CXX", tool) if tool == "c++" else tool)
     return versions
+
+
+@functools.cache
+def _installed_version(name: str) -> str | None:
+    """Kept in this process and the ranks forked from it: so are the imported modules, whatever is installed later."""
+    # Imported here for a faster start of the agent.
+    import importlib.metadata
+
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def available_kind(accelerator: str) -> DeviceKind:

@@ -16,7 +16,7 @@ from launcher.planning.memory import machine_of, plan_with_memory, planned_preci
 from launcher.planning.plan import Plan, make_plan
 from launcher.planning.spinner import find_terminal, show_activity
 from launcher.runs.oom_record import MemoryRecord
-from launcher.user_code.classes import UserClasses, import_classes
+from launcher.user_code.classes import UserClasses, known_classes
 from launcher.user_code.objects import UserObjects
 from strategies.registry import find_strategy
 from strategies.step_trace import ModelProfile, Unprofiled
@@ -96,7 +96,7 @@ def check_blocks(
     if given is None:
         from launcher.planning.profile import make_without_memory
 
-        model = make_without_memory(config, classes or import_classes(config), plan.batch.micro_batch_size)
+        model = make_without_memory(config, classes or known_classes(config), plan.batch.micro_batch_size)
     else:
         model = given.model
     problem = None if model is None else find_block_problem(model, config, config.strategy)
@@ -108,7 +108,7 @@ def _profile_if_needed(
     config: RunConfig, agreement: Agreement, plan: Plan, given: UserObjects | None
 ) -> ModelProfile | Unprofiled | None:
     """The module's profile; None if memory cannot be short."""
-    classes = import_classes(config) if given is None else None
+    classes = known_classes(config) if given is None else None
     if plan.device_kind != "cuda" and config.on_oom != "next":
         size = _parameter_bytes(config, classes, given, plan)
         # Weight, gradient and two states of Adam.
@@ -129,7 +129,7 @@ def profile_for(
         return profile_objects(config, given, precision, world_size=plan.world_size, device_kind=kind)
     from launcher.planning.profile import profile_model
 
-    classes = classes or import_classes(config)
+    classes = classes or known_classes(config)
     micro = plan.batch.micro_batch_size
     return profile_model(config, classes, precision, micro, world_size=plan.world_size, device_kind=kind)
 
@@ -141,4 +141,4 @@ def _parameter_bytes(
 
     if given is not None:
         return sum_of_bytes(given.model)
-    return parameter_bytes(config, classes or import_classes(config), plan.batch.micro_batch_size)
+    return parameter_bytes(config, classes or known_classes(config), plan.batch.micro_batch_size)

@@ -80,19 +80,21 @@ def open_run_directory(
     previous_owner: str | None = None,
     wandb_id: str | None = None,
     kept_folder: Path | None = None,
+    has_config: bool = False,
 ) -> RunDirectory:
     """Create the run's directory, or open an existing one to resume the run; `find_run` describes the first options.
 
     `previous_owner` is the token of the lock of the attempt before a restart. `wandb_id` is the id of the W&B run that
-    the user has set; it is kept for later attempts.
+    the user has set; it is kept for later attempts. `has_config`: an earlier attempt has kept an equal config.
 
     Raises:
         RunDirectoryError: the name is taken, the run is training now, or the disk is full or read-only.
         ResumeError: there is no such checkpoint.
     """
     where = find_run(config, restart_of=restart_of, is_requeued=is_requeued, kept_folder=kept_folder)
+    is_kept = has_config and (where.path / "config.yaml").is_file()
     try:
-        run = _open(where, config, previous_owner, wandb_id)
+        run = _open(where, None if is_kept else config, previous_owner, wandb_id)
     except OSError as error:
         raise make_directory_error(where.path, error) from error
     if restart_of is None:
@@ -101,7 +103,9 @@ def open_run_directory(
     return run
 
 
-def _open(where: RunPlace, config: RunConfig, previous_owner: str | None, fixed_wandb_id: str | None) -> RunDirectory:
+def _open(
+    where: RunPlace, config: RunConfig | None, previous_owner: str | None, fixed_wandb_id: str | None
+) -> RunDirectory:
     path = where.path
     made = not path.exists()
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -112,7 +116,8 @@ def _open(where: RunPlace, config: RunConfig, previous_owner: str | None, fixed_
         lock = _lock(path, previous_owner)
         for folder in _FOLDERS:
             (path / folder).mkdir(mode=0o700, exist_ok=True)
-        _keep_config(path, config)
+        if config is not None:
+            _keep_config(path, config)
         wandb_id = _wandb_id(path, fixed_wandb_id)
     except OSError:
         if lock is not None:

@@ -61,7 +61,9 @@ def _folder_problem(path: Path) -> str | None:
     for what, each in owned:
         if not is_own(each, path.parent) and not _is_the_folders_owner(each, path.parent):
             return f"{path} {what} {describe_owner(each)}, who could change this run: have it removed"
-    if found.st_mode & _OTHERS_WRITE & ~_mode_of_new_folder(path.parent) and stat.S_ISDIR(found.st_mode):
+    wide = found.st_mode & _OTHERS_WRITE if stat.S_ISDIR(found.st_mode) else 0
+    # Creating a folder to look at its mode takes a disk 1 ms, so only if there is a doubt.
+    if wide and wide & ~_mode_of_new_folder(path.parent):
         mode = stat.S_IMODE(found.st_mode)
         return f"{path} can be written by other users (mode {mode:o}): check its content, then run chmod go-w {path}"
     return None

@@ -19,6 +19,7 @@ from launcher.core.secrets import digests, redact
 from launcher.hardware.topology import Topology
 from launcher.process.activity import doing
 from launcher.process.kept_folder import find_kept_folder
+from launcher.process.rank_status import FOLDER_VARIABLE
 from launcher.runs.directory import RunDirectory, open_run_directory, write_plan
 from launcher.runs.oom_record import MemoryRecord, read_memory_record
 from launcher.runs.selection import find_run
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 _RUN_NAME_KEY = "launcher/run_name"
 _OWNER_KEY = "launcher/run_owner"
+_CONFIG_KEY = "launcher/run_config"
 # Only rank zero uses these. They may differ: a script may derive them from the time, hydra from each rank's own start.
 _RANK_ZERO_SETTINGS = ("name", "runs_dir", "wandb")
 
@@ -60,8 +62,9 @@ def gather_facts(
         if topology.world_size == 1:
             raise
         return RankFacts.of(topology, error=str(error), config_digest=_compared(config).digest())
-    # One rank has no other rank's code to compare with.
-    sources = user_sources(sys.modules) if topology.world_size > 1 else {}
+    # One rank has no other rank's code to compare with. An agent's ranks have one folder and one environment.
+    is_one_agents = topology.local_world_size == topology.world_size and FOLDER_VARIABLE in os.environ
+    sources = {} if is_one_agents or topology.world_size == 1 else user_sources(sys.modules)
     return RankFacts.of(
         topology,
         hardware=hardware,
@@ -116,8 +119,14 @@ def _plan_and_open(
     with doing("choosing strategy and precision"):
         plan = plan_for_fit(config, agreement, trained_in, given=given, record=record)
     previous = store.get(_OWNER_KEY).decode() if store.check([_OWNER_KEY]) else None
+    config_digest = config.digest()
+    has_config = (
+        restart_of is not None and store.check([_CONFIG_KEY]) and store.get(_CONFIG_KEY).decode() == config_digest
+    )
     run = open_run_directory(config, restart_of=restart_of, is_requeued=is_requeued, previous_owner=previous,
-                             wandb_id=os.environ.get("WANDB_RUN_ID"), kept_folder=kept)  # fmt: skip
+                             wandb_id=os.environ.get("WANDB_RUN_ID"), kept_folder=kept,
+                             has_config=has_config)  # fmt: skip
+    store.set(_CONFIG_KEY, config_digest)
     notices = [*place.notices, *plan.notices]
     if run.lock is not None:
         store.set(_OWNER_KEY, run.lock.owner.token)

@@ -131,6 +131,9 @@ def _settings(parser: jsonargparse.ArgumentParser, given: Mapping[str, Any]) -> 
     """Arguments in the form of a config file; objects that have no such form, such as some defaults, unchanged."""
     found: dict[str, Any] = {}
     for name, value in given.items():
+        if _is_plain(value):
+            found[name] = value
+            continue
         try:
             alone = jsonargparse.Namespace(it=jsonargparse.Namespace(**{name: value}))
             text = parser.dump(alone, skip_unset=False, skip_validation=True)
@@ -177,7 +180,7 @@ def _merge_former(value: Any) -> Any:
     try:
         cls = import_class(str(value["class_path"]), object, "class_path")
     except ConfigError:
-        known: set[str] = set()  # reported when the object is created
+        known: frozenset[str] = frozenset()  # reported when the object is created
     else:
         known = _known(cls)
     own = {key: each for key, each in value.items() if key not in (FORMER, "init_args")}
@@ -199,8 +202,13 @@ def _parser(cls: type[Any], skip: frozenset[str]) -> jsonargparse.ArgumentParser
     return parser
 
 
-def _known(cls: type[Any], skip: Collection[str] = frozenset()) -> set[str]:
-    return set(vars(_parser(cls, frozenset(skip)).get_defaults().get("it", jsonargparse.Namespace())))
+def _known(cls: type[Any], skip: Collection[str] = frozenset()) -> frozenset[str]:
+    return _known_without(cls, frozenset(skip))
+
+
+@functools.lru_cache(maxsize=64)
+def _known_without(cls: type[Any], skip: frozenset[str]) -> frozenset[str]:
+    return frozenset(vars(_parser(cls, skip).get_defaults().get("it", jsonargparse.Namespace())))
 
 
 def argument_names(cls: type[Any]) -> list[str]:

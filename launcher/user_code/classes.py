@@ -56,12 +56,22 @@ class UserClasses:
         }
 
 
+# The last config whose classes were imported and checked. One process may train several configs in turn.
+_last: list[tuple[RunConfig, UserClasses]] = []
+
+
+def known_classes(config: RunConfig) -> UserClasses:
+    """The classes of a config that this process has just checked with `import_classes`; otherwise calls it."""
+    return _last[0][1] if _last and _last[0][0] is config else import_classes(config)
+
+
 def import_classes(config: RunConfig) -> UserClasses:
     """Import the classes that the config names and check their arguments, without creating an object.
 
     Raises:
         ConfigError: lists every class that does not import or is of the wrong kind, and every wrong argument.
     """
+    _last.clear()
     found, problems = check_classes(config)
     if not config.model:
         text = "no model was given; add class_path, or start from load_config(), which has the demo"
@@ -75,7 +85,9 @@ def import_classes(config: RunConfig) -> UserClasses:
         raise ConfigError(duplicates)
     own = [kind for kind in kinds if issubclass(kind, Precision)]
     plugin, callbacks = own[0] if own else None, tuple(callback_classes(config))
-    return UserClasses(found["model"], found.get("data"), owner, batch_size, plugin, callbacks)
+    classes = UserClasses(found["model"], found.get("data"), owner, batch_size, plugin, callbacks)
+    _last.append((config, classes))
+    return classes
 
 
 def check_classes(config: RunConfig) -> tuple[dict[str, type[Any]], list[Problem]]:

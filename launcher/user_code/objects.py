@@ -20,7 +20,7 @@ from launcher.core.errors import ConfigError, Problem
 from launcher.user_code.classes import (
     PLUGINS,
     find_duplicate_plugins,
-    import_classes,
+    known_classes,
     make_callbacks,
     make_loggers,
     make_objects,
@@ -118,7 +118,7 @@ def make_user_objects(config: RunConfig, micro_batch_size: int | None) -> UserOb
 
     Exceptions of the constructors are not changed.
     """
-    model, data = make_objects(config, import_classes(config), micro_batch_size)
+    model, data = make_objects(config, known_classes(config), micro_batch_size)
     precision, others = sort_plugins(make_plugins(config), "trainer.plugins")
     notice = optimizer_notice(model, config)
     notices = [] if notice is None else [notice]

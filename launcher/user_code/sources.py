@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import os
@@ -30,11 +31,10 @@ def user_sources(modules: Mapping[str, ModuleType | None]) -> dict[str, str]:
     to Python, nor to an installed package, nor to the launcher. All files of a package are compared, because ranks may
     import some later. Line ends and files that build tools write are ignored.
     """
-    library = _library_folders()
     found: dict[str, Path] = {}
     for name, module in list(modules.items()):
         file = getattr(module, "__file__", None)
-        if not isinstance(file, str) or not file.endswith(".py") or _is_library(file, library):
+        if not isinstance(file, str) or not file.endswith(".py") or _is_library(file):
             continue
         path = Path(file)
         found[_name_of(name, path)] = path
@@ -79,6 +79,7 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (Path(parent, name) for name in sorted(names) if name.endswith(".py"))
 
 
+@functools.cache
 def _library_folders() -> tuple[str, ...]:
     paths = [sysconfig.get_paths().get(key) for key in ("stdlib", "platstdlib", "purelib", "platlib")]
     folders = [*filter(None, paths), *site.getsitepackages(), site.getusersitepackages()]
@@ -88,10 +89,12 @@ def _library_folders() -> tuple[str, ...]:
 def is_users_file(file: str) -> bool:
     """Whether code comes from the user rather than from Python, an installed package or the launcher."""
     is_made = file.startswith("<") and not file.startswith("<ipython")
-    return not is_made and not _is_library(file, _library_folders())
+    return not is_made and not _is_library(file)
 
 
-def _is_library(file: str, library: tuple[str, ...]) -> bool:
+@functools.cache
+def _is_library(file: str) -> bool:
+    library = _library_folders()
     if file.startswith(library) or any(name in file for name in _INSTALLED):
         return True
     # Last, as resolving links reads each folder.

@@ -57,7 +57,8 @@ def running(
     """A run in a temporary folder: process, file of marks, wall-clock time of the start. Killed at the end."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         marks = Path(folder) / "marks"
-        env = {**os.environ, "MARKS": str(marks), "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1",
+        paths = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+        env = {**os.environ, "MARKS": str(marks), "PYTHONPATH": paths, "OMP_NUM_THREADS": "1",
                "STEPS": str(steps), "PAUSE": str(pause), "DEVICES": str(ranks),
                # torchx and NeMo-Run search torchrun in PATH.
                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}  # fmt: skip

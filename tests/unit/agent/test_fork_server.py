@@ -194,3 +194,25 @@ def test_modules_that_the_agent_imports_before_torch_do_not_import_it() -> None:
               "print([m for m in ('torch', 'lightning', 'wandb', 'deepspeed') if m in sys.modules])")  # fmt: skip
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "[]\n"
+
+
+_WARM = """
+from importlib.metadata import entry_points
+import json, os
+from launcher.agent.fork_server_process import import_modules, USER_MODULES
+import lightning.pytorch
+import lightning.fabric.utilities.registry as registry
+before = dict(os.environ)
+report = import_modules(["launcher.training.run", USER_MODULES, "launcher.agent.warm_caches"])
+assert report["unsafe"] == [], report
+assert os.environ == before
+import launcher.agent.warm_caches
+found = registry.entry_points(group="lightning.pytorch.callbacks_factory")
+assert found is registry.entry_points(group="lightning.pytorch.callbacks_factory"), "not kept"
+assert found == entry_points(group="lightning.pytorch.callbacks_factory")
+assert registry.entry_points(group="console_scripts") == entry_points(group="console_scripts")
+"""
+
+
+def test_filling_caches_survives_a_fork() -> None:
+    subprocess.run([sys.executable, "-c", _WARM], check=True, timeout=120)

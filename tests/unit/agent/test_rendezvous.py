@@ -14,7 +14,7 @@ from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRen
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import create_handler
 
 from launcher.agent.fixed_rendezvous import FixedRendezvous, NumberedNode
-from launcher.agent.rendezvous import FreshStoreRendezvous, OneStoreRendezvous
+from launcher.agent.rendezvous import FreshStoreRendezvous, OneStoreRendezvous, make_rendezvous
 from launcher.config.launch_options import LaunchOptions
 
 TIMEOUT = 60
@@ -67,3 +67,20 @@ def test_each_attempt_of_plain_code_has_an_empty_store() -> None:
     assert nodes[0].use_agent_store
     for node in nodes:
         node.shutdown()
+
+
+def test_a_single_node_waits_for_no_other_node() -> None:
+    node = make_rendezvous(LaunchOptions())
+    assert isinstance(node, FixedRendezvous), "torchelastic's would wait for a last call in every attempt"
+    addresses: set[tuple[str, int]] = set()
+    for _ in range(2):
+        info = node.next_rendezvous()
+        assert (info.rank, info.world_size, node.num_nodes_waiting()) == (0, 1, 0)
+        assert info.bootstrap_store_info is not None
+        addresses.add((info.bootstrap_store_info.master_addr, info.bootstrap_store_info.master_port))
+    ((host, port),) = addresses
+    ranks = TCPStore(host, port, is_master=False, wait_for_workers=False)
+    ranks.set("launcher/run_name", "name")
+    assert node.get_run_id() != make_rendezvous(LaunchOptions()).get_run_id()
+    assert make_rendezvous(LaunchOptions(run_id="mine")).get_run_id() == "mine"
+    node.shutdown()

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from launcher.core.errors import TopologyError
+from launcher.hardware import devices
 from launcher.hardware.devices import (
     BUILD_TOOLS,
     Hardware,
@@ -70,7 +71,18 @@ def test_a_library_that_is_not_installed_has_no_version(monkeypatch: pytest.Monk
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", version)
+    keep = vars(devices)["_installed_version"]
+    keep.cache_clear()
     assert library_versions()["deepspeed"] is None
+    keep.cache_clear()
+
+
+def test_the_version_of_an_imported_library_stays_when_another_one_is_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = library_versions()["torch"]
+    monkeypatch.setattr(importlib.metadata, "version", lambda _: "0.0.1")
+    assert library_versions()["torch"] == before
 
 
 def test_hardware_survives_json() -> None:

@@ -197,3 +197,14 @@ def test_a_plan_is_kept_as_json(runs: Path) -> None:
 def test_other_ranks_receive_the_run_without_its_lock(resume: Path | None) -> None:
     run = RunDirectory(Path("/runs/a"), resume, "abc", True)
     assert RunDirectory.from_dict(json.loads(json.dumps(run.to_dict()))) == run
+
+
+def test_a_restart_with_an_equal_config_does_not_write_it_again(runs: Path) -> None:
+    run = ended(open_run_directory(config(runs)))
+    file = run.path / "config.yaml"
+    before = file.stat().st_ino
+    ended(open_run_directory(config(runs), restart_of=run.name, has_config=True))
+    assert file.stat().st_ino == before
+    file.unlink()
+    ended(open_run_directory(config(runs), restart_of=run.name, has_config=True))
+    assert file.is_file(), "a removed one is written"

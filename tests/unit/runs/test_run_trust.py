@@ -163,3 +163,11 @@ def test_a_rendezvous_of_another_user_is_not_joined(shared: Path, kind: str) -> 
     times: Callable[[], float] = iter([0.0, 0.0, 9.0]).__next__
     with pytest.raises(RendezvousError, match="is not trusted"):
         join_rendezvous(place, 1, 1.0, times)
+
+
+def test_checking_a_private_folder_writes_nothing(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "mine"
+    run.mkdir(parents=True, mode=0o700)
+    before = run.parent.stat().st_mtime_ns
+    assert find_run_folder_problem(run) is None
+    assert run.parent.stat().st_mtime_ns == before

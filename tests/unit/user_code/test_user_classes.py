@@ -18,7 +18,7 @@ from launcher.config.schema import RunConfig
 from launcher.config.validation import parse_config
 from launcher.core.errors import ConfigError, Problem
 from launcher.user_code import arguments as class_arguments
-from launcher.user_code.classes import import_classes, make_callbacks, make_loggers, make_objects
+from launcher.user_code.classes import import_classes, known_classes, make_callbacks, make_loggers, make_objects
 from launcher.user_code.imports import import_class
 from launcher.user_code.objects import UserObjects, make_user_objects
 from tests.support import cli_zoo
@@ -490,3 +490,11 @@ def test_problems_of_other_classes_are_reported(values: dict[str, Any], path: st
         import_classes(parse_config({"model": {"class_path": "tests.support.cli_zoo.Plain"}, **values}))
     messages = {problem.path: problem.message for problem in caught.value.problems}
     assert expected in messages[path]
+
+
+def test_classes_are_checked_once_for_a_config_and_again_for_another() -> None:
+    first, equal = config(model("theirs.Alone", batch_size=6)), config(model("theirs.Alone", batch_size=6))
+    found = import_classes(first)
+    assert known_classes(first) is found
+    assert known_classes(equal) is not found, "another config, whose classes may have changed"
+    assert import_classes(equal) is not found
