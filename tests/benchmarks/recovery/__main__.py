@@ -1,14 +1,16 @@
 """Recovery from killed ranks: SIGKILL at a random moment of a random step.
 
-    python -m tests.benchmarks.recovery [--rounds 10] [--ranks 2] [--peers launcher torchrun nvrx nvrx_reserve torchft torchft_1s]
-        the same training under each tool in turns; measured from outside. The peers' interpreter is --peers-python or the
-        environment variable PEERS_PYTHON. They are not installed with the tests: `pip install --no-deps
-        nvidia-resiliency-ext torchft defusedxml nvidia-ml-py pynvml` into a virtual environment with torch and lightning.
-    python -m tests.benchmarks.recovery --oracle [--cases mlp,bn] [--ranks 2,3] [--rounds 20] [--dead 1] [--extra ARGUMENTS]
-        the launcher's acceptance test: all go on, no step is done again, and losses and states equal the undisturbed run's
-        to the bit. Exit code 1 otherwise.
-    python -m tests.benchmarks.recovery --cost [--ranks 2] [--rounds 30]
-        the cost of what the launcher keeps for recovery in each step
+    python -m tests.benchmarks.recovery [--rounds 10] [--ranks 2] [--peers launcher,torchrun,nvrx,torchft]
+    python -m tests.benchmarks.recovery --oracle [--cases mlp,bn] [--ranks 2,3] [--rounds 20] [--dead 1]
+    python -m tests.benchmarks.recovery --cost [--parts HeartbeatCallback] [--ranks 2] [--rounds 30]
+
+The first one runs the same training under each tool in turns, and measures from outside. The peers' interpreter is
+--peers-python or the environment variable PEERS_PYTHON. They are not installed with the tests: `pip install --no-deps
+nvidia-resiliency-ext torchft defusedxml nvidia-ml-py pynvml` into a virtual environment with torch and Lightning.
+
+The second one is the launcher's acceptance test: all runs go on, no step is done again, and losses and states equal
+the undisturbed run's to the bit; exit code 1 otherwise. The third one measures what parts of the launcher cost in a
+step; see `cost.py`.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from pathlib import Path
 
 from tests.benchmarks.recovery.cases import CASES
 from tests.benchmarks.recovery.contestants import CONTESTANTS, Settings
+from tests.benchmarks.recovery.cost import measure
 from tests.benchmarks.recovery.oracle import OracleOptions, check
 from tests.benchmarks.recovery.peers import compare
 
@@ -41,6 +44,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--oracle", action="store_true", help="the acceptance test")
     parser.add_argument("--cost", action="store_true", help="the cost of a step")
+    parser.add_argument("--parts", type=_words, default=["HeartbeatCallback"], help="what --cost measures")
+    parser.add_argument("--steps", type=int, default=50, help="steps in a block of --cost")
     parser.add_argument("--ranks", type=_words, help="numbers of ranks: 2 by default, 2,3 for the acceptance test")
     parser.add_argument("--rounds", type=int, help="10 by default, 20 for the acceptance test, 30 for the cost")
     parser.add_argument("--seed", type=int, default=0)
@@ -57,14 +62,19 @@ def main() -> int:
     ranks = [int(number) for number in options.ranks or (("2", "3") if options.oracle else ("2",))]
     folder = Path(tempfile.mkdtemp(prefix="recovery-"))
     if options.oracle:
-        own = OracleOptions(options.rounds or 20, options.dead, options.seed, options.extra, options.verbose, options.keep_redone)
+        own = OracleOptions(
+            options.rounds or 20, options.dead, options.seed, options.extra, options.verbose, options.keep_redone
+        )
         return 0 if check(_known(options.cases, list(CASES)), ranks, folder, own) else 1
     for number in ranks:
         place = folder / str(number)
         place.mkdir()
         print(f"{number} ranks", flush=True)
-        compare(_known(options.peers, list(CONTESTANTS)), options.rounds or 10, Settings(options.peers_python, number, place),
-                options.seed)  # fmt: skip
+        if options.cost:
+            measure(options.parts, number, options.rounds or 30, options.steps, place)
+            continue
+        settings = Settings(options.peers_python, number, place)
+        compare(_known(options.peers, list(CONTESTANTS)), options.rounds or 10, settings, options.seed)
     return 0
 
 

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from tests.benchmarks.recovery.training import BATCH, PAUSE, WIDTH, Data, Mlp, Pairs, loss_of, network, optimizers
+from tests.benchmarks.recovery.training import BATCH, PAUSE, WIDTH, Data, Mlp, Pairs, loss_of, optimizers
 
 _HERE = __name__
 
 
 class BatchNorms(Mlp):
-    """The running means differ between ranks at the end of a step; DDP sends rank zero's at the start of the next one."""
+    """The running means differ between ranks after a step; DDP sends rank zero's at the start of the next one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -145,6 +145,7 @@ class Case:
         callbacks: the user's.
         settings: other config keys.
         accumulate: batches in an optimizer step.
+        steps_of_batch: what Lightning's `global_step` counts for a batch.
     """
 
     model: type[pl.LightningModule] = Mlp

@@ -85,7 +85,14 @@ def _inprocess(reserve: int) -> Callable[[Settings], list[str]]:
 def _torchft(heartbeat: int, minimum: int | None) -> Callable[[Settings], list[str]]:
     def command(settings: Settings) -> list[str]:
         least = str(minimum or settings.ranks)
-        return [settings.python, str(HERE / "torchft_script.py"), str(STEPS), str(settings.ranks), str(heartbeat), least]
+        return [
+            settings.python,
+            str(HERE / "torchft_script.py"),
+            str(STEPS),
+            str(settings.ranks),
+            str(heartbeat),
+            least,
+        ]
 
     return command
 

@@ -1,7 +1,7 @@
 """The training under nvidia-resiliency-ext's in-process restart: `inprocess_script.py STEPS EVERY ACTIVE RESERVE`.
 
-Without arguments of a rank in the environment it starts ACTIVE + RESERVE ranks as plain processes, which is what the tool needs,
-and ends when they have ended; ranks that are killed are not replaced. The tool's defaults hold.
+Without RANK in the environment it starts ACTIVE + RESERVE ranks as plain processes, which the tool needs, and ends when
+they have ended; ranks that are killed are not replaced. The tool's defaults hold.
 """
 
 import os
@@ -10,20 +10,18 @@ import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
-from typing import Optional
 
 import nvidia_resiliency_ext.inprocess as inprocess
 
 # The tool reads the annotation of `call_wrapper`, so annotations of this file must not be texts.
 
 
-def train(steps: int, every: int, call_wrapper: Optional[inprocess.CallWrapper] = None) -> None:
+def train(steps: int, every: int, shares: int, call_wrapper: inprocess.CallWrapper | None = None) -> None:
     """One attempt of a rank, in a new process group."""
     import torch
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
 
-    from tests.benchmarks.recovery import trace
     from tests.benchmarks.recovery.plain_loop import Loop
 
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -33,19 +31,19 @@ def train(steps: int, every: int, call_wrapper: Optional[inprocess.CallWrapper] 
         os.environ["MASTER_ADDR"], int(os.environ["GROUP_PORT"]) + attempt, ranks, rank == 0, timedelta(seconds=60)
     )
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
-    loop, path, first = Loop(rank, ranks), Path("last.pt"), 0
+    loop, path, first = Loop(rank, ranks, shares), Path("last.pt"), 0
     if path.exists():
         state = torch.load(path, weights_only=True)
         loop.load(state)
         first = state["step"]
     model = DistributedDataParallel(loop.net)
     for step in range(first, steps):
-        loss = loop.loss(model, step)
+        losses = loop.losses(model, step)
         loop.adam.zero_grad()
-        loss.backward()
+        loop.total(losses).backward()
         loop.adam.step()
         loop.schedule.step()
-        trace.append(rank, attempt, (0, step), finished=True, loss=loss.item())
+        loop.record(attempt, step, losses)
         if rank == 0 and (step + 1) % every == 0:
             loop.save(path, step + 1)
     loop.finish()
@@ -58,7 +56,7 @@ def run_rank(steps: int, every: int, active: int) -> None:
         rank_assignment=inprocess.Compose(
             inprocess.rank_assignment.MaxActiveWorldSize(active), inprocess.rank_assignment.ShiftRanks()
         ),
-    )(train)(steps, every)
+    )(train)(steps, every, active)
 
 
 def main() -> int:

@@ -12,8 +12,8 @@ from tests.benchmarks.recovery.contestants import CONTESTANTS, WINDOW, Settings
 from tests.benchmarks.recovery.rounds import Outcome, largest_loss_difference, random_kill, run, step_seconds
 
 HEADER = (
-    "| tool | goes on | kill to first new step, s: median (range) | steps redone | losses equal to the bit | parameters equal | "
-    "largest difference of a loss |\n|---|---|---|---|---|---|---|"
+    "| tool | goes on | kill to first new step, s: median (range) | steps redone | losses equal to the bit "
+    "| parameters equal | largest difference of a loss |\n|---|---|---|---|---|---|---|"
 )
 
 

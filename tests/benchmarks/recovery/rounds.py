@@ -1,8 +1,9 @@
-"""One round: start a training, kill ranks at a moment of a step, wait for the end, and compare with an undisturbed run."""
+"""One round: start a training, kill ranks at a moment of a step, wait, and compare with an undisturbed run."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.benchmarks.recovery import trace
+from tests.support import warm
 from tests.support.processes import descendants
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -30,13 +32,15 @@ class Launch:
         environment: additional variables.
         timeout: seconds after which a round has failed.
         patience: seconds from the kill to the end of the training.
+        warm: start from a process that has imported torch and Lightning, which saves seconds; only for this Python.
     """
 
     command: Sequence[str]
     ranks: int
     environment: Mapping[str, str] = field(default_factory=dict)
-    timeout: float = 90.0
-    patience: float = 45.0
+    timeout: float = 240.0
+    patience: float = 60.0
+    warm: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,13 +105,12 @@ def run(launch: Launch, folder: Path, kill: Kill | None, reference: Path | None 
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     give_up = time.monotonic() + launch.timeout
     with (folder / "output").open("wb") as output:
-        process = subprocess.Popen(launch.command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=output,
-                                   stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+        process = _start(launch, folder, environment, output.fileno())
         try:
             if kill is not None:
                 outcome.killed = _kill(process, folder, kill, give_up)
                 give_up = min(give_up, time.monotonic() + launch.patience)
-            with contextlib.suppress(subprocess.TimeoutExpired):
+            with contextlib.suppress(subprocess.TimeoutExpired, TimeoutError):
                 outcome.code = process.wait(max(give_up - time.monotonic(), 0.1))
         finally:
             # torchrun's ranks have separate sessions and outlive it.
@@ -124,7 +127,18 @@ def run(launch: Launch, folder: Path, kill: Kill | None, reference: Path | None 
     return outcome
 
 
-def _kill(process: subprocess.Popen[bytes], folder: Path, kill: Kill, give_up: float) -> float | None:
+def _start(
+    launch: Launch, folder: Path, environment: Mapping[str, str], output: int
+) -> subprocess.Popen[bytes] | warm.WarmProcess:
+    if launch.warm:
+        return warm.start(launch.command[1:], folder, environment, output)
+    return subprocess.Popen(launch.command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=output,
+                            stderr=output, start_new_session=True)  # fmt: skip
+
+
+def _kill(
+    process: subprocess.Popen[bytes] | warm.WarmProcess, folder: Path, kill: Kill, give_up: float
+) -> float | None:
     """Wait for the moment and kill; returns the time, or None if the run ended before."""
     while len(trace.read(folder, kill.victims[0])) < kill.after:
         if process.poll() is not None or time.monotonic() > give_up:
@@ -154,7 +168,7 @@ def _problem(outcome: Outcome, kill: Kill | None) -> str:
 def recovery(lines: Mapping[int, Sequence[trace.Line]], killed: float) -> tuple[float | None, int]:
     """Seconds from the kill to the end of the first step that had not been done before, and the steps done again.
 
-    A step that was running and still ends on a survivor belongs to the old attempt: an attempt is a process and its number.
+    A step that was running and still ends on a survivor belongs to the old attempt (a process and its number).
     """
     every = [line for rank in lines.values() for line in rank]
     old = {(line.pid, line.attempt) for line in every if line.when <= killed}
@@ -213,7 +227,7 @@ def step_seconds(folder: Path, ranks: int) -> float:
         after.when - before.when
         for rank in range(ranks)
         for lines in [trace.read(folder, rank)]
-        for before, after in zip(lines[2:], lines[3:], strict=False)
+        for before, after in itertools.pairwise(lines[2:])
     )
     return gaps[len(gaps) // 2] if gaps else 0.0
 

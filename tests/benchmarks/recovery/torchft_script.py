@@ -20,11 +20,10 @@ def run_rank(steps: int, minimum: int) -> None:
     import torch.distributed as dist
     import torchft
 
-    from tests.benchmarks.recovery import trace
     from tests.benchmarks.recovery.plain_loop import Loop
 
     rank, ranks = int(os.environ["REPLICA"]), int(os.environ["REPLICAS"])
-    loop = Loop(rank, ranks)
+    loop = Loop(rank, ranks, ranks)
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     manager = torchft.Manager(
         pg=torchft.ProcessGroupGloo(timeout=timedelta(seconds=20)),
@@ -42,13 +41,13 @@ def run_rank(steps: int, minimum: int) -> None:
     while manager.current_step() < steps:
         optimizer.zero_grad()
         step = manager.current_step()
-        loss = loop.loss(model, step)
-        loss.backward()
+        losses = loop.losses(model, step)
+        loop.total(losses).backward()
         optimizer.step()
         if manager.current_step() > step:
             loop.schedule.step()
             # What is committed counts under the step that the quorum agreed on.
-            trace.append(rank, manager._quorum_id, (0, manager.current_step() - 1), finished=True, loss=loss.item())
+            loop.record(manager._quorum_id, manager.current_step() - 1, losses)
     loop.finish()
     manager.shutdown(wait=False)
 

@@ -21,7 +21,7 @@ class StatefulData(Data):
     """With a loader whose position Lightning saves."""
 
     def train_dataloader(self) -> Any:
-        return StatefulDataLoader(Pairs(self.size), BATCH, shuffle=True)
+        return StatefulDataLoader(Pairs(self.size), batch_size=BATCH, shuffle=True)
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
 """What a training writes for the benchmark: a line for each batch, and digests of the final states.
 
 The folder is the environment variable RECOVERY_TRACE. Rank r appends to `rank-r`:
-`when pid attempt epoch batch finished loss`, where `when` is the system's monotonic clock in seconds, the same in all processes,
-`attempt` numbers the process groups of this process, `finished` is 1 if the batch ended an optimizer step, and the loss is in
-hexadecimal, so that equal means equal to the bit. Rank r's final states are in `final-r.json`.
+`when pid attempt epoch batch finished loss`, where `when` is the system's monotonic clock in seconds, the same in all
+processes, `attempt` numbers the process groups of this process, `finished` is 1 if the batch ended an optimizer step,
+and the loss is in hexadecimal, so that equal means equal to the bit. Rank r's final states are in `final-r.json`.
 """
 
 from __future__ import annotations
@@ -65,9 +65,7 @@ def read(trace: Path, rank: int) -> list[Line]:
     lines = []
     for row in text.splitlines():
         when, pid, attempt, epoch, batch, finished, loss = row.split()
-        lines.append(
-            Line(float(when), int(pid), int(attempt), int(epoch), int(batch), finished == "1", loss)
-        )
+        lines.append(Line(float(when), int(pid), int(attempt), int(epoch), int(batch), finished == "1", loss))
     return lines
 
 

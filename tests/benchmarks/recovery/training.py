@@ -52,9 +52,9 @@ def optimizers(net: nn.Module) -> tuple[torch.optim.Adam, torch.optim.lr_schedul
     return adam, torch.optim.lr_scheduler.StepLR(adam, step_size=5, gamma=0.9)
 
 
-def loss_of(net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+def loss_of(net: nn.Module, batch: tuple[Tensor, Tensor], pause: float = PAUSE) -> Tensor:
     """The loss of a batch, after the sleep."""
-    time.sleep(PAUSE)
+    time.sleep(pause)
     return (net(batch[0]) - batch[1]).square().mean()
 
 
@@ -62,17 +62,18 @@ class Mlp(pl.LightningModule):
     """The MLP under Lightning.
 
     Args:
-        seeded: draw dropout from a seed of step and rank, which plain Lightning needs for the same curve after a resume.
+        pause: seconds that a step sleeps.
+        seeded: draw dropout from a seed of step and rank; plain Lightning needs it for the same curve after a resume.
     """
 
-    def __init__(self, seeded: bool = False) -> None:
+    def __init__(self, pause: float = PAUSE, seeded: bool = False) -> None:
         super().__init__()
-        self.net, self.seeded = network(), seeded
+        self.net, self.pause, self.seeded = network(), pause, seeded
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         if self.seeded:
             torch.manual_seed(self.global_step * 1000 + self.global_rank)
-        return loss_of(self.net, batch)
+        return loss_of(self.net, batch, self.pause)
 
     def configure_optimizers(self) -> Any:
         adam, schedule = optimizers(self.net)
