@@ -120,7 +120,9 @@ class Average(pl.Callback):
     def __init__(self) -> None:
         self.weights: dict[str, Tensor] = {}
 
-    def on_train_batch_end(self, trainer: Any, pl_module: pl.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         for name, value in pl_module.named_parameters():
             if name in self.weights:
                 self.weights[name].lerp_(value.detach(), 0.1)
@@ -145,6 +147,7 @@ class Case:
         callbacks: the user's.
         settings: other config keys.
         accumulate: batches in an optimizer step.
+        within: a kill comes within this many steps after the end of a batch.
         steps_of_batch: what Lightning's `global_step` counts for a batch.
     """
 
@@ -154,6 +157,7 @@ class Case:
     callbacks: tuple[type[pl.Callback], ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     accumulate: int = 1
+    within: float = 1.0
     steps_of_batch: int = 1
 
 
@@ -166,7 +170,7 @@ CASES: Mapping[str, Case] = {
     "fp16": Case(settings={"precision": "16-mixed"}),
     "plateau": Case(Plateau),
     "ema": Case(callbacks=(Average,)),
-    "validation": Case(Validated, ValidatedData, trainer={"val_check_interval": 0.5}),
+    "validation": Case(Validated, ValidatedData, trainer={"val_check_interval": 0.5}, within=5.0),
 }
 
 

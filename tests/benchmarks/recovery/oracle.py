@@ -69,7 +69,7 @@ def check_case(case: str, ranks: int, folder: Path, options: OracleOptions) -> l
             chance.shuffle(order)
         # Each rank is killed equally often.
         victims = tuple(order[(number + n) % ranks] for n in range(options.dead))
-        kill = random_kill(chance, victims, WINDOW, step)
+        kill = random_kill(chance, victims, WINDOW, step * CASES[case].within)
         own = folder / f"{case}-{ranks}-{number}"
         own.mkdir()
         began = time.monotonic()
