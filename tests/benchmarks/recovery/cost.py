@@ -61,7 +61,8 @@ class Part:
             raise ValueError(f"there is no callback {self.name}; the launcher has: {names}")
         for callback in self._callbacks:
             for hook in dir(callback):
-                if hook.startswith("on_"):
+                # Lightning calls the empty ones of its base class too.
+                if hook.startswith("on_") and getattr(type(callback), hook) is not getattr(pl.Callback, hook, None):
                     setattr(callback, hook, self._timed(getattr(callback, hook)))
 
     def switch(self, trainer: Any, *, on: bool) -> None:

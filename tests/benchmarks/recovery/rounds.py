@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tests.benchmarks.recovery import trace
 from tests.support import warm
@@ -206,8 +207,16 @@ def differences(folder: Path, reference: Path, lines: Mapping[int, Sequence[trac
         states = json.loads(final.read_text())
         for part, value in json.loads(wanted_final.read_text()).items():
             if states.get(part) != value:
-                found[f"{part} of rank {rank}"] = "another SHA-256"
+                found[f"{part} of rank {rank}"] = _entries(states.get(part), value)
     return found
+
+
+def _entries(got: Any, expected: Any) -> str:
+    """Which entries of a part have another SHA-256."""
+    if not isinstance(got, dict) or not isinstance(expected, dict):
+        return "another SHA-256"
+    other = [name for name in {**expected, **got} if got.get(name) != expected.get(name)]
+    return f"{len(other)} of {len(expected)} entries have another SHA-256: {', '.join(other[:4])}"
 
 
 def largest_loss_difference(folder: Path, reference: Path, ranks: int) -> float:

@@ -100,8 +100,12 @@ def generators() -> list[Any]:
 
 
 def write_final(rank: int, states: Mapping[str, Any]) -> None:
-    """Write the digests of the final states, complete or not at all."""
+    """Write the digests of the final states, of each entry of a mapping, complete or not at all."""
     path = folder() / f"final-{rank}.json"
     part = path.with_suffix(".part")
-    part.write_text(json.dumps({name: digest(value) for name, value in states.items()}))
+    digests = {
+        name: {str(key): digest(entry) for key, entry in value.items()} if isinstance(value, Mapping) else digest(value)
+        for name, value in states.items()
+    }
+    part.write_text(json.dumps(digests))
     part.rename(path)
