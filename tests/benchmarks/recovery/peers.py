@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 import shutil
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.benchmarks.recovery.contestants import CONTESTANTS, WINDOW, Settings
-from tests.benchmarks.recovery.rounds import Outcome, largest_loss_difference, random_kill, run, step_seconds
+from tests.benchmarks.recovery.rounds import Kill, Outcome, largest_loss_difference, run, step_seconds
 
 HEADER = (
     "| tool | goes on | kill to first new step, s: median (range) | steps redone | losses equal to the bit "
@@ -33,28 +33,44 @@ def compare(names: Sequence[str], rounds: int, settings: Settings, seed: int) ->
             print(f"{name}: {steps[name] * 1e3:.0f} ms a step", flush=True)
         else:
             print(f"{name}: the undisturbed run failed: {undisturbed.problem}; kept: {reference}", flush=True)
-    chance = random.Random(seed)  # noqa: S311 -- no secret
     outcomes: dict[str, list[tuple[Outcome, float]]] = {name: [] for name in references}
-    for number in range(rounds):
-        any_rank, not_zero = chance.randrange(settings.ranks), chance.randrange(1, settings.ranks)
-        after, share = random_kill(chance, (0,), WINDOW, 0).after, chance.random()
-        # The order rotates, so that no tool always follows the same one.
-        for name in [*references][number % len(references) :] + [*references][: number % len(references)]:
-            victim = any_rank if CONTESTANTS[name].kills_rank_zero else not_zero
-            kill = random_kill(random.Random(0), (victim,), (after, after), 0)  # noqa: S311 -- no secret
-            kill = type(kill)(kill.victims, after, share * steps[name])
-            own = settings.folder / f"{name}-{number}"
-            own.mkdir()
-            outcome = run(CONTESTANTS[name].launch(settings), own, kill, references[name])
-            largest = largest_loss_difference(own, references[name], settings.ranks) if outcome.goes_on else 0.0
-            outcomes[name].append((outcome, largest))
-            seconds = "" if outcome.seconds is None else f"{outcome.seconds:.2f} s, {outcome.redone} redone, "
-            text = outcome.problem or ("equal" if not outcome.differences else f"differs by up to {largest:.1e}")
-            kept = "" if outcome.goes_on else f"; kept: {own}"
-            print(f"round {number}, {name}, rank {victim} after step {after}: {seconds}{text}{kept}", flush=True)
-            if outcome.goes_on:
-                shutil.rmtree(own)
-    _table(outcomes, missing)
+    try:
+        for number in range(rounds):
+            _round(number, seed, references, steps, settings, outcomes)
+    finally:
+        # Also of a comparison that is ended early.
+        _table(outcomes, missing)
+
+
+def _round(
+    number: int,
+    seed: int,
+    references: Mapping[str, Path],
+    steps: Mapping[str, float],
+    settings: Settings,
+    outcomes: Mapping[str, list[tuple[Outcome, float]]],
+) -> None:
+    """One kill under each tool: the same step, share of a step and rank, except where rank zero may not die."""
+    chance = random.Random(f"{seed} {number}")  # noqa: S311 -- no secret
+    any_rank, not_zero = chance.randrange(settings.ranks), chance.randrange(1, settings.ranks)
+    after, share = chance.randint(*WINDOW), chance.random()
+    # The order rotates, so that no tool always follows the same one.
+    first = number % len(references)
+    for name in [*references][first:] + [*references][:first]:
+        contestant = CONTESTANTS[name]
+        victim = any_rank if contestant.kills_rank_zero else not_zero
+        own = settings.folder / f"{name}-{number}"
+        own.mkdir()
+        kill = Kill((victim,), after, share * steps[name])
+        outcome = run(contestant.launch(settings), own, kill, references[name])
+        largest = largest_loss_difference(own, references[name], settings.ranks) if outcome.goes_on else 0.0
+        outcomes[name].append((outcome, largest))
+        seconds = "" if outcome.seconds is None else f"{outcome.seconds:.2f} s, {outcome.redone} redone, "
+        text = outcome.problem or ("equal" if not outcome.differences else f"differs by up to {largest:.1e}")
+        kept = "" if outcome.goes_on else f"; kept: {own}"
+        print(f"round {number}, {name}, rank {victim} after step {after}: {seconds}{text}{kept}", flush=True)
+        if outcome.goes_on:
+            shutil.rmtree(own)
 
 
 def _median(rows: Sequence[tuple[Outcome, float]]) -> float | None:
@@ -62,7 +78,7 @@ def _median(rows: Sequence[tuple[Outcome, float]]) -> float | None:
     return statistics.median(seconds) if seconds else None
 
 
-def _table(outcomes: dict[str, list[tuple[Outcome, float]]], missing: Sequence[str]) -> None:
+def _table(outcomes: Mapping[str, list[tuple[Outcome, float]]], missing: Sequence[str]) -> None:
     print("\n" + HEADER)
     for name, rows in outcomes.items():
         good = [(row, largest) for row, largest in rows if row.goes_on]
