@@ -81,8 +81,7 @@ def check_case(case: str, ranks: int, folder: Path, options: OracleOptions) -> l
         if not perfect(outcome):
             for name, text in outcome.differences.items():
                 print(f"    {name}: {text}")
-            if not outcome.goes_on:
-                _show_output(own)
+            _show_output(own, only="restart " if outcome.goes_on else "")
             if outcome.goes_on and not outcome.differences and not options.keep_redone:
                 shutil.rmtree(own)
             else:
@@ -105,9 +104,10 @@ def describe(outcome: Outcome) -> str:
     return f"{outcome.seconds or 0:.2f} s, {outcome.redone} steps redone, {same}"
 
 
-def _show_output(folder: Path) -> None:
+def _show_output(folder: Path, only: str = "") -> None:
+    """Print the last lines of the run's output, or of those that begin with a text."""
     lines = (folder / "output").read_text(errors="replace").splitlines()
-    for line in lines[-TAIL:]:
+    for line in [line for line in lines if line.lstrip().startswith(only)][-TAIL:]:
         print(f"    | {line}")
 
 
