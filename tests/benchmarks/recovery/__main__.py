@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.recovery [--rounds 10] [--ranks 2] [--peers launcher,torchrun,nvrx,torchft]
     python -m tests.benchmarks.recovery --oracle [--cases mlp,bn] [--ranks 2,3] [--rounds 20] [--dead 1]
+    python -m tests.benchmarks.recovery --oracle --moments all [--cases mlp,bn] [--ranks 2,3]
     python -m tests.benchmarks.recovery --cost [--parts HeartbeatCallback] [--ranks 2] [--rounds 30]
 
 The first one runs the same training under each tool in turns, and measures from outside. The peers' interpreter is
@@ -27,6 +28,7 @@ from tests.benchmarks.recovery.contestants import CONTESTANTS, Settings
 from tests.benchmarks.recovery.cost import measure
 from tests.benchmarks.recovery.oracle import OracleOptions, check
 from tests.benchmarks.recovery.peers import compare
+from tests.benchmarks.recovery.self_kill import MOMENTS
 
 
 def _words(text: str) -> list[str]:
@@ -53,6 +55,8 @@ def main() -> int:
     parser.add_argument("--peers-python", default=os.environ.get("PEERS_PYTHON", sys.executable))
     parser.add_argument("--cases", type=_words, default=list(CASES))
     parser.add_argument("--dead", type=int, default=1, help="ranks killed at once in the acceptance test")
+    parser.add_argument("--moments", type=_words, default=[], help="one kill of each rank in each of these moments, "
+                        f"instead of --rounds: all, or {', '.join(MOMENTS)}")  # fmt: skip
     parser.add_argument("--extra", type=_words, default=[], help="additional arguments of `launcher fit`")
     parser.add_argument("--verbose", action="store_true", help="print perfect rounds too")
     parser.add_argument("--keep-redone", action="store_true", help="keep rounds whose only fault is steps done again")
@@ -62,9 +66,9 @@ def main() -> int:
     ranks = [int(number) for number in options.ranks or (("2", "3") if options.oracle else ("2",))]
     folder = Path(tempfile.mkdtemp(prefix="recovery-"))
     if options.oracle:
-        own = OracleOptions(
-            options.rounds or 20, options.dead, options.seed, options.extra, options.verbose, options.keep_redone
-        )
+        moments = _known(list(MOMENTS) if options.moments == ["all"] else options.moments, list(MOMENTS))
+        own = OracleOptions(rounds=options.rounds or 20, dead=options.dead, seed=options.seed, moments=moments,
+                            extra=options.extra, verbose=options.verbose, keep_redone=options.keep_redone)  # fmt: skip
         return 0 if check(_known(options.cases, list(CASES)), ranks, folder, own) else 1
     for number in ranks:
         place = folder / str(number)

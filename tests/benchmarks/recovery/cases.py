@@ -184,7 +184,9 @@ def config(case: Case, ranks: int, batches: int, every: int) -> dict[str, Any]:
         every: optimizer steps between checkpoints.
     """
     callbacks = [{"class_path": f"{kind.__module__}.{kind.__name__}"} for kind in case.callbacks]
+    # A rank that kills itself at the end of a batch has written it.
     callbacks.append({"class_path": "tests.benchmarks.recovery.training.Tracer"})
+    callbacks.append({"class_path": "tests.benchmarks.recovery.self_kill.SelfKill"})
     steps = batches * case.steps_of_batch // case.accumulate
     return {
         "name": "run",

@@ -8,12 +8,12 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.benchmarks.recovery.cases import CASES, config
-from tests.benchmarks.recovery.rounds import Launch, Outcome, random_kill, run, step_seconds
+from tests.benchmarks.recovery.cases import CASES, Validated, config
+from tests.benchmarks.recovery.rounds import Kill, Launch, Outcome, random_kill, run, step_seconds
 
 # Three epochs of 14 batches, nearly: kills happen in two of them, and the rest shows whether the curve stays the same.
 LENGTH, WINDOW, EVERY = 38, (2, 22), 10
@@ -28,6 +28,7 @@ class OracleOptions:
         rounds: kills of each case and number of ranks.
         dead: ranks that are killed at once.
         seed: of victims and moments.
+        moments: of `self_kill.MOMENTS`, instead of random ones.
         extra: additional arguments of `launcher fit`.
         verbose: print all rounds.
         keep_redone: keep the folder of rounds whose only fault is steps done again.
@@ -36,6 +37,7 @@ class OracleOptions:
     rounds: int
     dead: int
     seed: int
+    moments: Sequence[str]
     extra: Sequence[str]
     verbose: bool
     keep_redone: bool
@@ -50,6 +52,24 @@ def launch_of(case: str, ranks: int, folder: Path, extra: Sequence[str] = (), ev
     return Launch(command, ranks, warm=True)
 
 
+def _kills(case: str, ranks: int, step: float, options: OracleOptions) -> Iterator[Kill]:
+    """The kills of a case: random ones, or one for each moment and rank."""
+    chance = random.Random(f"{options.seed} {case} {ranks}")  # noqa: S311 -- no secret
+    if options.moments:
+        needs_validation = ("validation", "validated")
+        for moment in options.moments:
+            if CASES[case].model is Validated or moment not in needs_validation:
+                yield from (Kill((rank,), chance.randint(*WINDOW), 0.0, moment) for rank in range(ranks))
+        return
+    order = list(range(ranks))
+    for number in range(options.rounds):
+        if number % ranks == 0:
+            chance.shuffle(order)
+        # Each rank is killed equally often.
+        victims = tuple(order[(number + n) % ranks] for n in range(options.dead))
+        yield random_kill(chance, victims, WINDOW, step * CASES[case].within)
+
+
 def check_case(case: str, ranks: int, folder: Path, options: OracleOptions) -> list[Outcome]:
     """All rounds of a case. Prints each round that is not perfect; keeps its folder."""
     launch = launch_of(case, ranks, folder, options.extra)
@@ -60,22 +80,15 @@ def check_case(case: str, ranks: int, folder: Path, options: OracleOptions) -> l
         print(f"{case}, {ranks} ranks: the undisturbed run failed: {undisturbed.problem}")
         _show_output(reference)
         return []
-    step = step_seconds(reference, ranks)
-    chance = random.Random(f"{options.seed} {case} {ranks}")  # noqa: S311 -- no secret
-    order = list(range(ranks))
     outcomes = []
-    for number in range(options.rounds):
-        if number % ranks == 0:
-            chance.shuffle(order)
-        # Each rank is killed equally often.
-        victims = tuple(order[(number + n) % ranks] for n in range(options.dead))
-        kill = random_kill(chance, victims, WINDOW, step * CASES[case].within)
+    for number, kill in enumerate(_kills(case, ranks, step_seconds(reference, ranks), options)):
         own = folder / f"{case}-{ranks}-{number}"
         own.mkdir()
         began = time.monotonic()
         outcome = run(launch, own, kill, reference)
         outcomes.append(outcome)
-        what = f"{case}, {ranks} ranks, round {number}: rank {victims}, {kill.delay * 1e3:.0f} ms after {kill.after}"
+        moment = f"moment {kill.moment}," if kill.moment else f"{kill.delay * 1e3:.0f} ms"
+        what = f"{case}, {ranks} ranks, round {number}: rank {kill.victims}, {moment} after {kill.after}"
         if options.verbose or not perfect(outcome):
             print(f"{what}: {describe(outcome)} ({time.monotonic() - began:.0f} s)", flush=True)
         if not perfect(outcome):

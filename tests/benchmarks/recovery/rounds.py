@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.recovery import trace
+from tests.benchmarks.recovery.self_kill import VARIABLE, killed_file
+from tests.benchmarks.recovery.training import BATCHES
 from tests.support import warm
 from tests.support.processes import descendants
 
@@ -52,11 +54,13 @@ class Kill:
         victims: the ranks.
         after: number of finished batches of the first victim.
         delay: seconds after it, for a random moment within the next step.
+        moment: one of `self_kill.MOMENTS`, in which the first victim kills itself instead.
     """
 
     victims: tuple[int, ...]
     after: int
     delay: float
+    moment: str = ""
 
 
 @dataclass
@@ -104,6 +108,9 @@ def run(launch: Launch, folder: Path, kill: Kill | None, reference: Path | None 
                    "PYTHONUNBUFFERED": "1", **launch.environment}  # fmt: skip
     # As users have it: without compiled files each start compiles what it imports.
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    if kill is not None and kill.moment:
+        epoch, batch = divmod(kill.after, BATCHES)
+        environment[VARIABLE] = f"{kill.victims[0]} {kill.moment} {epoch} {batch}"
     give_up = time.monotonic() + launch.timeout
     with (folder / "output").open("wb") as output:
         process = _start(launch, folder, environment, output.fileno())
@@ -141,6 +148,13 @@ def _kill(
     process: subprocess.Popen[bytes] | warm.WarmProcess, folder: Path, kill: Kill, give_up: float
 ) -> float | None:
     """Wait for the moment and kill; returns the time, or None if the run ended before."""
+    file = killed_file(folder)
+    if kill.moment:
+        while not file.exists() or not file.read_text():
+            if process.poll() is not None or time.monotonic() > give_up:
+                return None
+            time.sleep(_POLL)
+        return float(file.read_text())
     while len(trace.read(folder, kill.victims[0])) < kill.after:
         if process.poll() is not None or time.monotonic() > give_up:
             return None
