@@ -165,7 +165,8 @@ def measure(parts: Sequence[str], ranks: int, rounds: int, steps: int, folder: P
     ]
     file = folder / "cost.yaml"
     file.write_text(json.dumps(settings))
-    command = [sys.executable, "-m", "launcher", "fit", "--nproc-per-node", str(ranks), "--config", str(file)]
+    command = [sys.executable, "-m", "launcher", "fit", "--nproc-per-node", str(ranks), "--max-restarts", "1",
+               "--config", str(file)]  # fmt: skip
     outcome = run(Launch(command, ranks, timeout=1800), folder, None)
     blocks_file = folder / "blocks.json"
     if not blocks_file.exists():

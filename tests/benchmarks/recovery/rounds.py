@@ -201,10 +201,12 @@ def recovery(lines: Mapping[int, Sequence[trace.Line]], killed: float) -> tuple[
 def differences(folder: Path, reference: Path, lines: Mapping[int, Sequence[trace.Line]]) -> dict[str, str]:
     """The first difference of each rank's losses, and the parts of the final states that differ."""
     found: dict[str, str] = {}
+    trained = {line.at for own in lines.values() for line in own}
     for rank, own in lines.items():
         expected = {line.at: line.loss for line in trace.read(reference, rank)}
         wrong = [line for line in own if expected.get(line.at) != line.loss]
-        missing = sorted(set(expected) - {line.at for line in own})
+        # A rank that died after the step's reduction has no line of a batch that the others finished.
+        missing = sorted(set(expected) - trained)
         if wrong:
             line, wanted = wrong[0], expected.get(wrong[0].at)
             relative = "" if wanted is None else f", expected {float.fromhex(wanted):.9g}"
