@@ -217,6 +217,9 @@ def differences(folder: Path, reference: Path, lines: Mapping[int, Sequence[trac
         elif missing:
             found[f"loss of rank {rank}"] = f"no line for {len(missing)} batches, first {missing[0]}"
         final, wanted_final = folder / f"final-{rank}.json", reference / f"final-{rank}.json"
+        if not wanted_final.exists():
+            found[f"parameters of rank {rank}"] = "the undisturbed run has no final state of this rank"
+            continue
         if not final.exists():
             found[f"parameters of rank {rank}"] = "no final state"
             continue

@@ -83,7 +83,10 @@ def main() -> int:
                 restarts -= 1
                 processes[rank] = start(rank)
         if any(process.poll() == 0 for process in processes):
-            time.sleep(0.5)
+            # The others are in their last step, or still starting.
+            give_up = time.monotonic() + 10
+            while any(process.poll() is None for process in processes) and time.monotonic() < give_up:
+                time.sleep(0.05)
             for process in processes:
                 process.kill()
             lighthouse.kill()
