@@ -70,7 +70,7 @@ class CheckpointOptions:
 
     Attributes:
         every_n_epochs: save after each N epochs.
-        every_n_steps: save after each N optimizer steps, the most that a crash can cost.
+        every_n_steps: save after each N optimizer steps, the most that a crash of all ranks can cost.
         save_top_k: number of best checkpoints to keep; -1 keeps all.
         monitor: the metric that decides which checkpoints are the best.
         mode: whether a smaller or a larger value is better.

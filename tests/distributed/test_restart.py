@@ -1,4 +1,4 @@
-"""Under `torchrun --max-restarts` a killed rank is replaced, and the run continues from its last checkpoint."""
+"""Under `torchrun --max-restarts` a killed rank is replaced, and the run continues from its last step."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def test_a_killed_rank_is_replaced_and_the_run_continues_in_its_directory(tmp_pa
     assert [event["restart_count"] for event in attempts] == [0, 1]
     assert attempts[0]["attempt"] != attempts[1]["attempt"]
     assert attempts[0]["wandb_id"] == attempts[1]["wandb_id"]
-    # Step 5 had started and 4 was saved: 4 and 5 are repeated, then the rest follows, each sample once in an epoch.
+    # Step 5 had started: it is done again, then the rest follows, each sample once in an epoch.
     steps = [step for step, _, _ in read_trace(tmp_path / "trace", 1 - victim)]
-    assert steps == [0, 1, 2, 3, 4, 5, *range(4, 16)]
+    assert steps == [0, 1, 2, 3, 4, 5, *range(5, 16)]
     assert events_of(directory, "finished")[0]["step"] == 16
     assert (directory / "logs" / "rank-0.1.log").exists(), "the first attempt's log is kept"

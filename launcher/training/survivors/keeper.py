@@ -23,7 +23,7 @@ from launcher.training.resume.epoch_metrics import EpochMetrics
 from launcher.training.survivors.callback_states import CallbackStates
 from launcher.training.survivors.own_state import OwnState
 from launcher.training.survivors.record import RecordWriter
-from launcher.training.survivors.saving import KeptFolders, save_state
+from launcher.training.survivors.saving import KeptFolders, add_own_record, save_state
 
 
 class StepKeeper(pl.Callback):
@@ -70,6 +70,13 @@ class StepKeeper(pl.Callback):
             self._callbacks.watch(trainer)
             self._writer = RecordWriter(record_path(self._folders.records, trainer.global_rank))
             loop.observer = self
+
+    @override
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # Before the callbacks that read these values.
+        add_own_record(checkpoint, record_path(self._folders.records, trainer.global_rank), trainer.global_rank)
 
     @override
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:

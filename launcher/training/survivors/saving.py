@@ -91,6 +91,18 @@ def _gathered(records: list[Record | None]) -> Mapping[str, Any]:
     return {key: [None if each is None else unpack(each.content[key]) for each in records] for key in (RANDOM, METRICS)}
 
 
+def add_own_record(checkpoint: dict[str, Any], path: Path, rank: int) -> None:
+    """Add what this rank has recorded itself to a state that a survivor on another node has saved without it."""
+    position: Mapping[str, Any] = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {})
+    batches = position.get(POSITION_KEY, {}).get("total")
+    for key in (RANDOM, METRICS):
+        values: Any = checkpoint.get(key)
+        if isinstance(values, list) and len(values) > rank and values[rank] is None:
+            own = None if batches is None else find_record(path, batches)
+            if own is not None:
+                values[rank] = unpack(own.content[key])
+
+
 def _dump(trainer: pl.Trainer, silent: tuple[type[pl.Callback], ...]) -> dict[str, Any]:
     connected: Any = trainer
     callbacks = connected.callbacks
