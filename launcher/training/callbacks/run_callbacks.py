@@ -51,7 +51,7 @@ class RunParts:
 
 
 def run_callbacks(ctx: RunContext, parts: RunParts, event_writer: EventWriter) -> list[pl.Callback]:
-    """The user's callbacks, then the launcher's."""
+    """The heartbeat, which marks where a phase begins, then the user's callbacks, then the launcher's others."""
     config, notice, events = ctx.config, ctx.output.notice, ctx.output.events
     checkpoint = ctx.run.checkpoints / LAST_CHECKPOINT if config.trainer.enable_checkpointing is not False else None
     # In these modes Lightning itself removes loggers and checkpoints.
@@ -64,6 +64,7 @@ def run_callbacks(ctx: RunContext, parts: RunParts, event_writer: EventWriter) -
     event_writer.check_metrics = monitor.check_logged
     tuned = TunedValues(parts.objects.callbacks, resumes=ctx.run.resume_from is not None, notice=notice)
     return [
+        *heartbeat_callbacks(ctx.status),
         *tuned.kept,
         tuned,
         *([ActivationCheckpointing(config.fsdp.blocks)] if ctx.plan.activation_checkpointing else []),
@@ -72,7 +73,6 @@ def run_callbacks(ctx: RunContext, parts: RunParts, event_writer: EventWriter) -
         BufferMonitor(monitor.alert, events, notice),
         PlanRecorder(ctx.plan, notice, keeps_batch=config.global_batch_size is not None),
         event_writer,
-        *heartbeat_callbacks(ctx.status),
         RandomStates(notice),
         SecretRedactor(notice),
         EpochMetrics(notice),
