@@ -25,6 +25,7 @@ _COLLECTIVE_FILES = ("torch/distributed/", "torch/autograd/graph.py", "torch/aut
 # The file and the functions in which a loader waits for a batch of its workers.
 _LOADER_FILE = "torch/utils/data/dataloader.py"
 _LOADER_WAITS = ("_get_data", "_try_get_data")
+LOADER_WAIT = "waiting for its loader workers"
 _LOCK_FILES = ("/threading.py", "/queue.py", "/multiprocessing/queues.py", "/multiprocessing/synchronize.py")
 # psutil's names of process states in which a rank cannot run.
 _STOPPED = "stopped"
@@ -195,7 +196,7 @@ def describe_wait(stacks: str, kernel: str) -> str:
         return "waiting for other ranks"
     frames = read_main_thread(stacks)
     if any(file.endswith(_LOADER_FILE) and name in _LOADER_WAITS for file, _, name in frames):
-        return "waiting for its loader workers"
+        return LOADER_WAIT
     if frames and frames[0][0].endswith(_LOCK_FILES):
         return "waiting for a lock or a queue"
     return kernel

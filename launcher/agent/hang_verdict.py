@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from launcher.agent.flight_recorder import Collective, find_late_ranks, find_mismatches
-from launcher.agent.hang_detection import RankState, find_outside_ranks, find_own_frame, read_main_thread
+from launcher.agent.hang_detection import LOADER_WAIT, RankState, find_outside_ranks, find_own_frame, read_main_thread
 from launcher.monitoring.health import format_ranks
 from launcher.process.phases import Phase
 from launcher.user_code.sources import is_users_file
@@ -107,9 +107,7 @@ class HangVerdict:
         }
 
 
-def judge(
-    states: Mapping[int, RankState], rules: HangRules, silent_nodes: Sequence[int] = ()
-) -> HangVerdict | None:
+def judge(states: Mapping[int, RankState], rules: HangRules, silent_nodes: Sequence[int] = ()) -> HangVerdict | None:
     """The verdict on the states of all ranks; None as long as it may be no hang.
 
     The first of these that finds ranks decides: stopped processes; ranks that did not enter a collective; ranks that
@@ -162,7 +160,7 @@ def _does_long_work(state: RankState) -> bool:
 
 def name_phase(state: RankState) -> str:
     """The phase for the user; a rank that waits for its loader is in the phase 'data'."""
-    if state.waits_for == "waiting for its loader workers":
+    if state.waits_for == LOADER_WAIT:
         return "data"
     return "unknown" if state.heartbeat is None else Phase(state.heartbeat.phase).text
 
@@ -201,10 +199,12 @@ def describe_verdict(verdict: HangVerdict) -> str:
 
 
 def _position(state: RankState, text: str) -> str:
+    """What the rank waits for, and where, unless that is the inside of a loader."""
     wait = state.waits_for
-    if not wait or state.is_stopped or "waiting" in text.partition(";")[0]:
+    where, mark, cause = text.partition("; ")
+    if not wait or state.is_stopped or "waiting" in where:
         return text
-    return f"{wait} {text}"
+    return f"{wait}{mark}{cause}" if wait == LOADER_WAIT else f"{wait} {text}"
 
 
 def _collectives(states: Mapping[int, RankState]) -> list[str]:

@@ -1,9 +1,13 @@
-"""A training that hangs on purpose: `fault` happens to rank `by_rank` in step `at`, and lasts for ever or `seconds`."""
+"""A training that hangs on purpose: `fault` happens to rank `by_rank` in step `at`, and lasts for ever or `seconds`.
+
+Several faults with commas between happen one after the other, each `at` steps after the one before.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -23,10 +27,10 @@ _FOREVER = 10_000.0
 
 
 def _mark() -> None:
-    """The begin of the fault, for a benchmark: CLOCK_MONOTONIC is the same for all processes."""
+    """Write when the fault begins, for a benchmark."""
     path = os.environ.get("HANG_MARK")
     if path:
-        Path(path).write_text(str(time.monotonic()))
+        Path(path).write_text(str(time.time()))
 
 
 class Samples(Dataset[Tensor]):
@@ -91,13 +95,15 @@ class Hanging(pl.LightningModule):
         super().__init__()
         self.fault, self.at, self.by_rank, self.pace, self.seconds = fault, at, by_rank, pace, seconds
         self.net = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
-        self._is_done = False
+        self._done: set[int] = set()
 
     def _fails(self, fault: str) -> bool:
-        is_now = self.fault == fault and self.global_rank == self.by_rank and self.global_step == self.at
-        if not is_now or self._is_done:
+        number, rest = divmod(self.global_step, max(self.at, 1))
+        wanted = self.fault.split(",")
+        is_now = rest == 0 and 1 <= number <= len(wanted) and wanted[number - 1] == fault
+        if not is_now or self.global_rank != self.by_rank or number in self._done:
             return False
-        self._is_done = True
+        self._done.add(number)
         _mark()
         return True
 
@@ -150,3 +156,33 @@ def stop_for(seconds: float) -> None:
         code = f"import os, signal, time; time.sleep({seconds}); os.kill({os.getpid()}, signal.SIGCONT)"
         subprocess.Popen([sys.executable, "-c", code])
     os.kill(os.getpid(), signal.SIGSTOP)
+
+
+class Slow(Hanging):
+    """Slow in many ways, but never hung: batches up to 8 s, validations up to 40 s, checkpoints up to 10 s.
+
+    The ranks draw different slow batches, so each waits for the other; a validation is slow in its batches or at its
+    end; rank zero writes slowly.
+    """
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        if self._draw().random() < 0.01:
+            time.sleep(self._draw().uniform(0.5, 8.0))
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        if not self.trainer.sanity_checking:
+            time.sleep(self._draw().uniform(0.0, 5.0))
+
+    def on_validation_epoch_end(self) -> None:
+        if not self.trainer.sanity_checking:
+            time.sleep(self._draw().uniform(0.0, 20.0))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.global_rank == 0:
+            time.sleep(self._draw().uniform(0.0, float(os.environ.get("SLOW_SAVES", "0"))))
+
+    def _draw(self) -> random.Random:
+        if not hasattr(self, "_random"):
+            self._random = random.Random(self.global_rank)
+        return self._random
