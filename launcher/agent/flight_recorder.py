@@ -126,8 +126,11 @@ def parse_flight_record(text: str | bytes) -> FlightRecord:
 
 
 def find_absent_ranks(records: Mapping[int, FlightRecord]) -> dict[int, str]:
-    """The ranks that others wait for in a collective, with the collective: late ranks, otherwise mismatched ones."""
-    return find_late_ranks(records) or find_mismatches(records)
+    """The ranks that others wait for in a collective, with the collective: mismatched ranks, otherwise late ones.
+
+    After a mismatch one of the two may have entered more collectives, as some do not wait for the others.
+    """
+    return find_mismatches(records) or find_late_ranks(records)
 
 
 def find_late_ranks(records: Mapping[int, FlightRecord]) -> dict[int, str]:

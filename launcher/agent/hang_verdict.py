@@ -110,8 +110,8 @@ class HangVerdict:
 def judge(states: Mapping[int, RankState], rules: HangRules, silent_nodes: Sequence[int] = ()) -> HangVerdict | None:
     """The verdict on the states of all ranks; None as long as it may be no hang.
 
-    The first of these that finds ranks decides: stopped processes; ranks that did not enter a collective; ranks that
-    entered another collective than the others; fewer collectives; a stack outside of a collective.
+    The first of these that finds ranks decides: stopped processes; ranks that entered another collective than the
+    others; ranks that did not enter a collective; fewer collectives; a stack outside of a collective.
     """
     silent = tuple(silent_nodes)
     over = {rank for rank, state in states.items() if is_over_limit(state)}
@@ -121,11 +121,12 @@ def judge(states: Mapping[int, RankState], rules: HangRules, silent_nodes: Seque
     if not over:
         return None
     records = {rank: state.flight_record for rank, state in states.items() if state.flight_record is not None}
-    late = find_late_ranks(records)
-    mismatched = {} if late else find_mismatches(records)
+    mismatched = find_mismatches(records)
     if mismatched:
         return HangVerdict({rank: f"{states[rank].doing}; {text}" for rank, text in mismatched.items()}, states, silent)
-    behind = {rank: f"{states[rank].doing}; {text}" for rank, text in late.items()} or find_outside_ranks(states)
+    behind = {
+        rank: f"{states[rank].doing}; {text}" for rank, text in find_late_ranks(records).items()
+    } or find_outside_ranks(states)
     overdue = {rank for rank, state in states.items() if is_overdue(state, rules)}
     if not behind:
         return HangVerdict({}, states, silent) if overdue == set(states) else None

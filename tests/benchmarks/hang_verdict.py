@@ -53,7 +53,8 @@ def make_cases(each: int, kinds: list[str], seed: int) -> list[Case]:
     cases: list[Case] = []
     for number in range(each):
         for kind in kinds:
-            ranks = 2 + number % 2
+            # Three gloo ranks abort after such a mismatch instead of waiting.
+            ranks = 2 if kind == "uneven" else 2 + number % 2
             fault = KINDS[kind][number % len(KINDS[kind])]
             cases.append(Case(kind, fault, ranks, draw.randrange(ranks), draw.randrange(20, 120)))
     return cases
@@ -148,6 +149,8 @@ def main() -> None:
                 right.setdefault(case.kind, []).append(seconds)
             print(f"{'right' if is_right else 'WRONG'} {case} {seconds} {ranks} {message}", flush=True)
     times = [seconds for found in right.values() for seconds in found]
+    if not times:
+        return
     print(f"{len(times)} of {len(cases)} right, verdict after {statistics.median(times):.1f} s (median), "
           f"{min(times):.1f} to {max(times):.1f} s")  # fmt: skip
     for kind, found in right.items():

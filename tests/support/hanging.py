@@ -1,4 +1,4 @@
-"""A training that hangs on purpose: `fault` happens to rank `by_rank` in step `at`, and lasts for ever or `seconds`.
+"""A training that hangs on purpose: `fault` happens to rank `by_rank` in step `at`, and lasts forever or `seconds`.
 
 Several faults with commas between happen one after the other, each `at` steps after the one before.
 """
@@ -184,5 +184,5 @@ class Slow(Hanging):
 
     def _draw(self) -> random.Random:
         if not hasattr(self, "_random"):
-            self._random = random.Random(self.global_rank)
+            self._random = random.Random(self.global_rank)  # noqa: S311 -- no secret
         return self._random

@@ -89,6 +89,8 @@ def test_a_rank_in_another_collective_is_named_in_any_phase() -> None:
     other = dataclasses.replace(_waiting(15.0, 5, "all_gather", 0), limit=600.0)
     assert judge({0: usual, 1: other, 2: usual}, RULES).named == [1]
     assert judge({0: usual, 1: other}, RULES).named == [1], "its collective was never seen before"
+    further = FlightRecord({"default_pg": 6}, (*other.flight_record.waiting, *_waiting(1.0, 6).flight_record.waiting))
+    assert judge({0: usual, 1: dataclasses.replace(other, flight_record=further)}, RULES).named == [1]
     same = dataclasses.replace(_waiting(15.0, 5, "all_gather", 40), limit=600.0)
     assert judge({0: usual, 1: same}, RULES).named == [0, 1]
 
