@@ -122,7 +122,7 @@ class HangWatch:
         )
 
     def _limit(self, rank: int, phase: int) -> tuple[float, float | None]:
-        durations = self._inspector.read_durations(rank).get(phase, ())
+        durations = self._inspector.read_durations(rank, phase)
         found = find_limit(durations, self._tracker.longest(phase), self._rules)
         return found.seconds, found.usual
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from launcher.agent.failure_report import RankOutcome
 from launcher.agent.hang_detection import RankState
 from launcher.agent.state_request import RankProcess, StateRequest
-from launcher.process.heartbeat import BEFORE_TRAINING, NO_STEPS, Heartbeat, read_durations, read_heartbeat
+from launcher.process.heartbeat import BEFORE_TRAINING, NO_STEPS, Heartbeat, HeartbeatReader
 from launcher.process.rank_log import read_tail
 from launcher.process.rank_status import (
     RankStatus,
@@ -34,13 +34,14 @@ class RankInspector:
     def __init__(self, folder: Path, *, has_steps: bool = True) -> None:
         self._folder = folder
         self._has_steps = has_steps
+        self._readers: dict[int, HeartbeatReader] = {}
         self._counters = find_oom_kill_counters()
         self._oom_kills = count_oom_kills(self._counters)
         self._host = socket.gethostname()
 
     def read_heartbeat(self, rank: int) -> Heartbeat | None:
         """The rank's last heartbeat."""
-        return read_heartbeat(beat_path(self._folder, rank))
+        return self._reader(rank).read()
 
     def read_status(self, rank: int) -> RankStatus:
         """The status that the rank has reported."""
@@ -50,9 +51,12 @@ class RankInspector:
         """The run directory; None until a rank has reported it."""
         return next((status.run for rank in ranks if (status := self.read_status(rank)).run is not None), None)
 
-    def read_durations(self, rank: int) -> dict[int, tuple[float, ...]]:
-        """The last durations of the rank's phases, in seconds."""
-        return read_durations(beat_path(self._folder, rank))
+    def read_durations(self, rank: int, phase: int) -> tuple[float, ...]:
+        """The last durations of a phase of the rank, in seconds."""
+        return self._reader(rank).read_durations(phase)
+
+    def _reader(self, rank: int) -> HeartbeatReader:
+        return self._readers.setdefault(rank, HeartbeatReader(beat_path(self._folder, rank)))
 
     def request_states(self, ranks: Mapping[int, RankProcess]) -> StateRequest:
         """Ask the running ranks for their stacks."""

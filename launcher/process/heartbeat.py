@@ -6,6 +6,7 @@ learns how long it usually takes.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import struct
@@ -23,12 +24,12 @@ _AT_COLLECTIVES = 16
 # Phase, number of phases begun, clock of its begin.
 _PHASE = struct.Struct("=qqd")
 _AT_PHASE = 32
-# For each phase: how often it has ended, and the last durations.
+# For each phase: its last durations; 0 where it has ended less often.
 _KEPT = 32
-_HISTORY = struct.Struct(f"=q{_KEPT}d")
-_AT_HISTORIES = _AT_PHASE + _PHASE.size
-_COUNT, _DURATION = struct.Struct("=q"), struct.Struct("=d")
-_SIZE = _AT_HISTORIES + len(Phase) * _HISTORY.size
+_HISTORY = struct.Struct(f"={_KEPT}d")
+_DURATION = struct.Struct("=d")
+_HISTORIES = tuple(_AT_PHASE + _PHASE.size + number * _HISTORY.size for number in range(len(Phase)))
+_SIZE = _HISTORIES[-1] + _HISTORY.size
 BEFORE_TRAINING = -1
 # Of code that does not report its steps.
 NO_STEPS = -2
@@ -86,16 +87,13 @@ class HeartbeatWriter:
 
     def enter_phase(self, phase: int) -> None:
         """Report that a phase begins, which ends the current one; no beat."""
-        now, ended, memory = self._clock(), self._phase, self._memory
-        count = self._counts[ended]
-        if self._moves:
-            at = _AT_HISTORIES + ended * _HISTORY.size
-            _DURATION.pack_into(memory, at + 8 + count % _KEPT * 8, now - self._since)
-            self._counts[ended] = count = count + 1
-            _COUNT.pack_into(memory, at, count)
-        self._phase, self._since = phase, now
-        self._moves = moves = self._moves + 1
-        _PHASE.pack_into(memory, _AT_PHASE, phase, moves, now)
+        now, ended, moves, memory = self._clock(), self._phase, self._moves, self._memory
+        if moves:
+            count = self._counts[ended]
+            self._counts[ended] = count + 1
+            _DURATION.pack_into(memory, _HISTORIES[ended] + count % _KEPT * 8, now - self._since)
+        self._phase, self._since, self._moves = phase, now, moves + 1
+        _PHASE.pack_into(memory, _AT_PHASE, phase, moves + 1, now)
 
     def announce_stack_dumps(self) -> None:
         """Report that this rank writes its stacks on request."""
@@ -108,33 +106,36 @@ class HeartbeatWriter:
         _COLLECTIVES.pack_into(self._memory, _AT_COLLECTIVES, count)
 
 
+class HeartbeatReader:
+    """The agent's side, of one rank. A reading costs a few microseconds."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._memory: mmap.mmap | None = None
+
+    def read(self) -> Heartbeat | None:
+        """The rank's last heartbeat; None before the first."""
+        memory = self._open()
+        if memory is None:
+            return None
+        step, clock, collectives, dumps_stacks = _FORMAT.unpack_from(memory)
+        phase, moves, _ = _PHASE.unpack_from(memory, _AT_PHASE)
+        return Heartbeat(step, clock, collectives, bool(dumps_stacks), phase, moves) if clock else None
+
+    def read_durations(self, phase: int) -> tuple[float, ...]:
+        """The last durations of a phase, in seconds, in no order; at most 32."""
+        memory = self._open()
+        durations = () if memory is None else _HISTORY.unpack_from(memory, _HISTORIES[phase])
+        return tuple(seconds for seconds in durations if seconds > 0)
+
+    def _open(self) -> mmap.mmap | None:
+        # The rank creates the file once, and then gives it its size.
+        if self._memory is None:
+            with contextlib.suppress(OSError, ValueError), self._path.open("rb") as file:
+                self._memory = mmap.mmap(file.fileno(), _SIZE, access=mmap.ACCESS_READ)
+        return self._memory
+
+
 def read_heartbeat(path: Path) -> Heartbeat | None:
     """The rank's last heartbeat; None before the first."""
-    data = _read(path, _AT_HISTORIES)
-    if len(data) < _AT_HISTORIES:
-        return None
-    step, clock, collectives, dumps_stacks = _FORMAT.unpack_from(data)
-    phase, moves, _ = _PHASE.unpack_from(data, _AT_PHASE)
-    return Heartbeat(step, clock, collectives, bool(dumps_stacks), phase, moves)
-
-
-def read_durations(path: Path) -> dict[int, tuple[float, ...]]:
-    """The last durations of each phase that has ended, in seconds, in no order; at most 32 for each."""
-    data = _read(path, _SIZE)
-    found: dict[int, tuple[float, ...]] = {}
-    for phase in Phase if len(data) == _SIZE else ():
-        count, *durations = _HISTORY.unpack_from(data, _AT_HISTORIES + phase * _HISTORY.size)
-        if count > 0:
-            found[int(phase)] = tuple(durations[: min(count, _KEPT)])
-    return found
-
-
-def _read(path: Path, size: int) -> bytes:
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError:
-        return b""
-    try:
-        return os.read(descriptor, size)
-    finally:
-        os.close(descriptor)
+    return HeartbeatReader(path).read()
