@@ -16,7 +16,7 @@ from launcher.agent.hang_detection import RankState
 from launcher.agent.hang_verdict import HangRules, HangVerdict, find_limit, judge
 from launcher.agent.node_exchange import NodeExchange
 from launcher.agent.phase_tracker import PhaseTracker
-from launcher.agent.rank_activity import Usage, read_process_status, read_usage
+from launcher.agent.rank_activity import Usage, is_stopped, read_usage
 from launcher.agent.rank_inspector import RankInspector
 from launcher.agent.state_request import RankProcess, StateRequest
 
@@ -117,7 +117,7 @@ class HangWatch:
             self._pause = _FIRST_PAUSE
         return any(
             age > (limit := self._limit(rank, self._tracker.phase(rank))[0]) - _early(limit)
-            or read_process_status(running[rank].pid) == "stopped"
+            or is_stopped(running[rank].pid)
             for rank, age in old.items()
         )
 

@@ -80,6 +80,15 @@ def read_process_status(pid: int) -> str:
         return psutil.STATUS_DEAD
 
 
+def is_stopped(pid: int, proc: Path = Path("/proc")) -> bool:
+    """Whether a signal has stopped the process, at a tenth of the cost of `read_process_status`."""
+    try:
+        # The name of the program, in brackets, may have any content.
+        return (proc / str(pid) / "stat").read_bytes().rpartition(b") ")[2][:1] == b"T"
+    except OSError:
+        return False
+
+
 def read_wait_channel(pid: int, proc: Path = Path("/proc")) -> str:
     """The kernel's function in which the main thread waits; empty if it runs, or the kernel does not show it."""
     try:
