@@ -68,7 +68,7 @@ def find_limit(durations: Sequence[float], longest: float, rules: HangRules) -> 
 
 @dataclass(frozen=True, slots=True)
 class HangVerdict:
-    """What an early notice says.
+    """The content of an early notice.
 
     Attributes:
         behind: the ranks that the others wait for, with their position; empty if no rank stands out.
