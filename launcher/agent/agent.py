@@ -23,7 +23,7 @@ from launcher.agent.failure_evidence import FailureEvidence
 from launcher.agent.failure_report import RankOutcome, find_first_failure, has_failed_at_stop, to_shell_exit_code
 from launcher.agent.fork_server import StartMethod
 from launcher.agent.node_exchange import NodeExchange
-from launcher.agent.rank_inspector import RankInspector
+from launcher.agent.rank_inspector import RankInspector, RankProcess
 from launcher.agent.rank_main import RankTask, run_rank
 from launcher.agent.rank_processes import AttemptProcesses
 from launcher.agent.rendezvous import describe_lost_store
@@ -31,7 +31,6 @@ from launcher.agent.restart_policy import RestartDecision
 from launcher.agent.restarts import RestartTracker, record_out_of_memory
 from launcher.agent.signals import AgentSignals, AgentStopped
 from launcher.agent.start_request import StartRequest
-from launcher.agent.state_request import RankProcess
 from launcher.agent.stopping import SAVE_TIMEOUT, AttemptStop
 from launcher.core.wrapping import print_message
 from launcher.process.titles import set_title

@@ -9,8 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from launcher.agent.rank_inspector import RankInspector
-from launcher.agent.state_request import RankProcess
+from launcher.agent.rank_inspector import RankInspector, RankProcess
 
 
 class AttemptProcesses:
