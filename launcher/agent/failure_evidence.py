@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from launcher.agent.agent_report import AgentReport
 from launcher.agent.failure_report import RankOutcome, find_first_failure
 from launcher.agent.hang_detection import HangDetector, RankState, describe_hang, find_blocking_ranks
+from launcher.agent.hang_verdict import describe_verdict
+from launcher.agent.hang_watch import HangOver, HangWatch
 from launcher.agent.node_exchange import NodeExchange
-from launcher.agent.rank_inspector import RankProcess
 from launcher.agent.rank_processes import AttemptProcesses
 from launcher.agent.start_request import StartRequest
+from launcher.agent.state_request import RankProcess
 from launcher.core.wrapping import print_message
 
 # Seconds to wait for another rank's failure if all known failures are lost connections.
@@ -36,6 +38,7 @@ class FailureEvidence:
         self._request = request
         self._exchange = exchange
         self._hangs = HangDetector(request.options.hang_timeout)
+        self._watch = HangWatch(processes.inspector, exchange)
         self._states: Mapping[int, RankState] = {}
 
     def collect(self, *, is_cause_known: bool = False) -> list[RankOutcome]:
@@ -75,11 +78,12 @@ class FailureEvidence:
             None if the ranks do not hang, or the blocking rank is on a node that has not reported it yet.
         """
         inspector, ranks = self._processes.inspector, self._processes.ranks()
+        self._notice_hang(ranks)
         silence = self._hangs.find_silence(time.monotonic(), {rank: inspector.read_heartbeat(rank) for rank in ranks})
         if silence is None:
             return None
-        states = inspector.collect_states(ranks, 10 * _STACKS_TIMEOUT)
-        self._states = states = inspector.add_flight_records(states, _FLIGHT_RECORD_TIMEOUT)
+        states = inspector.collect_states_with_records(ranks, 10 * _STACKS_TIMEOUT, _FLIGHT_RECORD_TIMEOUT)
+        self._states = states
         self._drain_output()
         all_states = states
         if self._exchange is not None:
@@ -98,6 +102,20 @@ class FailureEvidence:
         AgentReport(run).write_event(first.rank, "hang", seconds=silence, waiting_for=sorted(blocking), stacks=stacks)
         print_message(describe_hang(silence, sorted(blocking), stacks, has_steps=not self._request.is_plain))
         return outcomes
+
+    def _notice_hang(self, ranks: Mapping[int, RankProcess]) -> None:
+        """Report a hang before its limit, and its end; nothing is ended."""
+        found = self._watch.look(ranks)
+        if found is None:
+            return
+        report = AgentReport(self._processes.inspector.find_run_directory(ranks))
+        if isinstance(found, HangOver):
+            fields = {"seconds": round(found.seconds, 1), "ranks": found.verdict.named, "message": found.message}
+            report.write_event(found.verdict.named[0], "hang_over", **fields)
+            print_message(found.message)
+        else:
+            report.write_event(found.named[0], "hang_suspected", **found.to_event())
+            print_message(describe_verdict(found))
 
     def find_failure_of_other_nodes(self) -> RankOutcome | None:
         """The first failure that another node has reported."""

@@ -40,6 +40,11 @@ class Collective:
         tensors = ", ".join(f"{list(size)} {dtype}" for size, dtype in zip(self.sizes, self.dtypes, strict=False))
         return f"{self.operation}{' of ' + tensors if tensors else ''} (number {self.number} of {self.group})"
 
+    @property
+    def kind(self) -> str:
+        """The same for each collective of this operation with these tensors."""
+        return f"{self.operation} {self.sizes} {self.dtypes}"
+
     def matches(self, other: Collective) -> bool:
         """Whether two ranks can complete these together."""
         if self.operation != other.operation:
@@ -54,11 +59,13 @@ class FlightRecord:
     Attributes:
         last: group to the number of the last collective that the rank entered.
         members: group to its ranks, if the recorder knows them.
+        earlier: for the kind of each collective in which the rank waits, how often it has completed one.
     """
 
     last: Mapping[str, int] = field(default_factory=dict[str, int])
     waiting: tuple[Collective, ...] = ()
     members: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
+    earlier: Mapping[str, int] = field(default_factory=dict[str, int])
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> FlightRecord:
@@ -67,7 +74,8 @@ class FlightRecord:
             Collective(v["group"], v["number"], v["operation"], tuple(map(tuple, v["sizes"])), tuple(v["dtypes"]))
             for v in values["waiting"]
         )
-        return cls(values["last"], waiting, {group: tuple(ranks) for group, ranks in values["members"].items()})
+        members = {group: tuple(ranks) for group, ranks in values["members"].items()}
+        return cls(values["last"], waiting, members, values.get("earlier", {}))
 
 
 def read_flight_record(path: Path) -> FlightRecord | None:
@@ -88,6 +96,7 @@ def parse_flight_record(text: str | bytes) -> FlightRecord:
     last: dict[str, int] = {}
     waiting: list[Collective] = []
     names: dict[str, str] = {}
+    completed: Counter[str] = Counter()
     if "version" not in values:
         raise ValueError("not a flight record: it has no version")
     # A recorder without collectives omits the list.
@@ -102,23 +111,33 @@ def parse_flight_record(text: str | bytes) -> FlightRecord:
         last[group] = max(last.get(group, 0), number)
         # NCCL's watchdog also retires collectives that timed out; gloo never marks one as completed.
         is_done = entry["retired"] if backend == "gloo" else entry["state"] == "completed"
-        if not is_done:
-            sizes = tuple(tuple(int(n) for n in size) for size in entry["input_sizes"])
-            waiting.append(Collective(group, number, operation, sizes, tuple(entry["input_dtypes"])))
+        sizes = tuple(tuple(int(n) for n in size) for size in entry["input_sizes"])
+        collective = Collective(group, number, operation, sizes, tuple(entry["input_dtypes"]))
+        if is_done:
+            completed[collective.kind] += 1
+        else:
+            waiting.append(collective)
     members = {
         names[name]: tuple(json.loads(config["ranks"]))
         for name, config in values.get("pg_config", {}).items()
         if name in names
     }
-    return FlightRecord(last, tuple(waiting), members)
+    return FlightRecord(last, tuple(waiting), members, {each.kind: completed[each.kind] for each in waiting})
 
 
 def find_absent_ranks(records: Mapping[int, FlightRecord]) -> dict[int, str]:
-    """The ranks that others wait for in a collective, with the collective.
+    """The ranks that others wait for in a collective, with the collective: mismatched ranks, otherwise late ones.
+
+    After a mismatch one of the two may have entered more collectives, as some do not wait for the others.
+    """
+    return find_mismatches(records) or find_late_ranks(records)
+
+
+def find_late_ranks(records: Mapping[int, FlightRecord]) -> dict[int, str]:
+    """The ranks that did not enter a collective in which others wait, with the collective.
 
     A rank is late if it has entered fewer of a group's collectives than a rank that waits. Late ranks that wait in a
-    collective themselves are left out if other ranks are late, which may delay them. If no rank is late, the result has
-    the ranks that entered a different collective from the others.
+    collective themselves are left out if other ranks are late, which may delay them.
     """
     late: dict[int, str] = {}
     for collective, waiting in _waiting_ranks(records).items():
@@ -129,7 +148,7 @@ def find_absent_ranks(records: Mapping[int, FlightRecord]) -> dict[int, str]:
     if late:
         idle = {rank: text for rank, text in late.items() if not records[rank].waiting}
         return dict(sorted((idle or late).items()))
-    return _find_mismatches(records)
+    return {}
 
 
 def _waiting_ranks(records: Mapping[int, FlightRecord]) -> dict[Collective, list[int]]:
@@ -151,8 +170,11 @@ def _members(records: Mapping[int, FlightRecord], group: str) -> set[int]:
     return {rank for rank, record in records.items() if group in record.last}
 
 
-def _find_mismatches(records: Mapping[int, FlightRecord]) -> dict[int, str]:
-    """Ranks that wait in a different collective from most of their group."""
+def find_mismatches(records: Mapping[int, FlightRecord]) -> dict[int, str]:
+    """Ranks that wait in a different collective from most of their group: they will wait forever.
+
+    If two collectives have the same number of ranks, those are named whose collective was completed less often before.
+    """
     rounds: dict[tuple[str, int], dict[int, Collective]] = {}
     for rank in sorted(records):
         for collective in records[rank].waiting:
@@ -162,8 +184,11 @@ def _find_mismatches(records: Mapping[int, FlightRecord]) -> dict[int, str]:
         common, count = counted[0]
         if all(one.matches(common) for one in present.values()):
             continue
-        others = present if len(counted) > 1 and counted[1][1] == count else {
-            rank: one for rank, one in present.items() if not one.matches(common)}  # fmt: skip
+        if len(counted) > 1 and counted[1][1] == count:
+            earlier = {rank: records[rank].earlier.get(one.kind, 0) for rank, one in present.items()}
+            others = {rank: one for rank, one in present.items() if earlier[rank] < max(earlier.values())} or present
+        else:
+            others = {rank: one for rank, one in present.items() if not one.matches(common)}
         return {rank: f"it entered {one}, where {_describe_others(present, one)}" for rank, one in others.items()}
     return {}
 

@@ -22,6 +22,11 @@ _FRAME = re.compile(r'^  File "(?P<file>[^"]+)", line (?P<line>\d+|\?\?\?) in (?
 # Files of the innermost frames while a rank waits for others; DDP's collectives run within the backward pass.
 _COLLECTIVE_FILES = ("torch/distributed/", "torch/autograd/graph.py", "torch/autograd/__init__.py",
                      "torch/nn/parallel/distributed.py")  # fmt: skip
+# The file and the functions in which a loader waits for a batch of its workers.
+_LOADER_FILE = "torch/utils/data/dataloader.py"
+_LOADER_WAITS = ("_get_data", "_try_get_data")
+LOADER_WAIT = "waiting for its loader workers"
+_LOCK_FILES = ("/threading.py", "/queue.py", "/multiprocessing/queues.py", "/multiprocessing/synchronize.py")
 # psutil's names of process states in which a rank cannot run.
 _STOPPED = "stopped"
 _WAITING_FOR_DEVICE = "disk-sleep"
@@ -72,12 +77,22 @@ class RankState:
         process_status: state of the process, by psutil's name.
         stacks: stacks written by faulthandler; None if the rank did not answer.
         flight_record: collectives that the rank has entered; None if the rank did not report them.
+        waits_for: what its main thread waits for according to the kernel and its stacks; empty if not known.
+        age: seconds since its phase began; None if it reports no phases.
+        usual: median seconds of this phase; None while it is not known.
+        limit: seconds after which this phase takes far too long.
+        is_busy: whether its processes have used a processor or a file in the last seconds.
     """
 
     heartbeat: Heartbeat | None
     process_status: str = "sleeping"
     stacks: str | None = None
     flight_record: FlightRecord | None = None
+    waits_for: str = ""
+    age: float | None = None
+    usual: float | None = None
+    limit: float | None = None
+    is_busy: bool = False
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RankState:
@@ -90,9 +105,14 @@ class RankState:
         return cls(**{**values, **nested})
 
     @property
+    def is_stopped(self) -> bool:
+        """Whether the process cannot run because of a signal."""
+        return self.process_status == _STOPPED
+
+    @property
     def doing(self) -> str:
         """Position of the main thread."""
-        if self.process_status == _STOPPED:
+        if self.is_stopped:
             return "stopped by a signal (SIGSTOP)"
         if self.process_status == _WAITING_FOR_DEVICE:
             return "waiting in the kernel for a disk or a device"
@@ -119,6 +139,11 @@ def find_blocking_ranks(states: Mapping[int, RankState]) -> dict[int, str]:
     absent = find_absent_ranks(records)
     if absent:
         return {rank: f"{states[rank].doing}; {text}" for rank, text in absent.items()}
+    return find_outside_ranks(states)
+
+
+def find_outside_ranks(states: Mapping[int, RankState]) -> dict[int, str]:
+    """The ranks that are not in the collective of the others, without flight records; see `find_blocking_ranks`."""
     counts = {r: s.heartbeat.collectives for r, s in states.items() if s.heartbeat is not None}
     if counts and len(counts) == len(states) and UNKNOWN not in counts.values():
         most = max(counts.values())
@@ -163,3 +188,15 @@ def read_main_thread(stacks: str) -> list[tuple[str, str, str]]:
         elif match := _FRAME.match(line):
             frames.append((match["file"], match["line"], match["name"]))
     return frames
+
+
+def describe_wait(stacks: str, kernel: str) -> str:
+    """What the main thread waits for, by its stacks and by what it waits for in the kernel (empty if not known)."""
+    if is_in_collective(stacks):
+        return "waiting for other ranks"
+    frames = read_main_thread(stacks)
+    if any(file.endswith(_LOADER_FILE) and name in _LOADER_WAITS for file, _, name in frames):
+        return LOADER_WAIT
+    if frames and frames[0][0].endswith(_LOCK_FILES):
+        return "waiting for a lock or a queue"
+    return kernel

@@ -15,6 +15,9 @@ from launcher.agent.hang_detection import RankState
 _POLL_INTERVAL = 0.1
 # The same while the ranks of this node wait for the cause of their lost connections.
 _CAUSE_INTERVAL = 0.01
+# Seconds between two looks for a suspicion of another node.
+_SUSPICION_INTERVAL = 2.0
+_SUSPICION_KEY, _SUSPECT_KEY = "launcher/suspicion/{}", "launcher/suspicion/{}/{}"
 _STATES_KEY, _OUTCOMES_KEY = "launcher/states/{}", "launcher/ends/{}"
 
 
@@ -25,6 +28,7 @@ class NodeExchange:
         self._store = store
         self._node = node
         self._others = [number for number in range(nodes) if number != node]
+        self._next_check = 0.0
 
     def publish_outcomes(self, outcomes: Sequence[RankOutcome]) -> None:
         """Publish the outcomes of this node's ranks."""
@@ -50,17 +54,51 @@ class NodeExchange:
         deadline = time.monotonic() + wait
         waiting = set(self._others)
         with contextlib.suppress(RuntimeError):
-            self._store.set(_STATES_KEY.format(self._node), json.dumps({r: asdict(state) for r, state in own.items()}))
+            self._store.set(_STATES_KEY.format(self._node), _dump_states(own))
             while True:
                 for number in sorted(waiting):
                     if self._store.check([_STATES_KEY.format(number)]):
-                        published = json.loads(self._store.get(_STATES_KEY.format(number)))
-                        states |= {int(rank): RankState.from_dict(values) for rank, values in published.items()}
+                        states |= _load_states(self._store.get(_STATES_KEY.format(number)))
                         waiting.discard(number)
                 if not waiting or time.monotonic() >= deadline:
                     break
                 time.sleep(_POLL_INTERVAL)
         return states
+
+    @property
+    def decides(self) -> bool:
+        """Whether this node gives the verdict on a suspicion."""
+        return self._node == 0
+
+    def announce_suspicion(self, number: int) -> None:
+        """Ask all nodes for the states of their ranks; `number` counts the suspicions of the attempt."""
+        with contextlib.suppress(RuntimeError):
+            self._store.set(_SUSPICION_KEY.format(number), str(self._node))
+
+    def has_suspicion(self, number: int, now: float) -> bool:
+        """Whether a node asks for the states of all ranks; looks into the store every two seconds of `now`."""
+        if now < self._next_check:
+            return False
+        self._next_check = now + _SUSPICION_INTERVAL
+        with contextlib.suppress(RuntimeError):
+            return self._store.check([_SUSPICION_KEY.format(number)])
+        return False
+
+    def publish_states(self, number: int, own: Mapping[int, RankState]) -> None:
+        """Publish the states of this node's ranks for a suspicion."""
+        with contextlib.suppress(RuntimeError):
+            self._store.set(_SUSPECT_KEY.format(number, self._node), _dump_states(own))
+
+    def read_states(self, number: int) -> tuple[dict[int, RankState], list[int]]:
+        """The ranks of the nodes that have published them for a suspicion, and the other nodes; does not wait."""
+        states: dict[int, RankState] = {}
+        silent = list(self._others)
+        with contextlib.suppress(RuntimeError):
+            for node in self._others:
+                if self._store.check([_SUSPECT_KEY.format(number, node)]):
+                    states |= _load_states(self._store.get(_SUSPECT_KEY.format(number, node)))
+                    silent.remove(node)
+        return states, silent
 
     def is_reachable(self) -> bool:
         """Whether the store still answers."""
@@ -78,3 +116,11 @@ class NodeExchange:
                     published = json.loads(self._store.get(_OUTCOMES_KEY.format(number)))
                     found += [RankOutcome.from_dict(values) for values in published]
         return found
+
+
+def _dump_states(states: Mapping[int, RankState]) -> str:
+    return json.dumps({rank: asdict(state) for rank, state in states.items()})
+
+
+def _load_states(text: bytes) -> dict[int, RankState]:
+    return {int(rank): RankState.from_dict(values) for rank, values in json.loads(text).items()}

@@ -3,45 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import os
 import shutil
 import socket
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from launcher.agent.failure_report import RankOutcome
-from launcher.agent.flight_recorder import read_flight_record
 from launcher.agent.hang_detection import RankState
-from launcher.agent.rank_main import STACKS_SIGNAL
-from launcher.process.heartbeat import BEFORE_TRAINING, NO_STEPS, UNKNOWN, Heartbeat, read_heartbeat
+from launcher.agent.state_request import RankProcess, StateRequest
+from launcher.process.heartbeat import BEFORE_TRAINING, NO_STEPS, Heartbeat, HeartbeatReader
 from launcher.process.rank_log import read_tail
 from launcher.process.rank_status import (
     RankStatus,
     beat_path,
     flight_path,
-    flight_request_path,
     read_status,
-    stacks_path,
 )
 from launcher.user_code.sources import is_users_file
 
 _LAST_LINES = 16
 _TAIL_BYTES = 16384
-# psutil's names of process states in which a process does not answer a signal.
-_UNRESPONSIVE = {"stopped", "zombie", "dead"}
-
-
-@dataclass(frozen=True, slots=True)
-class RankProcess:
-    """One of this agent's ranks; `ended` is the time when the agent saw it end, in seconds since the epoch."""
-
-    pid: int
-    exit_code: int | None
-    ended: float = 0.0
 
 
 class RankInspector:
@@ -50,13 +34,14 @@ class RankInspector:
     def __init__(self, folder: Path, *, has_steps: bool = True) -> None:
         self._folder = folder
         self._has_steps = has_steps
+        self._readers: dict[int, HeartbeatReader] = {}
         self._counters = find_oom_kill_counters()
         self._oom_kills = count_oom_kills(self._counters)
         self._host = socket.gethostname()
 
     def read_heartbeat(self, rank: int) -> Heartbeat | None:
         """The rank's last heartbeat."""
-        return read_heartbeat(beat_path(self._folder, rank))
+        return self._reader(rank).read()
 
     def read_status(self, rank: int) -> RankStatus:
         """The status that the rank has reported."""
@@ -66,27 +51,32 @@ class RankInspector:
         """The run directory; None until a rank has reported it."""
         return next((status.run for rank in ranks if (status := self.read_status(rank)).run is not None), None)
 
+    def read_durations(self, rank: int, phase: int) -> tuple[float, ...]:
+        """The last durations of a phase of the rank, in seconds."""
+        return self._reader(rank).read_durations(phase)
+
+    def _reader(self, rank: int) -> HeartbeatReader:
+        return self._readers.setdefault(rank, HeartbeatReader(beat_path(self._folder, rank)))
+
+    def request_states(self, ranks: Mapping[int, RankProcess]) -> StateRequest:
+        """Ask the running ranks for their stacks."""
+        return StateRequest(self._folder, ranks)
+
     def collect_states(self, ranks: Mapping[int, RankProcess], wait: float) -> dict[int, RankState]:
         """States of the running ranks, which have `wait` seconds to write their stacks."""
-        running = {rank: process for rank, process in ranks.items() if process.exit_code is None}
-        heartbeats = {rank: self.read_heartbeat(rank) for rank in running}
-        statuses = {rank: read_process_status(process.pid) for rank, process in running.items()}
-        requested = {
-            rank: path.stat().st_size if (path := stacks_path(self._folder, rank)).exists() else 0
-            for rank in running
-            if (beat := heartbeats[rank]) is not None and beat.dumps_stacks and statuses[rank] not in _UNRESPONSIVE
-        }
-        for rank in requested:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(running[rank].pid, STACKS_SIGNAL)
-        deadline = time.monotonic() + wait
-        stacks: dict[int, str] = {}
-        while len(stacks) < len(requested) and time.monotonic() < deadline:
-            for rank, start in requested.items():
-                if rank not in stacks and (text := _read_complete_stacks(stacks_path(self._folder, rank), start)):
-                    stacks[rank] = text
-            time.sleep(0.005)
-        return {rank: RankState(heartbeats[rank], statuses[rank], stacks.get(rank)) for rank in running}
+        request = self.request_states(ranks)
+        _wait_until(request.has_stacks, wait)
+        return request.read()
+
+    def collect_states_with_records(
+        self, ranks: Mapping[int, RankProcess], wait: float, record_wait: float
+    ) -> dict[int, RankState]:
+        """As `collect_states`, with the flight records that ranks write within `record_wait` seconds."""
+        request = self.request_states(ranks)
+        request.request_flight_records()
+        _wait_until(request.has_stacks, wait)
+        _wait_until(request.has_flight_records, record_wait)
+        return request.read()
 
     def collect_outcomes(
         self,
@@ -119,25 +109,6 @@ class RankInspector:
             )
         return found
 
-    def add_flight_records(self, states: Mapping[int, RankState], wait: float) -> dict[int, RankState]:
-        """The states with the flight records that ranks write within `wait` seconds. A rank writes it only once."""
-        paths = {
-            rank: flight_path(self._folder, rank)
-            for rank, state in states.items()
-            if state.heartbeat is not None
-            and state.heartbeat.collectives != UNKNOWN
-            and state.process_status not in _UNRESPONSIVE
-        }
-        with contextlib.suppress(OSError):
-            flight_request_path(self._folder).touch(mode=0o600)
-        deadline = time.monotonic() + wait
-        while not all(path.exists() for path in paths.values()) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        return {
-            rank: dataclasses.replace(state, flight_record=read_flight_record(paths[rank]) if rank in paths else None)
-            for rank, state in states.items()
-        }
-
     def save_stacks(self, states: Mapping[int, RankState], folder: Path) -> None:
         """Write the ranks' stacks and flight records into a folder of the run directory, for the user."""
         with contextlib.suppress(OSError):
@@ -153,14 +124,10 @@ class RankInspector:
                     file.write(f"{state.doing}\ncollectives entered: {collectives}\n\n{state.stacks or ''}")
 
 
-def read_process_status(pid: int) -> str:
-    """State of a process by psutil's name, such as 'running' or 'stopped'; 'dead' if it does not exist."""
-    import psutil  # only a failure needs it, not a start
-
-    try:
-        return psutil.Process(pid).status()
-    except psutil.NoSuchProcess:
-        return psutil.STATUS_DEAD
+def _wait_until(is_done: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_done() and time.monotonic() < deadline:
+        time.sleep(0.005)
 
 
 def read_last_lines(path: Path | None, count: int = _LAST_LINES) -> tuple[str, ...]:
@@ -180,17 +147,6 @@ def _find_crash_stack(lines: Sequence[str]) -> list[str]:
     frames = list(itertools.takewhile(lambda line: line.startswith("  File "), lines[1:]))
     own = [n for n, line in enumerate(frames) if is_users_file(line.split('"')[1])]
     return [lines[0], *(frames[: own[-1] + 1] if own else frames)]
-
-
-def _read_complete_stacks(path: Path, start: int) -> str | None:
-    """The text after `start`; None until it ends with the main thread's outermost frame."""
-    try:
-        with path.open("rb") as file:
-            file.seek(start)
-            text = file.read().decode("utf-8", errors="replace")
-    except OSError:
-        return None
-    return text if text.endswith("\n") and (" in <module>" in text or "  ...\n" in text) else None
 
 
 def find_oom_kill_counters(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> tuple[Path, ...]:

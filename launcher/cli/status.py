@@ -92,7 +92,7 @@ def _print_runs(found: Sequence[RunStatus], clear: bool) -> None:
 def _print_one(found: Sequence[RunStatus], clear: bool) -> None:
     console = _start_page(clear)
     (status,) = found
-    lines = [*format_runs([dataclasses.replace(status, detail="")], console.width), *describe_status(status)]
+    lines = [*format_runs([dataclasses.replace(status, detail="", hang="")], console.width), *describe_status(status)]
     for line in lines:
         console.print(line, markup=False, soft_wrap=line.startswith("  launcher "))
 
@@ -187,7 +187,7 @@ def describe_status(status: RunStatus) -> list[str]:
     """Why a run ended or waits, what to do next with the command, and its peak memory, each complete."""
     from strategies.units import format_bytes
 
-    lines = [status.detail] if status.detail else []
+    lines = [text for text in (status.detail, status.hang) if text]
     if status.advice:
         lines.append(f"next: {status.advice}")
     if status.command:
@@ -198,6 +198,8 @@ def describe_status(status: RunStatus) -> list[str]:
 
 
 def _describe_below(status: RunStatus, width: int) -> list[str]:
+    if status.hang:
+        return [f"  {shorten_ending(status.hang, '', width - 2)}"]
     # A run that is done as planned needs no line.
     if not status.detail or status.reason in ("finished", "max_epochs", "max_steps"):
         return []

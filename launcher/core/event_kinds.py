@@ -173,6 +173,23 @@ EVENT_KINDS: Mapping[str, EventKind] = MappingProxyType({
         "waiting_for": "ranks that the others wait for",
         "stacks": "directory with the stacks of all ranks",
     }),
+    "hang_suspected": EventKind("A phase takes far longer than usual; nothing is ended.", {
+        "phase": "the phase of the first rank in `ranks`",
+        "seconds": "seconds since this phase began",
+        "usual": "median seconds of this phase; null while it is not known",
+        "step": _STEP,
+        "ranks": "ranks that the others wait for; empty if no rank stands out",
+        "waiting": "the other ranks",
+        "waits_for": "what each of the ranks waits for",
+        "frames": "the innermost frames of the user's code of each of the ranks",
+        "collective": "the oldest collective in which a rank waits; null if none",
+        "message": "the notice as printed on the terminal",
+    }),
+    "hang_over": EventKind("A rank of `hang_suspected` has gone on by itself.", {
+        "seconds": "seconds that the phase took",
+        "ranks": "the ranks of the notice",
+        "message": "the notice as printed on the terminal",
+    }),
     "nodes_missing": EventKind("Nodes did not join before the timeout.", {"nodes": "numbers of the missing nodes"}),
     "evaluated": EventKind("`validate`, `test` or `predict` finished.", {
         "command": "the subcommand",

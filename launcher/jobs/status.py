@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.core.errors import QueueError
-from launcher.core.event_text import remove_end
+from launcher.core.event_text import as_text, remove_end
 from launcher.core.events import FILE_NAME, read_events
 from launcher.jobs.backends.base import JobStatus, Record
 from launcher.jobs.backends.local import read_directory_status
@@ -21,6 +21,9 @@ from launcher.runs.job_output import read_job_output
 from launcher.runs.script_record import is_script_run
 from launcher.runs.submission_record import read_records
 from slurm.attempts import read_attempts
+
+# Kinds of events after which a notice about a possible hang is out of date.
+_HANG_ENDS = ("hang_over", "run_started", "rank_failed", "interrupted", "failed", "finished")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,7 @@ class RunStatus:
         peak_memory: the highest of its ranks, in bytes; None if it was not recorded.
         peak_memory_of: what that is the peak of.
         is_script: whether it is a plain script, whose steps and checkpoints are not known.
+        hang: the notice about a possible hang of a running run; empty without one, or after it was over.
     """
 
     name: str
@@ -58,6 +62,7 @@ class RunStatus:
     peak_memory: int | None = None
     peak_memory_of: str = ""
     is_script: bool = False
+    hang: str = ""
 
     @property
     def has_ended(self) -> bool:
@@ -77,6 +82,7 @@ class RunProgress:
         self.plan: Mapping[str, Any] = {}
         self.metrics: dict[str, Any] = {}
         self.updated: float | None = None
+        self.hang = ""
         self.endings = EndingReader()
         self.memory = PeakMemoryReader()
         for event in events:
@@ -104,6 +110,10 @@ class RunProgress:
         metrics = event.get("metrics")
         if kind in ("first_step", "step", "epoch", "validation", "finished") and isinstance(metrics, dict):
             self.metrics.update(metrics)
+        if kind in _HANG_ENDS:
+            self.hang = ""
+        elif kind == "hang_suspected":
+            self.hang = as_text(event.get("message"))
         self.endings.add(event)
         self.memory.add(event)
 
@@ -153,6 +163,7 @@ def read_run_status(run: Path, job: JobStatus | None = None, progress: RunProgre
         peak_memory=peak.highest,
         peak_memory_of=peak.what if peak.highest is not None else "",
         is_script=is_script_run(run),
+        hang=progress.hang if state == "running" else "",
     )
 
 

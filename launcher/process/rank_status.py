@@ -191,6 +191,11 @@ class RankStatusWriter:
         if self._heart is not None:
             self._heart.beat(step)
 
+    def enter_phase(self, phase: int) -> None:
+        """Report that a `Phase` begins."""
+        if self._heart is not None:
+            self._heart.enter_phase(phase)
+
     def announce_stack_dumps(self) -> None:
         """Report that this rank writes its stacks on request."""
         if self._heart is not None:
@@ -206,14 +211,16 @@ class RankStatusWriter:
             return
 
         def watch() -> None:
-            is_written = False
+            answered = 0
             # The group may end in the meantime.
             with contextlib.suppress(RuntimeError, ValueError):
                 while not self._watched.wait(_COLLECTIVES_EVERY):
                     heart.set_collectives(count())
-                    if not is_written and flight_request_path(folder).exists():
-                        is_written = True
-                        with contextlib.suppress(OSError):
+                    # The agent may ask again.
+                    with contextlib.suppress(OSError):
+                        requested = flight_request_path(folder).stat().st_mtime_ns
+                        if requested != answered:
+                            answered = requested
                             write_file(flight_path(folder, self._rank), record())
 
         threading.Thread(target=watch, name="launcher-collectives", daemon=True).start()

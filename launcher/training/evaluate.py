@@ -159,7 +159,7 @@ def _evaluation_trainer(
     is_predict = command == "predict"
     own = objects.loggers if is_predict else list_own_loggers(ctx.config, objects.loggers, ctx.run)
     loggers = choose_loggers(own, wandb_logger, ctx.run, is_off=is_predict)
-    callbacks = [*objects.callbacks, *heartbeat_callbacks(ctx.status)]
+    callbacks = [*heartbeat_callbacks(ctx.status), *objects.callbacks]
     if is_predict and not any(isinstance(each, BasePredictionWriter) for each in objects.callbacks):
         callbacks.append(PredictionFiles(ctx.run.path / "predictions", ctx.output.console))
     return build_trainer(ctx, objects, callbacks, loggers)

@@ -52,7 +52,7 @@ class RunParts:
 
 
 def run_callbacks(ctx: RunContext, parts: RunParts, event_writer: EventWriter) -> list[pl.Callback]:
-    """The user's callbacks, then the launcher's."""
+    """The heartbeat, which marks where a phase begins, then the user's callbacks, then the launcher's others."""
     config, notice, events = ctx.config, ctx.output.notice, ctx.output.events
     checkpoint = ctx.run.checkpoints / LAST_CHECKPOINT if config.trainer.enable_checkpointing is not False else None
     # In these modes Lightning itself removes loggers and checkpoints.
@@ -66,6 +66,7 @@ def run_callbacks(ctx: RunContext, parts: RunParts, event_writer: EventWriter) -
     tuned = TunedValues(parts.objects.callbacks, resumes=ctx.run.resume_from is not None, notice=notice)
     metrics = EpochMetrics(notice)
     return [
+        *heartbeat_callbacks(ctx.status),
         *make_step_keeper(ctx, metrics),
         *tuned.kept,
         tuned,
@@ -75,7 +76,6 @@ def run_callbacks(ctx: RunContext, parts: RunParts, event_writer: EventWriter) -
         BufferMonitor(monitor.alert, events, notice),
         PlanRecorder(ctx.plan, notice, keeps_batch=config.global_batch_size is not None),
         event_writer,
-        *heartbeat_callbacks(ctx.status),
         RandomStates(notice),
         SecretRedactor(notice),
         metrics,

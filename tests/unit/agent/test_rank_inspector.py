@@ -10,14 +10,14 @@ import pytest
 
 import launcher
 from launcher.agent.hang_detection import RankState
+from launcher.agent.rank_activity import read_process_status
 from launcher.agent.rank_inspector import (
     RankInspector,
-    RankProcess,
     count_oom_kills,
     find_oom_kill_counters,
     read_last_lines,
-    read_process_status,
 )
+from launcher.agent.state_request import RankProcess
 from launcher.process.heartbeat import BEFORE_TRAINING, UNKNOWN, Heartbeat, HeartbeatWriter, read_heartbeat
 from launcher.process.rank_status import FOLDER_VARIABLE, RankStatusWriter, beat_path, read_status, report_path
 

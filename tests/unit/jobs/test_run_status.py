@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from launcher.cli import main as cli
+from launcher.cli.status import describe_status, format_runs
 from launcher.core.errors import NoSuchRunError
 from launcher.core.events import EventLog
 from launcher.jobs.backends.base import JobStatus
@@ -423,3 +424,18 @@ def test_the_command_continues_on_as_many_ranks(tmp_path: Path, name: str, plans
             ("checkpoint", {"step": 5, "epoch": 0}), STOPPED)  # fmt: skip
     config_file = shlex.quote(f"{run}/config.yaml")
     assert read_run_status(run).command == f"launcher fit --config {config_file} --resume auto{added}"
+
+
+def test_a_notice_about_a_possible_hang_stays_until_it_is_over(tmp_path: Path) -> None:
+    open_run = open_run_directory(config(tmp_path))
+    notice = ("hang_suspected", {"message": "possible hang: rank 1 sleeps"})
+    _events(open_run.path, STARTED, notice)
+    status = read_run_status(open_run.path)
+    assert status.to_dict()["hang"] == "possible hang: rank 1 sleeps"
+    assert describe_status(status) == ["possible hang: rank 1 sleeps"]
+    assert "  possible hang: rank 1 sleeps" in format_runs([status], 80)
+    _events(open_run.path, ("hang_over", {}))
+    assert read_run_status(open_run.path).hang == ""
+    _events(open_run.path, notice)
+    open_run.release()
+    assert read_run_status(open_run.path).hang == "", "the run has ended"
