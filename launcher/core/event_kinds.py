@@ -43,7 +43,8 @@ EVENT_KINDS: Mapping[str, EventKind] = MappingProxyType({
         "continue_with": "arguments with which a script continues the run; null if a command started it",
         "versions": "version of each library",
         "times": "seconds since 1970: `submitted` and `job` (start of the SLURM job), null without one; "
-                 "`launched`, when the agent or the script began; `process`, when rank zero's process began; and `agreement`",
+                 "`launched`, when the agent or the script began; `process`, when rank zero's process began; "
+                 "`agreement`, when it began to agree with the others",
     }),
     "planned": EventKind("The plan of the attempt.", {"plan": "the same content as `plan.json`"}),
     "precision_changed": EventKind("A resumed run trains in another precision than its checkpoint.", {

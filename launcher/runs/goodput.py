@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from strategies.units import format_duration
+
 _MICRO = 1_000_000
 # In the order of the report: kind, and what it is.
 KINDS: Mapping[str, str] = MappingProxyType({
@@ -112,3 +114,19 @@ class Ledger:
             "seconds": {kind: self.seconds(kind) for kind in KINDS},
             "failures": [failure.to_dict() for failure in self.failures],
         }
+
+    def to_summary(self) -> dict[str, float]:
+        """For the summary of a tracker: the ratio, the seconds of each kind that occurred, and the failures' cost."""
+        kinds = {f"goodput/{kind}_seconds": self.seconds(kind) for kind in KINDS if self.microseconds[kind]}
+        failures = {"goodput/failures": len(self.failures), "goodput/failure_seconds": self.lost}
+        return {"goodput/ettr": self.ratio or 0.0, **kinds, **failures}
+
+
+def describe_goodput(ledger: Ledger) -> str:
+    """The ratio and the cost of the failures in one line."""
+    times = f"{format_duration(ledger.seconds('productive'))} of {format_duration(ledger.active)}"
+    text = f"effective training time: {ledger.ratio or 0:.1%} ({times})"
+    count = len(ledger.failures)
+    if not count:
+        return text
+    return f"{text}; {count} failure{'' if count == 1 else 's'} cost {format_duration(ledger.lost)}"
