@@ -157,6 +157,11 @@ def _time_metrics(ranks: Sequence[RankSample]) -> dict[str, float | bool]:
         "perf/data_seconds": max(s.data_seconds for s in ranks),
         "perf/peak_memory_bytes": max(s.peak_memory for s in ranks),
     }
+    seconds = metrics["perf/step_seconds"]
+    for name in ("samples", "tokens"):
+        counts = [getattr(s, name) for s in ranks]
+        if seconds > 0 and None not in counts:
+            metrics[f"perf/{name}_per_second"] = sum(counts) / seconds
     if len(ranks) > 1:
         slowest, factor, _ = _slowest(ranks)
         metrics["perf/slowest_rank"] = slowest.rank

@@ -21,6 +21,7 @@ from launcher.loggers.wandb_callback import WandbStarter
 from launcher.loggers.wandb_run import QueuedWandbLogger
 from launcher.monitoring.buffers import BufferMonitor
 from launcher.monitoring.rank_monitor import RankMonitor
+from launcher.planning.flops import ModelWork
 from launcher.runs.ledger_reader import LedgerReader
 from launcher.runs.selection import LAST_CHECKPOINT
 from launcher.training.callbacks.activation_checkpointing import ActivationCheckpointing
@@ -65,8 +66,8 @@ def run_callbacks(ctx: RunContext, parts: RunParts, event_writer: EventWriter) -
         notice("trainer.enable_checkpointing is false: nothing is saved, and this run cannot be resumed")
     wandb = parts.wandb
     trackers = [] if is_trial else make_trackers(parts.loggers, wandb, notice)
-    monitor = RankMonitor(config.watch, ctx.plan.precision, ctx.output, trackers,
-                          functools.partial(_final_summary, events=ctx.run.path / FILE_NAME))  # fmt: skip
+    summarize = functools.partial(_final_summary, events=ctx.run.path / FILE_NAME)
+    monitor = RankMonitor(config.watch, ctx.plan.precision, ctx.output, trackers, summarize, ModelWork.of(ctx.plan))
     event_writer.check_metrics = monitor.check_logged
     tuned = TunedValues(parts.objects.callbacks, resumes=ctx.run.resume_from is not None, notice=notice)
     return [
