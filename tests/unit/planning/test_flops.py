@@ -62,6 +62,16 @@ class _Gpt(nn.Module):
         return self.head(x)
 
 
+def _raw(formula: Any) -> Any:
+    """A formula that torch gives tensors, not shapes."""
+
+    def count(*arguments: Any, **options: Any) -> int:
+        return formula(*arguments, **options)
+
+    vars(count)["_get_raw"] = True
+    return count
+
+
 _CASES: list[tuple[Any, Any]] = [
     (_mlp, lambda size: torch.randn(size, 8)),
     (_conv, lambda size: torch.randn(size, 3, 8, 8)),
@@ -82,7 +92,7 @@ def _profile(
 @pytest.mark.parametrize(("make", "batch"), _CASES, ids=["mlp", "conv", "gpt"])
 def test_the_plan_counts_as_torch_does_in_a_real_step(make: Any, batch: Any, size: int) -> None:
     module = _Module(make())
-    with FlopCounterMode(display=False, custom_mapping=dict(CPU_FORMULAS)) as count:
+    with FlopCounterMode(display=False, custom_mapping={op: _raw(f) for op, f in CPU_FORMULAS.items()}) as count:
         module.training_step(batch(size), 0).backward()
     profile = _profile(make, batch(size))
     assert profile.method == "traced"
@@ -99,8 +109,8 @@ def test_an_mlp_by_hand() -> None:
 def test_a_gpt_by_hand() -> None:
     tokens, width, layers, vocabulary = 6, 16, 2, 11
     weights = layers * (3 + 1 + 4 + 4) * width * width + width * vocabulary
-    # Forward: the scores and their product with the values. In the backward pass a fused kernel computes the scores again
-    # and four gradients, 5 products for the 2.
+    # Forward: the scores and their product with the values. Backward: a fused kernel computes the scores again, and four
+    # gradients, 5 products for the 2.
     attention = layers * 2 * 2 * tokens * tokens * width
     count = _profile(_Gpt, torch.randint(11, (4, tokens))).flops_per_sample
     assert count == 3 * 2 * tokens * weights + 3.5 * attention
