@@ -42,7 +42,9 @@ class TimeAccount:
         loop = trainer.fit_loop.epoch_loop
         self._wrap(trainer, "save_checkpoint", "checkpoint")
         self._wrap(loop.val_loop, "run", "validation")
-        self._wrap(loop, "advance", "data")
+        self._wrap(loop, "advance", _OTHER)
+        # Lightning calls it before it waits for a batch; `batch_begins` ends the wait.
+        self._wrap(loop, "_on_before_fetch", "data", ends=False)
         self._wrap(loop.automatic_optimization, "run", "step")
         self._wrap(loop.manual_optimization, "run", "step")
 
@@ -61,9 +63,8 @@ class TimeAccount:
         if self._wrapped:
             self._switch(_OTHER)
 
-    def _wrap(self, owner: Any, name: str, kind: str) -> None:
+    def _wrap(self, owner: Any, name: str, kind: str, *, ends: bool = True) -> None:
         inner, before = getattr(owner, name), vars(owner).get(name)
-        is_step = kind == "step"
 
         @functools.wraps(inner)
         def timed(*arguments: Any, **options: Any) -> Any:
@@ -72,7 +73,8 @@ class TimeAccount:
             try:
                 return inner(*arguments, **options)
             finally:
-                self._switch(self._after_step if is_step else outer)
+                if ends:
+                    self._switch(self._after_step if kind == "step" else outer)
 
         vars(owner)[name] = timed
         self._wrapped.append((owner, name, timed, before))

@@ -109,7 +109,7 @@ def test_an_mlp_by_hand() -> None:
 def test_a_gpt_by_hand() -> None:
     tokens, width, layers, vocabulary = 6, 16, 2, 11
     weights = layers * (3 + 1 + 4 + 4) * width * width + width * vocabulary
-    # Forward: the scores and their product with the values. Backward: a fused kernel computes the scores again, and four
+    # Forward: scores, and their product with the values. Backward: a fused kernel computes the scores again, and four
     # gradients, 5 products for the 2.
     attention = layers * 2 * 2 * tokens * tokens * width
     count = _profile(_Gpt, torch.randint(11, (4, tokens))).flops_per_sample
