@@ -84,8 +84,8 @@ class TracedLoader(DataLoader[Tensor]):
             note("data")
             pause("LOADER")
             batch = next(batches, None)
-            note("data end")
             if batch is None:
+                note("data end")
                 return
             yield batch
 
@@ -124,8 +124,16 @@ class Timed(pl.LightningModule):
     def on_train_start(self) -> None:
         note("train", self.global_step)
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+    def transfer_batch_to_device(self, batch: Tensor, device: torch.device, dataloader_idx: int) -> Tensor:
+        moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        if self.trainer.training:
+            note("data end")
+        return moved
+
+    def on_train_batch_start(self, *_: Any) -> None:
         note("step", self.global_step)
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         for number, kill in enumerate(filter(None, os.environ.get("KILL", "").split(","))):
             rank, step = map(int, kill.split(":"))
             mark = Path(f"{os.environ['GOODPUT']}-killed-{number}")

@@ -24,7 +24,7 @@ class TimeAccount:
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
         self._now = now
         self._seconds: dict[str, float] = {}
-        self._kind = self._after_step = _OTHER
+        self._kind = self._after_step = self._outer_kind = _OTHER
         self._mark = 0.0
         self._wrapped: list[tuple[Any, str, Any, Any]] = []
 
@@ -43,8 +43,9 @@ class TimeAccount:
         self._wrap(trainer, "save_checkpoint", "checkpoint")
         self._wrap(loop.val_loop, "run", "validation")
         self._wrap(loop, "advance", _OTHER)
-        # Lightning calls it before it waits for a batch; `batch_begins` ends the wait.
-        self._wrap(loop, "_on_before_fetch", "data", ends=False)
+        # Lightning calls these around the wait for a batch.
+        self._replace(loop, "_on_before_fetch", self._around_fetch(self._fetch_begins))
+        self._replace(loop, "_on_after_fetch", self._around_fetch(self._fetch_ends))
         self._wrap(loop.automatic_optimization, "run", "step")
         self._wrap(loop.manual_optimization, "run", "step")
 
@@ -63,21 +64,43 @@ class TimeAccount:
         if self._wrapped:
             self._switch(_OTHER)
 
-    def _wrap(self, owner: Any, name: str, kind: str, *, ends: bool = True) -> None:
-        inner, before = getattr(owner, name), vars(owner).get(name)
+    def _fetch_begins(self) -> None:
+        self._outer_kind = self._kind
+        self._switch("data")
 
-        @functools.wraps(inner)
-        def timed(*arguments: Any, **options: Any) -> Any:
-            outer = self._kind
-            self._switch(kind)
-            try:
-                return inner(*arguments, **options)
-            finally:
-                if ends:
+    def _fetch_ends(self) -> None:
+        # Otherwise the batch is copied to the device next, until `batch_begins`.
+        if self._outer_kind == "step":
+            self._switch("step")
+
+    def _around_fetch(self, action: Callable[[], None]) -> Callable[[Any], Any]:
+        def make(inner: Any) -> Any:
+            def both() -> None:
+                inner()
+                action()
+
+            return both
+
+        return make
+
+    def _wrap(self, owner: Any, name: str, kind: str) -> None:
+        def make(inner: Any) -> Any:
+            def timed(*arguments: Any, **options: Any) -> Any:
+                outer = self._kind
+                self._switch(kind)
+                try:
+                    return inner(*arguments, **options)
+                finally:
                     self._switch(self._after_step if kind == "step" else outer)
 
-        vars(owner)[name] = timed
-        self._wrapped.append((owner, name, timed, before))
+            return timed
+
+        self._replace(owner, name, make)
+
+    def _replace(self, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
+        inner, before = getattr(owner, name), vars(owner).get(name)
+        vars(owner)[name] = wrapper = functools.wraps(inner)(make(inner))
+        self._wrapped.append((owner, name, wrapper, before))
 
     def _switch(self, kind: str) -> None:
         now = self._now()

@@ -115,8 +115,26 @@ def test_each_second_is_of_the_kind_that_it_was_spent_on(tmp_path: Path, automat
     assert clock.now - sum(callback.spent.values()) == pytest.approx(8 * 0.001), "the rest was spent in hooks"
     loop = trainer.fit_loop.epoch_loop
     owners = (trainer, loop, loop.val_loop, loop.automatic_optimization, loop.manual_optimization)
-    names = ("save_checkpoint", "advance", "run", "_on_before_fetch")
+    names = ("save_checkpoint", "advance", "run", "_on_before_fetch", "_on_after_fetch")
     assert not any(name in vars(owner) for owner in owners for name in names), "the Trainer is as before"
+
+
+@pytest.mark.filterwarnings("ignore:You are using the `dataloader_iter`")
+def test_a_step_that_fetches_its_batches_itself_waits_for_data_only_while_it_fetches() -> None:
+    clock = _Clock()
+    callback = _Account(TimeAccount(clock))
+
+    class Fetches(_Module):
+        @override
+        def training_step(self, dataloader_iter: Any) -> Any:
+            batch, index, _ = next(dataloader_iter)
+            return super().training_step(batch, index)
+
+    trainer = pl.Trainer(accelerator="cpu", max_epochs=1, callbacks=[callback], logger=False, limit_val_batches=0,
+                         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    data = DataLoader(_Samples(clock, 0.5), batch_size=2)
+    trainer.fit(Fetches(clock, automatic=True), data, data)
+    assert (callback.spent["step"], callback.spent["data"]) == (pytest.approx(4), pytest.approx(4))
 
 
 def test_a_wrapper_of_the_user_stays() -> None:
@@ -145,8 +163,9 @@ def test_only_a_stop_has_the_time_up_to_the_exception(tmp_path: Path, error: Bas
     file, clock = tmp_path / "events.jsonl", _Clock()
     trainer = pl.Trainer(accelerator="cpu", max_epochs=1, callbacks=[EventWriter(EventLog(file, 0))], logger=False,
                          enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    data = DataLoader(_Samples(clock, 0.0), batch_size=2)
     with pytest.raises(type(error)):
-        trainer.fit(Stops(clock, automatic=True), *[DataLoader(_Samples(clock, 0.0), batch_size=2)] * 2)
+        trainer.fit(Stops(clock, automatic=True), data, data)
     events = list(read_events(file))
     assert next(event["kind"] for event in events if "spent" in event) == "first_step"
     assert any(event["kind"] == "time_spent" for event in events) is is_known
