@@ -125,7 +125,7 @@ class Ledger:
 def describe_goodput(ledger: Ledger) -> str:
     """The ratio and the cost of the failures in one line."""
     times = f"{format_duration(ledger.seconds('productive'))} of {format_duration(ledger.active)}"
-    text = f"effective training time: {ledger.ratio or 0:.1%} ({times})"
+    text = f"effective training: {ledger.ratio or 0:.1%} ({times})"
     count = len(ledger.failures)
     if not count:
         return text

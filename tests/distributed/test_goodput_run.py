@@ -52,7 +52,7 @@ def test_each_delay_has_its_kind_and_the_failure_its_cost(tmp_path: Path) -> Non
     shown = json.loads(run_warm(launcher("status", "it", "--json"), tmp_path).check().output.splitlines()[-1])
     assert shown["goodput"] == ledger.to_dict()
     text = run_warm(launcher("status", "it"), tmp_path).check().output
-    assert f"effective training time: {ledger.ratio:.1%}" in text
+    assert f"effective training: {ledger.ratio:.1%}" in text
     assert "1 failure cost" in text
     report = json.loads(run_warm(launcher("report", "it", "--json"), tmp_path).check().output.splitlines()[-1])
     assert report["goodput"] == ledger.to_dict()

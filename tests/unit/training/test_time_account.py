@@ -62,8 +62,7 @@ class _Module(pl.LightningModule):
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         self.clock.now += 0.1
 
-    @override
-    def on_train_batch_end(self, *_: Any) -> None:
+    def on_train_batch_end(self, *_: Any, **__: Any) -> None:
         self.clock.now += 0.001
 
     @override
@@ -88,8 +87,7 @@ class _Account(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.account.start(trainer)
 
-    @override
-    def on_train_batch_start(self, *_: Any) -> None:
+    def on_train_batch_start(self, *_: Any, **__: Any) -> None:
         self.account.batch_begins()
 
     @override
@@ -119,14 +117,13 @@ def test_each_second_is_of_the_kind_that_it_was_spent_on(tmp_path: Path, automat
     assert not any(name in vars(owner) for owner in owners for name in names), "the Trainer is as before"
 
 
-@pytest.mark.filterwarnings("ignore:You are using the `dataloader_iter`")
+@pytest.mark.filterwarnings("ignore:.*`dataloader_iter`")
 def test_a_step_that_fetches_its_batches_itself_waits_for_data_only_while_it_fetches() -> None:
     clock = _Clock()
     callback = _Account(TimeAccount(clock))
 
     class Fetches(_Module):
-        @override
-        def training_step(self, dataloader_iter: Any) -> Any:
+        def training_step(self, dataloader_iter: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
             batch, index, _ = next(dataloader_iter)
             return super().training_step(batch, index)
 
