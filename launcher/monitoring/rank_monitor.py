@@ -106,11 +106,14 @@ class RankMonitor(TrackedMonitor):
 
     @override
     def write(self, trainer: Any, row: Mapping[str, Any], step: int) -> None:
-        speed = row.get("perf/samples_per_second")
+        samples = row.get("perf/samples_per_second")
+        speed = None if samples is None else self._work.find_speed(samples)
         if speed is not None:
-            # Read here: a module may set it in its constructor or later.
+            row = {**row, "perf/flops_per_second": speed}
+            # Read here, as a module may set it at any time. The peak of TF32 is not known.
             has_tf32 = self._precision_of(trainer) == "32-true" and torch.get_float32_matmul_precision() != "highest"
-            row = {**row, **self._work.measure(speed, has_tf32=has_tf32)}
+            if self._work.peak_flops is not None and not has_tf32:
+                row["perf/mfu"] = speed / self._work.peak_flops
         super().write(trainer, row, step)
 
     @override

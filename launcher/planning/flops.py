@@ -33,18 +33,9 @@ class ModelWork:
         """The work of a plan."""
         return cls(plan.flops_per_sample, find_peak_flops(plan.device_kind, plan.devices, plan.precision))
 
-    def measure(self, samples_per_second: float, *, has_tf32: bool = False) -> dict[str, float]:
-        """The metrics at this speed of all ranks; without a peak, no MFU.
-
-        `has_tf32`: whether products of 32-bit matrices may use TF32, whose peak is not in the table.
-        """
-        if self.flops_per_sample is None:
-            return {}
-        speed = self.flops_per_sample * samples_per_second
-        metrics = {"perf/flops_per_second": speed}
-        if self.peak_flops is not None and not has_tf32:
-            metrics["perf/mfu"] = speed / self.peak_flops
-        return metrics
+    def find_speed(self, samples_per_second: float) -> float | None:
+        """The FLOP/s of the model at this speed of all ranks; None if no step was traced."""
+        return None if self.flops_per_sample is None else self.flops_per_sample * samples_per_second
 
 
 def find_peak_flops(device_kind: str, devices: Mapping[str, int], precision: str) -> float | None:

@@ -141,11 +141,9 @@ def test_the_peak_is_that_of_all_devices_in_this_precision() -> None:
         assert find_peak_flops(kind, names, precision) is None
 
 
-def test_the_metrics_of_a_speed() -> None:
-    assert ModelWork().measure(10.0) == {}
-    assert ModelWork(3e9).measure(10.0) == {"perf/flops_per_second": 3e10}
-    assert ModelWork(3e9, 6e10).measure(10.0) == {"perf/flops_per_second": 3e10, "perf/mfu": 0.5}
-    assert "perf/mfu" not in ModelWork(3e9, 6e10).measure(10.0, has_tf32=True)
+def test_the_speed_is_known_if_a_step_was_traced() -> None:
+    assert ModelWork().find_speed(10.0) is None
+    assert ModelWork(3e9).find_speed(10.0) == 3e10
 
 
 @pytest.mark.parametrize(("flops", "text"), [(1.5e12, "1.5 TFLOP"), (45.6e6, "45.6 MFLOP"), (800, "800 FLOP")])
