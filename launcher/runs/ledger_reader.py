@@ -37,6 +37,7 @@ class LedgerReader:
         self._attempts = self._restart_count = 0
         self._is_known = True
         self._end: Event | None = None  # the first event of the attempt that reports its end
+        self._waiting: tuple[Event, int] | None = None
         self._hang_began: int | None = None
         self._steps_done = 0  # the most of all attempts
         self._redo_until = 0
@@ -48,6 +49,13 @@ class LedgerReader:
         kind = event.get("kind")
         if kind in _BETWEEN or not self._clock.add(event):
             return
+        # A long run has 100,000 of each of these two.
+        if kind == "ranks" and self._phase == "training":
+            return
+        if kind == "step" and self._can_wait(event):
+            self._waiting = event, self._clock.now
+            return
+        self._flush()
         if self._phase == "none" and kind != "run_started":
             # Notices may be written before, and a damaged file may lack its start.
             self.began = self._mark = self._clock.now
@@ -59,7 +67,7 @@ class LedgerReader:
         elif kind == "rank_failed":
             self._fail(event)
         elif self._phase == "training":
-            self._train(event)
+            self._train(event, self._clock.now)
         elif self._phase == "ended":
             self._assign("other")
         if kind != "training_started":
@@ -76,6 +84,7 @@ class LedgerReader:
         if not self._attempts or not self._is_known:
             return None
         reader = copy.deepcopy(self)  # more events may follow
+        reader._flush()
         reader._finish_attempt(reader._clock.now)
         return Ledger(reader._micro, tuple(reader._failures))
 
@@ -136,13 +145,26 @@ class LedgerReader:
         self._redo_until = self._steps_done if step < self._steps_done else 0
         self._phase = "training"
 
-    def _train(self, event: Event) -> None:
+    def _can_wait(self, event: Event) -> bool:
+        """Whether the interval up to this `step` can be assigned together with the next ones."""
+        training, step = self._training, _as_count(event.get("step"))
+        is_plain = self._phase == "training" and training.has_stepped and training.step >= self._redo_until
+        return is_plain and step is not None and isinstance(event.get("spent"), Mapping)
+
+    def _flush(self) -> None:
+        """Assign the time up to the `step` that waits."""
+        if self._waiting is not None:
+            (event, now), self._waiting = self._waiting, None
+            self._train(event, now)
+            self._steps_done = max(self._steps_done, *_read_steps(event))
+
+    def _train(self, event: Event, now: int) -> None:
         spent, step = event.get("spent"), _as_count(event.get("step"))
         if not isinstance(spent, Mapping):
             # Without seconds in its first step, an older version wrote the attempt.
             self._is_known = self._is_known and event.get("kind") != "first_step"
             return
-        parts = self._training.measure(spent, self._clock.now - self._mark)
+        parts = self._training.measure(spent, now - self._mark)
         self._add_parts(parts, self._training.step if step is None else step)
         self._training.has_stepped |= event.get("kind") == "first_step"
         self._training.has_ended |= event.get("kind") == "time_spent"
