@@ -113,6 +113,8 @@ class ModelProfile:
         fsdp_obstacle: the same for FSDP2.
         checkpointed: traces the module again with activation checkpointing, and returns None if that fails. None if it
             was traced so already, or not at all.
+        flops_per_sample: floating point operations of a sample, forward and backward, without activation checkpointing;
+            None if no step was traced.
     """
 
     model: ModelShape
@@ -124,6 +126,7 @@ class ModelProfile:
     fsdp_obstacle: str | None = None
     gathered: tuple[StepTrace, StepTrace] | None = None
     checkpointed: Callable[[], ModelProfile | None] | None = field(default=None, compare=False)
+    flops_per_sample: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,7 @@ class AgentReport:
                          step=None if first.step == NO_STEPS else first.step,
                          exit_code=first.exit_code, hung=first.hung, out_of_memory=first.out_of_memory,
                          error=None if first.error is None else f"{first.error.kind}: {first.error.message}",
+                         last_sign=max((o.last_beat for o in outcomes if o.last_beat is not None), default=None),
                          log=first.log, last_lines=first.last_lines,
                          others=[asdict(outcome) for outcome in outcomes if outcome.rank != first.rank],
                          restart=decision.restart, verdict=decision.reason,

@@ -34,6 +34,7 @@ class RankOutcome:
         doing: the rank's position in the code, if it was still running.
         hung: whether the other ranks waited for this one in a collective that it did not enter.
         exits: whether exit code 255 is its own.
+        last_beat: when the rank last reported that it is alive, in seconds since the epoch; None if never.
     """
 
     rank: int
@@ -48,6 +49,7 @@ class RankOutcome:
     doing: str | None = None
     hung: bool = False
     exits: bool = False
+    last_beat: float | None = None
 
     @property
     def has_failed(self) -> bool:

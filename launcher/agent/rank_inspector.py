@@ -105,6 +105,7 @@ class RankInspector:
                     doing=(hung or {}).get(rank) or (state.doing if state else None),
                     hung=rank in (hung or {}),
                     exits=status.exits,
+                    last_beat=None if heartbeat is None else time.time() - time.monotonic() + heartbeat.clock,
                 )
             )
         return found

@@ -19,6 +19,7 @@ from launcher.core.errors import LauncherError, TopologyError
 from launcher.core.events import FILE_NAME, EventLog
 from launcher.core.gc_paused import quick_imports
 from launcher.process.kept_folder import create_kept_folder
+from launcher.process.launch_time import mark_launch
 from launcher.process.titles import set_title
 
 # c10d looks up the name of every address that it connects to; by default a lost answer takes 5 s.
@@ -39,6 +40,7 @@ def start_ranks(request: StartRequest) -> int | None:
     """
     likely = request.estimated_ranks
     before = dict(os.environ)
+    mark_launch(os.environ)
     with contextlib.ExitStack() as stack:
 
         def start_server(ranks: int) -> ForkServer:

@@ -184,7 +184,8 @@ def format_members(found: Sequence[MemberStatus], width: int) -> list[str]:
 
 
 def describe_status(status: RunStatus) -> list[str]:
-    """Why a run ended or waits, what to do next with the command, and its peak memory, each complete."""
+    """Why a run ended or waits, what to do next with the command, its peak memory and use of time, each complete."""
+    from launcher.runs.goodput import describe_goodput
     from strategies.units import format_bytes
 
     lines = [text for text in (status.detail, status.hang) if text]
@@ -194,6 +195,8 @@ def describe_status(status: RunStatus) -> list[str]:
         lines.append(f"  {status.command}")
     if status.peak_memory is not None:
         lines.append(f"peak memory of a rank: {format_bytes(status.peak_memory)}, {status.peak_memory_of}")
+    if status.goodput is not None and status.goodput.ratio is not None:
+        lines.append(describe_goodput(status.goodput))
     return lines
 
 

@@ -25,6 +25,10 @@ _FAILED_STEP = "optimizer steps done by the rank; null before the training"
 _HOST = "host of the rank"
 _CHECKPOINT = "path of the run's last valid checkpoint; null if none"
 _CHECKPOINT_STEP = "optimizer steps of this checkpoint; null if not known, or without one"
+_SPENT = (
+    "seconds of rank zero since `training_started` in `step`, `data`, `validation` and `checkpoint`; the rest was "
+    "spent in hooks and loggers"
+)
 _WHY_FAILED = "`exception`, `usage`, `lost_connection`, `disk_full`, `quota`, `read_only` or `no_permission`"
 
 EVENT_KINDS: Mapping[str, EventKind] = MappingProxyType({
@@ -38,6 +42,9 @@ EVENT_KINDS: Mapping[str, EventKind] = MappingProxyType({
         "host": "host of rank 0",
         "continue_with": "arguments with which a script continues the run; null if a command started it",
         "versions": "version of each library",
+        "times": "seconds since 1970: `submitted` and `job` (start of the SLURM job), null without one; "
+                 "`launched`, when the agent or the script began; `process`, when rank zero's process began; "
+                 "`agreement`, when it began to agree with the others",
     }),
     "planned": EventKind("The plan of the attempt.", {"plan": "the same content as `plan.json`"}),
     "precision_changed": EventKind("A resumed run trains in another precision than its checkpoint.", {
@@ -60,6 +67,7 @@ EVENT_KINDS: Mapping[str, EventKind] = MappingProxyType({
         "step": _STEP,
         "metrics": "logged metrics",
         "learning_rate": "learning rate of each optimizer",
+        "spent": _SPENT,
     }),
     "step": EventKind("Metrics at a logging interval.", {
         "step": _STEP,
@@ -67,6 +75,7 @@ EVENT_KINDS: Mapping[str, EventKind] = MappingProxyType({
         "seconds_per_step": "mean time of a step since the last such event",
         "metrics": "logged metrics",
         "learning_rate": "learning rate of each optimizer",
+        "spent": _SPENT,
     }),
     "ranks": EventKind("Samples of all ranks at a logging interval; one list entry per rank, at most 64.", {
         "step": _STEP,
@@ -98,19 +107,31 @@ EVENT_KINDS: Mapping[str, EventKind] = MappingProxyType({
         "before": "global batch size of the plan",
         "now": "actual global batch size",
     }),
-    "validation": EventKind("A validation is done.", {"step": _STEP, "metrics": "validation metrics"}),
+    "validation": EventKind("A validation is done.", {
+        "step": _STEP,
+        "metrics": "validation metrics",
+        "spent": _SPENT,
+    }),
     "epoch": EventKind("An epoch of the training is done, or its part before the training ended.", {
         "step": _STEP,
         "epoch": "number of the epoch, from 0",
         "metrics": "logged metrics, with those that were logged for the epoch",
     }),
-    "checkpoint": EventKind("A checkpoint is written.", {"step": _STEP, "epoch": "current epoch"}),
+    "checkpoint": EventKind("A checkpoint is written.", {
+        "step": _STEP,
+        "epoch": "current epoch",
+        "spent": _SPENT,
+    }),
     "memory": EventKind("At the end: measured memory next to the plan's estimate.", {
         "step": _STEP,
         "planned": "estimated bytes by part; null if the plan has no estimate",
         "ranks": "numbers of the ranks with the highest peaks, at most 64",
         "measured": "peak bytes of each of these ranks",
         "measured_by": "how the peak was measured",
+    }),
+    "time_spent": EventKind("The training has ended, or a signal stopped it, and its checkpoint is saved.", {
+        "step": _STEP,
+        "spent": _SPENT,
     }),
     "training_ended": EventKind("Lightning's training loop ends.", {"step": _STEP, "epoch": "current epoch"}),
     "finished": EventKind("The run is complete.", {
@@ -161,6 +182,7 @@ EVENT_KINDS: Mapping[str, EventKind] = MappingProxyType({
         "hung": "whether the rank hung",
         "out_of_memory": "whether it ran out of memory",
         "error": "exception of the rank, if it reported one",
+        "last_sign": "when a rank last reported that it is alive, in seconds since 1970; null if none did",
         "log": "path of the rank's log",
         "last_lines": "last lines of the log",
         "others": "state of the other ranks",

@@ -17,7 +17,9 @@ from launcher.jobs.backends.registry import find_backend
 from launcher.jobs.ending import Ending, EndingReader, combine_with_job
 from launcher.jobs.peak_memory import PeakMemoryReader
 from launcher.runs.continuation import make_recorded_command
+from launcher.runs.goodput import Ledger
 from launcher.runs.job_output import read_job_output
+from launcher.runs.ledger_reader import LedgerReader
 from launcher.runs.script_record import is_script_run
 from launcher.runs.submission_record import read_records
 from slurm.attempts import read_attempts
@@ -43,6 +45,7 @@ class RunStatus:
         command: the command that continues it; empty if there is none.
         peak_memory: the highest of its ranks, in bytes; None if it was not recorded.
         peak_memory_of: what that is the peak of.
+        goodput: what its time was spent on; None for a script, or if an older version wrote a part of it.
         is_script: whether it is a plain script, whose steps and checkpoints are not known.
         hang: the notice about a possible hang of a running run; empty without one, or after it was over.
     """
@@ -63,6 +66,7 @@ class RunStatus:
     peak_memory_of: str = ""
     is_script: bool = False
     hang: str = ""
+    goodput: Ledger | None = None
 
     @property
     def has_ended(self) -> bool:
@@ -71,7 +75,8 @@ class RunStatus:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return dataclasses.asdict(self)
+        goodput = None if self.goodput is None else self.goodput.to_dict()
+        return dataclasses.asdict(dataclasses.replace(self, goodput=None)) | {"goodput": goodput}
 
 
 class RunProgress:
@@ -85,6 +90,7 @@ class RunProgress:
         self.hang = ""
         self.endings = EndingReader()
         self.memory = PeakMemoryReader()
+        self.time = LedgerReader()
         for event in events:
             self.add(event)
 
@@ -116,6 +122,7 @@ class RunProgress:
             self.hang = as_text(event.get("message"))
         self.endings.add(event)
         self.memory.add(event)
+        self.time.add(event)
 
     def watch(self, events: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
         """The same events, each added when it is read."""
@@ -164,6 +171,7 @@ def read_run_status(run: Path, job: JobStatus | None = None, progress: RunProgre
         peak_memory_of=peak.what if peak.highest is not None else "",
         is_script=is_script_run(run),
         hang=progress.hang if state == "running" else "",
+        goodput=progress.time.ledger(),
     )
 
 

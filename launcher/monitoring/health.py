@@ -157,6 +157,15 @@ def _time_metrics(ranks: Sequence[RankSample]) -> dict[str, float | bool]:
         "perf/data_seconds": max(s.data_seconds for s in ranks),
         "perf/peak_memory_bytes": max(s.peak_memory for s in ranks),
     }
+    seconds = metrics["perf/step_seconds"]
+    throughputs = {
+        "perf/samples_per_second": [s.samples for s in ranks],
+        "perf/tokens_per_second": [s.tokens for s in ranks],
+    }
+    for name, counts in throughputs.items():
+        known = [count for count in counts if count is not None]
+        if seconds > 0 and len(known) == len(ranks):
+            metrics[name] = sum(known) / seconds
     if len(ranks) > 1:
         slowest, factor, _ = _slowest(ranks)
         metrics["perf/slowest_rank"] = slowest.rank

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from launcher.monitoring.batch_size import count_batch
 from launcher.monitoring.gather import Gathered, SampleExchange
 from launcher.monitoring.health import Alert, Health, Limits, judge
 from launcher.monitoring.samples import ABSENT
@@ -48,7 +49,8 @@ class LossScaleMonitor(Callback):
     the steps between have neither a collective nor a host sync. Metrics go to the trainer's loggers: `amp/loss_scale`
     and its `_min` and `_max` over the ranks, `amp/skipped_steps`, `amp/skip_rate`, `amp/growth_tracker`,
     `amp/floor_steps`, `amp/ranks_diverged`, `perf/step_seconds`, `perf/data_seconds`, `perf/slowest_rank`,
-    `perf/slowest_factor`, `perf/peak_memory_bytes`. Of several in one trainer only the first is active.
+    `perf/slowest_factor`, `perf/peak_memory_bytes`, `perf/samples_per_second` and `perf/tokens_per_second`. Of several
+    in one trainer only the first is active.
 
     Args:
         precision: any spelling; None takes the trainer's. The loss scale is read in fp16 only.
@@ -83,6 +85,7 @@ class LossScaleMonitor(Callback):
         self._on_alert = on_alert
         self._exchange = SampleExchange(group)
         self._clock = StepClock()
+        self._samples = self._tokens = 0  # since the last sample was sent
         self._health = Health(0)
         self._raised: frozenset[str] = frozenset()
         self._passed_step = -1
@@ -110,6 +113,9 @@ class LossScaleMonitor(Callback):
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, *_: Any) -> None:
         """Begin to time the batch."""
         self._clock.batch_begins(attribute(pl_module, "device"))
+        samples, tokens = count_batch(batch)
+        self._samples += samples
+        self._tokens += tokens
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
         """Time the forward pass."""
@@ -217,7 +223,8 @@ class LossScaleMonitor(Callback):
         step = steps_done(trainer)
         for gathered in self._exchange.take():
             self._report(trainer, gathered)
-        times = self._clock.read(step - max(self._sampled_step, 0))
+        steps = step - max(self._sampled_step, 0)
+        times = self._clock.read(steps)
         self._sampled_step = step
         values: dict[str, float | Tensor] = {
             "has_scale": 0.0,
@@ -226,7 +233,10 @@ class LossScaleMonitor(Callback):
             "data_seconds": times.data,
             "own_seconds": times.own,
             "peak_memory": peak_memory(),
+            "samples": self._samples / max(steps, 1) or ABSENT,
+            "tokens": self._tokens / max(steps, 1) or ABSENT,
         }
+        self._samples = self._tokens = 0
         values.update(self._scale_values(trainer))
         self._exchange.send(step, attribute(trainer, "current_epoch"), values, batch)
         if self._exchange.world_size == 1:

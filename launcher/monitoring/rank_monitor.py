@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from typing_extensions import override
 
 from launcher.config.schema import WatchOptions
@@ -24,17 +25,19 @@ from launcher.monitoring.health import (
 )
 from launcher.monitoring.samples import RankSample
 from launcher.monitoring.trainer_facts import is_rank_zero, logger_step, steps_done
+from launcher.planning.flops import ModelWork
 
 # More would make an event of a large run longer than it is useful.
 _RANKS_IN_EVENT = 64
 # Seconds that a checkpoint may wait for the other ranks' samples. They arrive immediately unless a rank has failed.
 _SAVE_TIMEOUT = 0.2
+_NO_WORK = ModelWork()
 
 
 class RankMonitor(TrackedMonitor):
     """Also writes the numbers of each rank to the run's events, and reports alerts on the terminal.
 
-    `result` makes the summary of a training that ended well; None leaves it out.
+    `result` makes the summary of a training that ended well; None leaves it out. `work` is that of the plan.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class RankMonitor(TrackedMonitor):
         output: RunOutput,
         trackers: Sequence[Tracker] = (),
         result: Callable[[Any], Mapping[str, Any]] | None = None,
+        work: ModelWork = _NO_WORK,
     ) -> None:
         limits = Limits(options.floor, options.floor_steps, options.slow_factor, options.slow_share, options.slow_steps)
         super().__init__(
@@ -55,6 +59,7 @@ class RankMonitor(TrackedMonitor):
             on_alert=self._report_alert,
         )
         self._result = result
+        self._work = work
         self._events = output.events
         self._console = output.console
         self._means = MeanSamples()
@@ -98,6 +103,18 @@ class RankMonitor(TrackedMonitor):
             own_seconds=[round(s.own_seconds, 6) for s in samples],
             peak_memory=[s.peak_memory for s in samples],
         )
+
+    @override
+    def write(self, trainer: Any, row: Mapping[str, Any], step: int) -> None:
+        samples = row.get("perf/samples_per_second")
+        speed = None if samples is None else self._work.find_speed(samples)
+        if speed is not None:
+            row = {**row, "perf/flops_per_second": speed}
+            # Read here, as a module may set it at any time. The peak of TF32 is not known.
+            has_tf32 = self._precision_of(trainer) == "32-true" and torch.get_float32_matmul_precision() != "highest"
+            if self._work.peak_flops is not None and not has_tf32:
+                row["perf/mfu"] = speed / self._work.peak_flops
+        super().write(trainer, row, step)
 
     @override
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:

@@ -17,6 +17,8 @@ FIELDS: tuple[str, ...] = (
     "data_seconds",
     "own_seconds",
     "peak_memory",
+    "samples",
+    "tokens",
 )
 ABSENT = -1.0
 
@@ -28,6 +30,8 @@ class RankSample:
     Attributes:
         rank: global rank.
         scale: its loss scale; None if nothing scales the loss, or if the scale could not be read.
+        samples: mean number of samples of an optimizer step; None if the batch has no tensor.
+        tokens: the same of tokens; None if no part of the batch is known to be a sequence.
         scale_unknown: whether there may be a scale that could not be read.
         skipped_steps: optimizer steps skipped since the training began; None if not counted.
         growth_tracker: steps since the scale last changed; None if not counted.
@@ -51,6 +55,8 @@ class RankSample:
     own_seconds: float = 0.0
     peak_memory: int = 0
     scale_unknown: bool = False
+    samples: float | None = None
+    tokens: float | None = None
 
 
 def unpack_sample(rank: int, vector: Sequence[float]) -> RankSample:
@@ -72,4 +78,6 @@ def unpack_sample(rank: int, vector: Sequence[float]) -> RankSample:
         values["own_seconds"],
         int(values["peak_memory"]),
         values["has_scale"] == ABSENT,
+        None if values["samples"] == ABSENT else values["samples"],
+        None if values["tokens"] == ABSENT else values["tokens"],
     )

@@ -98,6 +98,7 @@ def plan_with_memory(
         is_on = chosen.activation_checkpointing
         ran_out[is_on] = tuple(dict.fromkeys((*ran_out[is_on], *failed)))
         choice, chosen = decide(skip_candidates(choice, ran_out[is_on], why_not, may_checkpoint=may_checkpoint), None)
+    chosen = dataclasses.replace(chosen, flops_per_sample=profile.flops_per_sample)
     skipped = tuple(describe_strategy(name, is_on) for is_on, names in ran_out.items() for name in names)
     if not skipped:
         return chosen

@@ -42,6 +42,8 @@ class Plan:
         ran_out: strategies that were skipped because they ran out of memory in this run.
         activation_checkpointing: blocks' activations are computed again in the backward pass.
         checkpointing_reasons: why it is on; empty if it is off.
+        flops_per_sample: floating point operations of matrix products, convolutions and attention for a sample, forward
+            and backward, without those done again; None if no step was traced.
     """
 
     strategy: StrategyChoice
@@ -63,6 +65,7 @@ class Plan:
     ran_out: tuple[str, ...] = ()
     activation_checkpointing: bool = False
     checkpointing_reasons: tuple[str, ...] = ()
+    flops_per_sample: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, with `global_batch_size` added for readers."""

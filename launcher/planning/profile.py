@@ -175,10 +175,16 @@ def _trace(
     again = None
     if not options.checkpoint_activations:
         again = cache(partial(_trace_checkpointed, make, batch, precision, trainer, options))
+    counted = first
+    if options.checkpoint_activations:
+        plainly = replace(options, checkpoint_activations=False, with_optimizer=True)
+        counted, _ = trace_step(make, resize_batch(batch, size, small), small, types=plain, trainer=trainer,
+                                options=plainly)  # fmt: skip
     method = "traced" if options.is_fake else "probed"
     return ModelProfile(
-        model, traces, halved, method, tuple(notes), fsdp_obstacle=obstacle, gathered=cast, checkpointed=again
-    )
+        model, traces, halved, method, tuple(notes), fsdp_obstacle=obstacle, gathered=cast, checkpointed=again,
+        flops_per_sample=counted.flops / counted.batch_size,
+    )  # fmt: skip
 
 
 def _trace_checkpointed(

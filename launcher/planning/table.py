@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from launcher.core.wrapping import join_items, wrap_text
+from launcher.planning.flops import format_flops
 from launcher.planning.plan import Plan
 from strategies.step_time import STEP_FLOOR
 from strategies.units import GIB, format_bytes
@@ -42,6 +43,9 @@ def print_plan(plan: Plan, console: Console) -> None:
         ("precision", plan.precision, plan.precision_reasons),
         ("batch", str(plan.batch.global_batch_size or "the loader's own"), plan.batch_reasons),
     ]
+    if plan.flops_per_sample is not None and plan.batch.global_batch_size:
+        per_step = format_flops(plan.flops_per_sample * plan.batch.global_batch_size)
+        rows.append(("work", f"{per_step} a step", ["traced: matrix products, convolutions and attention"]))
     if plan.activation_checkpointing:
         rows.append(("memory", "activation checkpointing", plan.checkpointing_reasons))
     # With memory, the second table lists all of them.

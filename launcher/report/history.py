@@ -27,7 +27,18 @@ from launcher.report.records import (
 
 # Plots and tables show these; there are too many for a line each.
 _WITHOUT_LINE = frozenset(
-    {"step", "ranks", "validation", "epoch", "checkpoint", "planned", "training_started", "alert", "memory"}
+    {
+        "step",
+        "ranks",
+        "validation",
+        "epoch",
+        "checkpoint",
+        "planned",
+        "training_started",
+        "alert",
+        "memory",
+        "time_spent",
+    }
 )
 _RANK_COLUMNS = ("loss_scale", "skipped_steps", "step_seconds", "data_seconds", "own_seconds")
 # Written between attempts, or after the training: they do not make the attempt before them longer.

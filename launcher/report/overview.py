@@ -53,6 +53,7 @@ def list_figures(run: Run) -> list[Figure]:
                f"{units.format_plural(repeated, 'step')} repeated" if repeated else "", history.last_step),
         Figure("time in attempts", units.format_duration(seconds),
                units.format_plural(restarts, "restart") if restarts else "", seconds),
+        *_goodput_figures(run),
         Figure("time a step", units.format_duration(step_time), "median", step_time),
         *_metric_figures(run),
         Figure("precision", plan["precision"] or "\u2013"),
@@ -67,6 +68,15 @@ def list_figures(run: Run) -> list[Figure]:
         )
     figures.append(Figure("alerts", units.format_count(len(history.alerts)), "", len(history.alerts)))
     return figures
+
+
+def _goodput_figures(run: Run) -> list[Figure]:
+    ledger = run.status.goodput
+    if ledger is None or ledger.ratio is None:
+        return []
+    failures = units.format_plural(len(ledger.failures), "failure")
+    note = f"{failures} cost {units.format_duration(ledger.lost)}" if ledger.failures else "of the time"
+    return [Figure("effective training", f"{ledger.ratio:.1%}", note, ledger.ratio)]
 
 
 def _list_script_figures(run: Run, script: Mapping[str, Any]) -> list[Figure]:
@@ -125,6 +135,7 @@ def to_values(run: Run) -> dict[str, Any]:
             "by_rank": {str(rank): peak for rank, peak in run.peak_memory.by_rank.items()},
             "of": run.peak_memory.what,
         },
+        "goodput": None if run.status.goodput is None else run.status.goodput.to_dict(),
         "metrics": {name: to_metric_values(metric) for name, metric in run.metrics.items()},
         "attempts": [_attempt_values(attempt, repeated.get(attempt.number, 0)) for attempt in history.attempts],
         "alerts": [dataclasses.asdict(alert) for alert in history.alerts],

@@ -13,6 +13,7 @@ from launcher.core.event_text import format_value
 from launcher.core.nested import flatten
 from launcher.jobs.peak_memory import PeakMemory
 from launcher.report import series
+from launcher.report.goodput import goodput_section
 from launcher.report.metric_sections import loss_section, metrics_section
 from launcher.report.overview import BADGES, alerts_section, command_section, failure_section
 from launcher.report.page import Section, Table
@@ -51,7 +52,7 @@ _RANK_TERMS = {
 def list_sections(run: Run) -> list[Section]:
     """All sections that apply to a run."""
     makers = (failure_section, alerts_section, loss_section, metrics_section, _scale_section, _ranks_section,
-              _memory_section, _attempts_section, _precision_section, _plan_section, _config_section,
+              _memory_section, goodput_section, _attempts_section, _precision_section, _plan_section, _config_section,
               _versions_section)  # fmt: skip
     if run.script is not None:
         # It reports no steps, and has neither a plan nor a config.

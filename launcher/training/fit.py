@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from launcher.process.open_resources import close_kept_open
 from launcher.process.titles import set_rank_title
 from launcher.runs.directory import RunDirectory
 from launcher.runs.kept_state import is_kept_state
+from launcher.runs.launch_times import list_launch_times
 from launcher.training.context import RunContext
 from launcher.training.decision import decide_together, gather_facts
 from launcher.training.failures import record_ending
@@ -65,9 +67,11 @@ def fit(
             code 128 + signal, and a `KeyboardInterrupt` after Ctrl-C. With `stays_open`, the script's own handler of
             the signal has been called.
     """
+    called = time.time()
     config = with_deepspeed_file(config)
     with rank_session(config, os.environ if env is None else env, terminal_ranks) as session:
         topology = session.topology
+        agreement = time.time()
         facts = gather_facts(config, topology, given)
         store = open_store(topology, config.agreement_timeout)
         decision, run = decide_together(config, topology, facts, store, given)
@@ -82,7 +86,11 @@ def fit(
                                translate=translate)  # fmt: skip
             ctx = RunContext(config, topology, plan, run, store, decision.attempt, output, session.status, given,
                              stays_open, find_kept_folder(os.environ))  # fmt: skip
-            announce(ctx)
+            is_torchrun = topology.source == "torchrun"
+            announce(ctx, list_launch_times(
+                run.path, os.environ, pid=os.getpid(), parent=os.getppid() if is_torchrun else None,
+                called=called if stays_open else None, agreement=agreement,
+            ))  # fmt: skip
             close_kept_open()
             group = GroupSettings(plan.strategy.backend, ctx.attempt, config.process_group_timeout,
                                   run.log_file(topology.rank).parent, stays_open)  # fmt: skip
@@ -112,15 +120,15 @@ def _remove_unused_folder(runs: Path, run: RunDirectory) -> None:
             runs.rmdir()
 
 
-def announce(ctx: RunContext) -> None:
-    """Rank zero shows the plan on the terminal and writes it to the events."""
+def announce(ctx: RunContext, times: Mapping[str, float | None]) -> None:
+    """Rank zero shows the plan on the terminal and writes it to the events, with the times of the launch."""
     if ctx.topology.rank != 0:
         return
     plan, run, events, console = ctx.plan, ctx.run, ctx.output.events, ctx.output.console
     events.write("run_started", name=run.name, attempt=ctx.attempt, restart_count=ctx.topology.restart_count,
                  source=ctx.topology.source, config_digest=ctx.config.digest(), wandb_id=run.wandb_id,
                  host=ctx.topology.host, continue_with=ctx.arguments_to_continue,
-                 versions={"launcher": __version__, **library_versions()})  # fmt: skip
+                 versions={"launcher": __version__, **library_versions()}, times=times)  # fmt: skip
     events.write("planned", plan=redact(plan.to_dict()))
     if plan.precision_before is not None:
         events.write("precision_changed", checkpoint=plan.precision_before, run=plan.precision)

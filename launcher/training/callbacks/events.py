@@ -9,8 +9,10 @@ from typing import Any
 import lightning.pytorch as pl
 from typing_extensions import override
 
+from launcher.core.errors import Interrupted
 from launcher.core.events import EventLog
 from launcher.training.callbacks.progress import as_numbers, logging_interval
+from launcher.training.callbacks.time_account import TimeAccount
 
 # Layer-wise learning rates can be many; the first ones show the schedule.
 _RATES_IN_EVENT = 8
@@ -20,10 +22,12 @@ class EventWriter(pl.Callback):
     """Writes rank zero's events: steps at the logging interval, validations, checkpoints.
 
     `check_metrics`, if it is set, receives the metrics of steps and epochs, which are read for the events anyway.
+    The events also have what the time was spent on.
     """
 
     def __init__(self, events: EventLog) -> None:
         self._events = events
+        self._account = TimeAccount()
         self.batches = 0  # trained by this process
         self.check_metrics: Callable[[Mapping[str, float], int], None] | None = None
         self._step = -1
@@ -33,6 +37,7 @@ class EventWriter(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._step = trainer.global_step
         if trainer.is_global_zero:
+            self._account.start(trainer)
             self._events.write("training_started", step=trainer.global_step, epoch=trainer.current_epoch)
 
     @override
@@ -52,6 +57,12 @@ class EventWriter(pl.Callback):
             self.check_metrics(metrics, step)
 
     @override
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._account.batch_begins()
+
+    @override
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -65,7 +76,7 @@ class EventWriter(pl.Callback):
             self._since = (time.perf_counter(), step)
             # With its metrics: the training may end before the first logging interval.
             self._events.write("first_step", step=step, metrics=as_numbers(trainer.logged_metrics),
-                               learning_rate=learning_rates(trainer))  # fmt: skip
+                               learning_rate=learning_rates(trainer), spent=self._account.read())  # fmt: skip
         elif step % logging_interval(trainer) == 0:
             now = time.perf_counter()
             before, before_step = self._since
@@ -73,7 +84,8 @@ class EventWriter(pl.Callback):
             seconds = (now - before) / max(step - before_step, 1)
             metrics = as_numbers(trainer.logged_metrics)
             self._events.write("step", step=step, epoch=trainer.current_epoch, seconds_per_step=seconds,
-                               metrics=metrics, learning_rate=learning_rates(trainer))  # fmt: skip
+                               metrics=metrics, learning_rate=learning_rates(trainer),
+                               spent=self._account.read())  # fmt: skip
             self._check(metrics, step)
 
     @override
@@ -81,12 +93,14 @@ class EventWriter(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         if trainer.is_global_zero:
-            self._events.write("checkpoint", step=trainer.global_step, epoch=trainer.current_epoch)
+            self._events.write("checkpoint", step=trainer.global_step, epoch=trainer.current_epoch,
+                               spent=self._account.read())  # fmt: skip
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero and not trainer.sanity_checking:
-            self._events.write("validation", step=trainer.global_step, metrics=as_numbers(trainer.callback_metrics))
+            self._events.write("validation", step=trainer.global_step, metrics=as_numbers(trainer.callback_metrics),
+                               spent=self._account.read())  # fmt: skip
         self._since = None if self._since is None else (time.perf_counter(), trainer.global_step)
 
     @override
@@ -95,6 +109,22 @@ class EventWriter(pl.Callback):
             self._write_epoch(trainer, max(trainer.current_epoch - 1, 0))
         if trainer.is_global_zero:
             self._events.write("training_ended", step=trainer.global_step, epoch=trainer.current_epoch)
+
+    @override
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._end_account(trainer)
+
+    @override
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        # After another exception it is not known how long the failed step has waited for a rank that hangs.
+        if isinstance(exception, Interrupted):
+            self._end_account(trainer)
+        self._account.stop()
+
+    def _end_account(self, trainer: pl.Trainer) -> None:
+        if trainer.is_global_zero and self._step >= 0:
+            self._events.write("time_spent", step=trainer.global_step, spent=self._account.read())
+        self._account.stop()
 
 
 def learning_rates(trainer: pl.Trainer) -> list[float]:

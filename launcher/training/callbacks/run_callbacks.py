@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,12 +14,15 @@ from lightning.pytorch.loggers import Logger
 
 from launcher.checkpoint.resume import read_checkpoint
 from launcher.checkpoint.secrets import SecretRedactor
+from launcher.core.events import FILE_NAME, read_events
 from launcher.loggers.kept_logs import KEY, LogFileState
 from launcher.loggers.selection import make_trackers
 from launcher.loggers.wandb_callback import WandbStarter
 from launcher.loggers.wandb_run import QueuedWandbLogger
 from launcher.monitoring.buffers import BufferMonitor
 from launcher.monitoring.rank_monitor import RankMonitor
+from launcher.planning.flops import ModelWork
+from launcher.runs.ledger_reader import LedgerReader
 from launcher.runs.selection import LAST_CHECKPOINT
 from launcher.training.callbacks.activation_checkpointing import ActivationCheckpointing
 from launcher.training.callbacks.events import EventWriter
@@ -61,7 +67,8 @@ def run_callbacks(ctx: RunContext, parts: RunParts, event_writer: EventWriter) -
         notice("trainer.enable_checkpointing is false: nothing is saved, and this run cannot be resumed")
     wandb = parts.wandb
     trackers = [] if is_trial else make_trackers(parts.loggers, wandb, notice)
-    monitor = RankMonitor(config.watch, ctx.plan.precision, ctx.output, trackers, _final_summary)
+    summarize = functools.partial(_final_summary, events=ctx.run.path / FILE_NAME)
+    monitor = RankMonitor(config.watch, ctx.plan.precision, ctx.output, trackers, summarize, ModelWork.of(ctx.plan))
     event_writer.check_metrics = monitor.check_logged
     tuned = TunedValues(parts.objects.callbacks, resumes=ctx.run.resume_from is not None, notice=notice)
     metrics = EpochMetrics(notice)
@@ -89,10 +96,16 @@ def run_callbacks(ctx: RunContext, parts: RunParts, event_writer: EventWriter) -
     ]
 
 
-def _final_summary(trainer: pl.Trainer) -> dict[str, Any]:
-    """The result of a training, for its loggers: the last value of every metric, steps and best checkpoint."""
+def _final_summary(trainer: pl.Trainer, events: Path) -> dict[str, Any]:
+    """The result of a training, for its loggers: the last value of every metric, steps, best checkpoint, use of time.
+
+    `events` is the file with the events of all attempts.
+    """
     summary: dict[str, Any] = {f"final/{name}": value for name, value in as_numbers(trainer.callback_metrics).items()}
     summary["final/steps"] = trainer.global_step
+    with contextlib.suppress(OSError):
+        ledger = LedgerReader(read_events(events)).ledger()
+        summary |= {} if ledger is None else ledger.to_summary()
     best, _ = find_best_checkpoint(trainer)
     return summary if best is None else {**summary, "final/best_checkpoint": str(best)}
 

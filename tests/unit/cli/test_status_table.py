@@ -10,6 +10,7 @@ import pytest
 from launcher.cli.status import describe_status, format_members, format_runs, shorten_ending
 from launcher.jobs.status import RunStatus
 from launcher.jobs.sweep_status import MemberStatus
+from launcher.runs.goodput import KINDS, FailureCost, Ledger
 from tests.unit.jobs.test_ending import ENDINGS, end
 
 LONG = "rank 1 on gpu-node-0017.cluster.example.org: ValueError: Expected input batch_size (32) to match target (31)"
@@ -114,3 +115,13 @@ def test_one_run_is_shown_with_all_that_is_known() -> None:
         "  launcher fit --resume auto",
         "peak memory of a rank: 1 GiB, resident memory of the process (RSS)",
     ]
+
+
+def test_the_use_of_time_is_one_line_of_80_columns() -> None:
+    day = 86_400_000_000
+    micro = dict.fromkeys(KINDS, 0) | {"productive": 20 * day, "restart": day, "stopped": 3 * day}
+    failures = tuple(FailureCost(n, 0.0, 1, "killed", restart=day // 20) for n in range(20))
+    *_, line = describe_status(_status(goodput=Ledger(micro, failures)))
+    assert line == "effective training: 95.2% (20 d 0 h of 21 d 0 h); 20 failures cost 24 h 00 min"
+    assert len(line) <= 80
+    assert describe_status(_status(goodput=Ledger(dict.fromkeys(KINDS, 0)))) == []

@@ -25,6 +25,14 @@ def test_times_and_memory_are_the_worst_of_the_ranks() -> None:
     }
 
 
+def test_the_throughput_is_that_of_all_ranks_at_the_slowest_ones_step() -> None:
+    samples = [RankSample(0, step_seconds=0.5, samples=8.0, tokens=64.0), RankSample(1, step_seconds=0.4, samples=6.0)]
+    metrics = at(samples).metrics
+    assert metrics["perf/samples_per_second"] == 28
+    assert "perf/tokens_per_second" not in metrics, "one rank does not know its tokens"
+    assert "perf/samples_per_second" not in at([RankSample(0, step_seconds=0.0, samples=8.0)]).metrics
+
+
 def test_one_rank_is_not_compared_with_itself() -> None:
     health = at(times(0.5), before=Health(0, slow_rank=0))
     assert "perf/slowest_rank" not in health.metrics

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from launcher.config.schema import WatchOptions
@@ -19,6 +20,7 @@ from launcher.monitoring.gather import Gathered
 from launcher.monitoring.health import Alert
 from launcher.monitoring.rank_monitor import RankMonitor
 from launcher.monitoring.samples import RankSample
+from launcher.planning.flops import ModelWork
 
 
 class Monitored:
@@ -52,6 +54,22 @@ def test_the_limits_are_the_configs(tmp_path: Path) -> None:
     limits = watch.limits
     assert (limits.floor, limits.floor_steps, limits.slow_factor, limits.slow_share) == (4.0, 7, 3.0, 0.5)
     assert watch.every_n_steps == 9
+
+
+@pytest.mark.parametrize(("matmul", "has_mfu"), [("highest", True), ("high", False)])
+def test_a_row_has_the_work_of_the_plan_at_the_measured_speed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, matmul: str, has_mfu: bool
+) -> None:
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: matmul)
+    rows: list[dict[str, Any]] = []
+    tracker: Any = SimpleNamespace(log_row=lambda row, step: rows.append(row))
+    output = RunOutput(EventLog(tmp_path / "events.jsonl", 0), Console(file=io.StringIO()), is_rank_zero=True)
+    monitor = RankMonitor(WatchOptions(), "32-true", output, [tracker], work=ModelWork(3e9, 6e10))
+    monitor.write(SimpleNamespace(), {"perf/samples_per_second": 10.0}, 7)
+    monitor.write(SimpleNamespace(), {"perf/step_seconds": 0.1}, 8)
+    assert rows[0]["perf/flops_per_second"] == 3e10
+    assert rows[0].get("perf/mfu") == (0.5 if has_mfu else None)
+    assert "perf/flops_per_second" not in rows[1]
 
 
 @pytest.mark.parametrize(("precision", "looks"), [("16-mixed", True), ("bf16-mixed", False), ("32-true", False)])

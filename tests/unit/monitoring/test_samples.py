@@ -6,11 +6,11 @@ import pytest
 
 from launcher.monitoring.samples import ABSENT, FIELDS, RankSample, unpack_sample
 
-FULL = (1.0, 1024.0, 3.0, 17.0, 5.0, 1.0, 0.25, 0.05, 0.1, 2.0**40)
+FULL = (1.0, 1024.0, 3.0, 17.0, 5.0, 1.0, 0.25, 0.05, 0.1, 2.0**40, 8.0, 512.0)
 
 
 def test_every_number_has_its_place() -> None:
-    assert unpack_sample(2, FULL) == RankSample(2, 1024.0, 3, 17, 5, True, 0.25, 0.05, 0.1, 2**40)
+    assert unpack_sample(2, FULL) == RankSample(2, 1024.0, 3, 17, 5, True, 0.25, 0.05, 0.1, 2**40, False, 8.0, 512.0)
     assert len(FULL) == len(FIELDS)
 
 
