@@ -73,6 +73,8 @@ class CheckpointOptions:
         save_top_k: number of best checkpoints to keep; -1 keeps all.
         monitor: the metric that decides which checkpoints are the best.
         mode: whether a smaller or a larger value is better.
+        background: whether the training waits only for a copy of the state in host memory, and the file is written
+            beside it; `auto` does so for one device and DDP. (`async` is no valid name in Python.)
     """
 
     every_n_epochs: int | None = _at_least(1, None)
@@ -80,6 +82,7 @@ class CheckpointOptions:
     save_top_k: int = _at_least(-1, 1)
     monitor: str | None = None
     mode: Literal["min", "max"] = "min"
+    background: bool | Literal["auto"] = "auto"
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,13 @@ class EventWriter(pl.Callback):
     """Writes rank zero's events: steps at the logging interval, validations, checkpoints.
 
     `check_metrics`, if it is set, receives the metrics of steps and epochs, which are read for the events anyway.
+    `after_write` delays an action until the checkpoint that is being saved is complete, if it is written in the
+    background.
     """
 
-    def __init__(self, events: EventLog) -> None:
+    def __init__(self, events: EventLog, after_write: Callable[[Callable[[], None]], None] = lambda act: act()) -> None:
         self._events = events
+        self._after_write = after_write
         self.batches = 0  # trained by this process
         self.check_metrics: Callable[[Mapping[str, float], int], None] | None = None
         self._step = -1
@@ -81,7 +84,8 @@ class EventWriter(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         if trainer.is_global_zero:
-            self._events.write("checkpoint", step=trainer.global_step, epoch=trainer.current_epoch)
+            fields = {"step": trainer.global_step, "epoch": trainer.current_epoch}
+            self._after_write(lambda: self._events.write("checkpoint", **fields))
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
