@@ -168,7 +168,7 @@ def test_a_checkpoint_has_the_state_of_its_step_and_a_resume_from_it_is_bit_for_
         [1, 2, 3, 4],
         4,
     )
-    _, resumed, resumed_average = train(tmp_path / "again", resume=kept)
+    _, resumed, resumed_average = train(folder, resume=kept)
     assert _same(dict(resumed.state_dict()), dict(model.state_dict()))
     assert _same(resumed_average.weights, average.weights)
     assert resumed_average.steps == list(range(1, STEPS + 1))
