@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 # A writer with less of a busy processor than the training: on Linux a thread has its own.
@@ -29,6 +30,7 @@ class BackgroundWriter:
         # What follows the write; None if nothing is being written.
         self._actions: list[Callable[[], None]] | None = None
         self._is_open = False
+        self.seconds = 0.0  # of the last write
 
     @property
     def accepts(self) -> bool:
@@ -92,8 +94,10 @@ class BackgroundWriter:
         if self._thread is not None and sys.platform == "linux":
             with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        begun = time.monotonic()
         try:
             write()
+            self.seconds = time.monotonic() - begun
             while (action := self._next_action()) is not None:
                 action()
         except BaseException as error:  # noqa: BLE001 -- raised by the thread that trains

@@ -23,8 +23,10 @@ from launcher.checkpoint.manifest import write_manifest
 from launcher.checkpoint.read_back import ReadBack
 from launcher.checkpoint.reader import guarded_loads
 from launcher.checkpoint.resume import check_fits_model
+from launcher.checkpoint.save_interval import FailureHistory, read_failures
 from launcher.checkpoint.storage import explained_saves, explained_writes
 from launcher.config.schema import RunConfig
+from launcher.core.events import FILE_NAME, read_events
 from launcher.core.terminal import is_interactive
 from launcher.hardware.topology import Topology
 from launcher.planning.deepspeed_facts import pretends_cpu_fp16
@@ -37,6 +39,7 @@ from launcher.training.callbacks.run_checkpoint import (
     accept_file_urls,
     hide_multiple_checkpoints_warning,
 )
+from launcher.training.callbacks.save_schedule import SaveSchedule
 from launcher.training.context import RunContext
 from launcher.user_code.classes import make_ddp_options, make_profiler
 from launcher.user_code.objects import UserObjects
@@ -187,7 +190,7 @@ def _added_callbacks(
     added: list[pl.Callback] = []
     if config.trainer.enable_checkpointing is not False and not config.trainer.barebones:
         accept_file_urls(callbacks)
-        added.append(RunCheckpoint(config.checkpoint, ctx.run.checkpoints, background))
+        added.append(RunCheckpoint(config.checkpoint, ctx.run.checkpoints, background, _schedule(ctx, background)))
     has_summary = any(isinstance(each, ModelSummary) for each in callbacks)
     # A restart trains the same model.
     wants_summary = config.trainer.enable_model_summary is not False and ctx.topology.restart_count == 0
@@ -196,6 +199,18 @@ def _added_callbacks(
     if _wants_bar(config) and ctx.topology.rank == 0 and not has_bar:
         added.append(TerminalProgress(console) if is_interactive(console) else ProgressLines(console))
     return added
+
+
+def _schedule(ctx: RunContext, background: BackgroundWriter | None) -> SaveSchedule | None:
+    """When to save, for `checkpoint.every: auto`."""
+    if ctx.config.checkpoint.every is None:
+        return None
+    file = ctx.run.path / FILE_NAME
+
+    def history() -> FailureHistory:
+        return read_failures(read_events(file) if file.exists() else (), ctx.topology.world_size)
+
+    return SaveSchedule(ctx.output.events, history, lambda: 0.0 if background is None else background.seconds)
 
 
 def plain_options(config: RunConfig) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import difflib
 import functools
 import os
 import re
+import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from launcher.core.errors import ConfigError, Problem
 from launcher.core.wrapping import escape_controls
 from launcher.planning.plan import Plan
 from launcher.training.callbacks.pending_writes import publish_again_explained, reads_files
+from launcher.training.callbacks.save_schedule import SaveSchedule
 from launcher.training.loops.epoch_loop import after_batch
 from strategies.batch import BatchSplit
 
@@ -47,12 +49,23 @@ class RunCheckpoint(CheckpointAfterBatch):
     settings as another one.
     """
 
-    def __init__(self, options: CheckpointOptions, folder: Path, background: BackgroundWriter | None = None) -> None:
-        """`background` writes the checkpoints beside the training; None writes them while it waits."""
-        self._background = background
+    def __init__(
+        self,
+        options: CheckpointOptions,
+        folder: Path,
+        background: BackgroundWriter | None = None,
+        schedule: SaveSchedule | None = None,
+    ) -> None:
+        """Make the callback.
+
+        `background` writes the checkpoints beside the training; None writes them while it waits. `schedule` decides
+        when, for `every: auto`.
+        """
+        self._background, self._schedule = background, schedule
         self._paths = {"best": "", "last": ""}
         # The checkpoint that was just saved by this trigger, whose content the last checkpoint shares.
         self._fresh: str | None = None
+        self._began: float | None = None
         super().__init__(
             dirpath=folder,
             filename="{epoch}-{step}",
@@ -60,7 +73,7 @@ class RunCheckpoint(CheckpointAfterBatch):
             mode=options.mode,
             save_top_k=options.save_top_k,
             save_last=True,
-            every_n_train_steps=options.every_n_steps,
+            every_n_train_steps=options.every_n_steps if schedule is None else 1,
             every_n_epochs=options.every_n_epochs,
             # One `last.ckpt` that is overwritten: a resume reads that file.
             enable_version_counter=False,
@@ -109,7 +122,8 @@ class RunCheckpoint(CheckpointAfterBatch):
     ) -> None:
         if self._background is not None:
             self._background.check()
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if self._schedule is None or self._schedule.is_due(trainer.global_step):
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -119,6 +133,7 @@ class RunCheckpoint(CheckpointAfterBatch):
 
     @override
     def _save_topk_checkpoint(self, trainer: pl.Trainer, monitor_candidates: dict[str, Any]) -> None:
+        self._began = time.monotonic()
         has_validated: Any = trainer.fit_loop.epoch_loop.val_loop._has_run
         # Before the first validation, Lightning warns.
         if self.monitor is not None and self.save_top_k and self.monitor not in monitor_candidates and has_validated:
@@ -132,6 +147,11 @@ class RunCheckpoint(CheckpointAfterBatch):
 
     @override
     def _save_last_checkpoint(self, trainer: pl.Trainer, monitor_candidates: dict[str, Any]) -> None:
+        self._share_last(trainer, monitor_candidates)
+        if self._schedule is not None and self._began is not None:
+            self._schedule.saved(trainer, time.monotonic() - self._began)
+
+    def _share_last(self, trainer: pl.Trainer, monitor_candidates: dict[str, Any]) -> None:
         fresh, self._fresh = self._fresh, None
         if fresh is None or self._background is None:
             super()._save_last_checkpoint(trainer, monitor_candidates)
