@@ -14,7 +14,7 @@ PRIOR_DEVICE_HOURS = 54 * 24 * 16_384 / 419
 LONGEST = 1800.0
 # A save costs this share of the time at most.
 _MOST_COST = 0.1
-# Interval in steps from one save to the next; the speed of the first steps says little about the others.
+# Interval in steps from one save to the next; the first steps are a poor measure of the others.
 _GROWTH = 4
 _ENDED = ("finished", "interrupted")
 

@@ -83,9 +83,9 @@ def measure(ranks: int, mebibytes: int, saves: int, interval: int, *, background
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         times = Path(folder) / "times.json"
         command = [sys.executable, "-m", "launcher", "fit", "--model", "tests.benchmarks.checkpoint_stall.Stateful"]
-        values = {"model.mebibytes": mebibytes, "model.times": times,
-                  "trainer.max_steps": interval * saves + interval // 2, "trainer.max_epochs": -1,
-                  "checkpoint.every_n_steps": interval, "checkpoint.background": background, "wandb.mode": "disabled", "devices": ranks, "accelerator": "cpu",
+        values = {"model.mebibytes": mebibytes, "model.times": times, "wandb.mode": "disabled", "accelerator": "cpu",
+                  "trainer.max_steps": interval * saves + interval // 2, "trainer.max_epochs": -1, "devices": ranks,
+                  "checkpoint.every_n_steps": interval, "checkpoint.background": background,
                   "strategy": "ddp" if ranks > 1 else "single_device"}  # fmt: skip
         for key, value in values.items():
             command += [f"--{key}", str(value).lower() if isinstance(value, bool) else str(value)]

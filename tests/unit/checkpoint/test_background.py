@@ -244,3 +244,20 @@ def test_a_disk_without_hard_links_gets_a_copy(tmp_path: Path, monkeypatch: pyte
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "a.ckpt", "a.ckpt.manifest", "last.ckpt", "last.ckpt.manifest",
     ]  # fmt: skip
+
+
+def test_forks_beside_a_write_run_and_the_file_is_valid(tmp_path: Path) -> None:
+    # As loader workers that begin while a checkpoint is written.
+    writer = BackgroundWriter()
+    plugin = AtomicCheckpointIO(Trust(tmp_path), background=writer)
+    with writer.opened():
+        plugin.save_checkpoint({"state_dict": {"w": torch.zeros(10_000_000)}, "global_step": 1}, tmp_path / "a.ckpt")
+    codes: list[int] = []
+    for _ in range(5):
+        pid = os.fork()
+        if not pid:
+            torch.save({"w": torch.zeros(1000)}, io.BytesIO())
+            os._exit(0)
+        codes.append(os.waitpid(pid, 0)[1])
+    writer.wait()
+    assert (codes, find_problem(tmp_path / "a.ckpt")) == ([0] * 5, None)
