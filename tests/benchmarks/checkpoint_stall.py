@@ -40,7 +40,7 @@ from launcher.training.callbacks.run_checkpoint import RunCheckpoint
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 _LARGE = 20  # MiB of a tensor
-_KILLED_MEBIBYTES = 40
+_KILLED_MEBIBYTES = 20
 
 
 class Stateful(pl.LightningModule):
@@ -145,7 +145,7 @@ def _train_until_killed(folder: Path, pipe: int) -> None:
         accelerator="cpu", max_steps=1_000_000, max_epochs=-1, logger=False, enable_progress_bar=False,
         enable_model_summary=False, plugins=[AtomicCheckpointIO(Trust(folder), background=writer)],
         callbacks=[PendingWrites(writer), _Tell(pipe),
-                   RunCheckpoint(CheckpointOptions(every_n_steps=20), folder / "checkpoints", writer)],
+                   RunCheckpoint(CheckpointOptions(every_n_steps=5), folder / "checkpoints", writer)],
     )  # fmt: skip
     path = None if resume is None else str(resume)
     trainer.fit(Stateful(_KILLED_MEBIBYTES, every=1), ckpt_path=path, weights_only=True)
@@ -198,7 +198,7 @@ def kill(count: int, seed: int) -> None:
             os.waitpid(pid, 0)
             _, notices = choose_checkpoint(folder / "checkpoints", "last.ckpt", None)
             skipped += len(notices)
-            if number % 20 == 0:
+            if number % 10 == 0:
                 print(f"{number} kills, {valid} valid, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
         kept = read_step(folder / "checkpoints" / "last.ckpt")
     print(
