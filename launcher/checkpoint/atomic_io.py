@@ -132,7 +132,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     @override
     def teardown(self) -> None:
-        self._background.wait()
+        try:
+            self._background.wait()
+        finally:
+            self._memory = SnapshotMemory()
 
 
 def _local(path: str | Path) -> Path:
