@@ -84,8 +84,8 @@ class EventWriter(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         if trainer.is_global_zero:
-            fields = {"step": trainer.global_step, "epoch": trainer.current_epoch}
-            self._after_write(lambda: self._events.write("checkpoint", **fields))
+            step, epoch = trainer.global_step, trainer.current_epoch
+            self._after_write(lambda: self._events.write("checkpoint", step=step, epoch=epoch))
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
