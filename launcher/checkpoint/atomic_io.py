@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +13,13 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 from typing_extensions import override
 
+from launcher.checkpoint.background import BackgroundWriter
 from launcher.checkpoint.manifest import publish, remove_checkpoint
 from launcher.checkpoint.read_back import ReadBack
 from launcher.checkpoint.reader import Trust, read_file
 from launcher.checkpoint.secrets import hide_hyperparameters
-from launcher.checkpoint.storage import explained_writes, save_to_file
+from launcher.checkpoint.snapshot import HostMemoryError, Snapshot, SnapshotMemory
+from launcher.checkpoint.storage import explain_unsaveable, explained_writes, save_to_file
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -29,22 +32,36 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self,
         trust: Trust = Trust(),  # noqa: B008 -- frozen
         read_back: ReadBack | None = None,
+        background: BackgroundWriter | None = None,
         *,
         maps_files: bool = False,
     ) -> None:
-        """`maps_files` leaves tensors on the disk until they are used, so that each rank reads its shards only."""
+        """Make a plugin.
+
+        Args:
+            trust: the checkpoints that may run code when they are loaded.
+            read_back: checks what was written.
+            background: writes the checkpoints that are saved while it accepts one.
+            maps_files: leave tensors on the disk until they are used, so that each rank reads its shards only.
+        """
         self._trust = trust
         self._read_back = read_back
+        self._background = BackgroundWriter() if background is None else background
+        self._memory = SnapshotMemory()
         self._maps_files = maps_files
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Save to a local path, or to a URL as Lightning does, without hashes.
 
+        If the background writer accepts it, this returns when a copy of the state is in host memory.
+
         Raises:
             StorageError: the disk is full or not writable; an earlier checkpoint of that name is kept.
             TrainingError: names a part of it that cannot be pickled.
         """
+        if not self._background.accepts:
+            self._background.wait()
         if not _is_local_file_protocol(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -53,16 +70,36 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         private = run is None or target.is_relative_to(run.absolute())
         with explained_writes(target.parent):
             target.parent.mkdir(mode=0o700 if private else 0o777, parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.tmp")
         step = checkpoint.get("global_step")
         # Lightning does not call the callbacks when it saves weights only.
         hide_hyperparameters(checkpoint)
+        write = functools.partial(self._write, target=target, step=step if isinstance(step, int) else None)
+        if (snapshot := self._take_snapshot(checkpoint)) is not None:
+            self._background.start(functools.partial(write, snapshot, private=private))
+        else:
+            write(checkpoint, private=private)
+
+    def _take_snapshot(self, checkpoint: dict[str, Any]) -> Snapshot | None:
+        """A copy of the state if it may be written in the background."""
+        if not self._background.accepts:
+            return None
         try:
-            save_to_file(checkpoint, temporary, _private if private else None)
+            return self._memory.take(checkpoint)
+        except HostMemoryError as error:
+            self._background.decline(f"the host has too little memory for a copy of the state ({error})")
+            return None
+        except Exception as error:
+            explain_unsaveable(error, checkpoint)
+            raise
+
+    def _write(self, content: Any, *, target: Path, step: int | None, private: bool) -> None:
+        temporary = target.with_name(f".{target.name}.tmp")
+        try:
+            save_to_file(content, temporary, _private if private else None)
             if self._read_back is not None:
                 self._read_back(temporary, target)
             with explained_writes(target.parent):
-                publish(temporary, target, step if isinstance(step, int) else None, with_manifest=private)
+                publish(temporary, target, step, with_manifest=private)
         except BaseException:  # Ctrl-C too leaves no partly written checkpoint; raised on
             temporary.unlink(missing_ok=True)
             raise
@@ -79,6 +116,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             ResumeError: not a checkpoint, a damaged one, or one whose loading would run untrusted code.
         """
+        self._background.wait()
         if not _is_local_file_protocol(path):
             safe = weights_only is not False and not self._trust.everywhere
             return super().load_checkpoint(path, map_location, weights_only=safe)
@@ -91,6 +129,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             remove_checkpoint(_local(path))
         else:
             super().remove_checkpoint(path)
+
+    @override
+    def teardown(self) -> None:
+        try:
+            self._background.wait()
+        finally:
+            self._memory = SnapshotMemory()
 
 
 def _local(path: str | Path) -> Path:

@@ -22,6 +22,7 @@ from typing import Any
 from launcher.core.atomic_write import write_file
 from launcher.core.errors import ResumeError
 from launcher.process.activity import doing
+from strategies.folder_save import replace_folder
 
 MANIFEST_SUFFIX = ".manifest"
 CHECKPOINT_PATTERN = "*.ckpt"
@@ -44,15 +45,59 @@ def publish(temporary: Path, checkpoint: Path, step: int | None, *, with_manifes
         OSError: the disk is full or read-only; the older checkpoint is kept.
     """
     write_manifest(temporary, checkpoint, step, with_manifest=with_manifest)
+    _replace_by_file(temporary, checkpoint)
+    _sync(checkpoint.parent)
+
+
+def _replace_by_file(temporary: Path, checkpoint: Path) -> None:
     # A DeepSpeed folder of that name, if the run used DeepSpeed before.
     before = checkpoint.with_name(f"{checkpoint.stem}-before{checkpoint.suffix}") if checkpoint.is_dir() else None
     if before is not None:
         shutil.rmtree(before, ignore_errors=True)
         checkpoint.rename(before)
     temporary.replace(checkpoint)
-    _sync(checkpoint.parent)
     if before is not None:
         shutil.rmtree(before, ignore_errors=True)
+
+
+def publish_again(checkpoint: Path, other: Path) -> None:
+    """Give a complete checkpoint, a file or a directory, a second name in its folder, replacing an older one.
+
+    Both share the files' content where the disk has hard links: a checkpoint is replaced, never changed.
+
+    Raises:
+        OSError: the disk is full or read-only; the older checkpoint is kept.
+    """
+    is_folder = checkpoint.is_dir()
+    temporary = other.with_name(f".{other.name}.{'new' if is_folder else 'tmp'}")
+    try:
+        if is_folder:
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.copytree(checkpoint, temporary, copy_function=_link)
+        else:
+            _link(checkpoint, temporary)
+        manifest = _read_manifest(checkpoint)
+        if manifest is not None:
+            before = _read_manifest(other) or {}
+            versions = [*manifest["versions"][:1], *before.get("versions", [])[:1]]
+            _write_versions(other, manifest.get("step"), versions, checkpoint)
+        if is_folder:
+            replace_folder(temporary, other)
+        else:
+            _replace_by_file(temporary, other)
+        _sync(other.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True) if is_folder else temporary.unlink(missing_ok=True)
+        raise
+
+
+def _link(source: str | Path, target: str | Path) -> None:
+    Path(target).unlink(missing_ok=True)
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:  # a disk without hard links, or too many of this file
+        shutil.copy2(source, target)
+        _sync(Path(target))
 
 
 def write_manifest(temporary: Path, checkpoint: Path, step: int | None, *, with_manifest: bool = True) -> None:
@@ -67,9 +112,13 @@ def write_manifest(temporary: Path, checkpoint: Path, step: int | None, *, with_
         return
     before = _read_manifest(checkpoint) or {}
     versions = [{"files": _hashes(temporary)}, *before.get("versions", [])[:1]]
+    _write_versions(checkpoint, step, versions, temporary)
+
+
+def _write_versions(checkpoint: Path, step: Any, versions: list[Any], written: Path) -> None:
     write_file(manifest_path(checkpoint), json.dumps({"step": step, "versions": versions}) + "\n")
     # In a folder of the user, all users who may read the checkpoint may read its manifest too.
-    manifest_path(checkpoint).chmod(stat.S_IMODE(temporary.stat().st_mode) & 0o666)
+    manifest_path(checkpoint).chmod(stat.S_IMODE(written.stat().st_mode) & 0o666)
 
 
 def remove_partial_checkpoints(folder: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from launcher.checkpoint.snapshot import Snapshot
 from launcher.core.errors import StorageError, TrainingError
 from strategies.units import format_bytes
 
@@ -32,7 +33,7 @@ _torch_save: Any = torch.save
 
 
 def save_to_file(content: Any, path: Path, opener: Callable[[str, int], int] | None = None, **options: Any) -> None:
-    """Write `content` with `torch.save` to a new file; `options` are for it.
+    """Write `content`, maybe a `Snapshot`, with `torch.save` to a new file; `options` are for it.
 
     Raises:
         StorageError: the disk is full or not writable; the partial file is removed.
@@ -43,14 +44,19 @@ def save_to_file(content: Any, path: Path, opener: Callable[[str, int], int] | N
             _save_to_stream(content, file, **options)
     except BaseException as error:  # Ctrl-C too leaves no partial file; raised on
         path.unlink(missing_ok=True)
-        if isinstance(error, pickle.PicklingError | AttributeError | TypeError) and (found := find_unsaveable(content)):
-            raise TrainingError(
-                f"the checkpoint cannot be saved: {found}: {error}; remove this object from the state"
-            ) from error
+        explain_unsaveable(error, content)
         explained = explain_os_error(error, path.parent, lambda: measure_size(content))
         if explained is None:
             raise
         raise explained from error
+
+
+def explain_unsaveable(error: BaseException, content: Any) -> None:
+    """Raise a `TrainingError` that names the part of `content` because of which it cannot be pickled, if one is."""
+    if isinstance(error, pickle.PicklingError | AttributeError | TypeError) and (found := find_unsaveable(content)):
+        raise TrainingError(
+            f"the checkpoint cannot be saved: {found}: {error}; remove this object from the state"
+        ) from error
 
 
 def find_unsaveable(value: Any, key: str = "") -> str | None:
@@ -71,10 +77,17 @@ def find_unsaveable(value: Any, key: str = "") -> str | None:
 def _save_to_stream(content: Any, file: Any, **options: Any) -> None:
     writer = _RecordingWriter(file)
     try:
-        _torch_save(content, writer, **options)
+        _dump(content, writer, **options)
     except RuntimeError as error:
         # torch's C++ code replaces the error of the disk by an assertion about its own counters.
         raise error if writer.error is None else writer.error from error
+
+
+def _dump(content: Any, file: Any, **options: Any) -> None:
+    if isinstance(content, Snapshot):
+        content.write(file)
+    else:
+        _torch_save(content, file, **options)
 
 
 @contextlib.contextmanager
@@ -156,7 +169,7 @@ def measure_size(content: Any) -> int | None:
     """The bytes that `torch.save` writes for `content`; None if it cannot be saved."""
     counter = _CountingWriter()
     try:
-        _torch_save(content, counter)
+        _dump(content, counter)
     except Exception:  # noqa: BLE001 -- only for the text of another error
         return None
     return counter.size

@@ -49,6 +49,7 @@ _COMMENTS = {
     "trainer.limit_val_batches": "The same for validation.",
     "trainer.gradient_clip_val": "Largest norm of the gradients; larger ones are clipped.",
     "checkpoint": "When checkpoints are written, in addition to the one at the end.",
+    "checkpoint.every": "auto: as often as the cost of a save and the run's failures advise.",
     "checkpoint.every_n_steps": "Most steps that a crash may lose.",
     "checkpoint.monitor": "The metric that decides which checkpoints are the best.",
     "resume": "none, auto (this run's last checkpoint, if it has one) or the path of a checkpoint.",

@@ -69,18 +69,24 @@ class CheckpointOptions:
     """When checkpoints are written. The last checkpoint is always written; a run resumes from it.
 
     Attributes:
+        every: `auto` chooses the interval from the measured cost of a save and the run's failures, instead of the two
+            settings below.
         every_n_epochs: save after each N epochs.
         every_n_steps: save after each N optimizer steps, the most that a crash of all ranks can cost.
         save_top_k: number of best checkpoints to keep; -1 keeps all.
         monitor: the metric that decides which checkpoints are the best.
         mode: whether a smaller or a larger value is better.
+        background: whether the training waits only for a copy of the state in host memory, and the file is written
+            beside it; `auto` does so for one device and DDP. (`async` is no valid name in Python.)
     """
 
+    every: Literal["auto"] | None = None
     every_n_epochs: int | None = _at_least(1, None)
     every_n_steps: int | None = _at_least(1, None)
     save_top_k: int = _at_least(-1, 1)
     monitor: str | None = None
     mode: Literal["min", "max"] = "min"
+    background: bool | Literal["auto"] = "auto"
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,7 @@ SYNONYMS: Mapping[str, str] = _by_name({
     "save_every save_freq save_frequency checkpoint_every ckpt_every checkpoint_freq checkpoint_frequency":
         "checkpoint.every_n_steps | checkpoint.every_n_epochs",
     "save_epochs save_every_n_epochs save_every_epoch checkpoint_every_n_epochs": "checkpoint.every_n_epochs",
+    "async async_save async_checkpoint async_checkpointing save_async background_save": "checkpoint.background",
     "save_total_limit max_to_keep keep_last max_checkpoints num_checkpoints": "checkpoint.save_top_k",
     "metric_for_best_model best_metric monitor_metric": "checkpoint.monitor",
     "time_limit max_duration max_runtime": "trainer.max_time",

@@ -71,12 +71,22 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[Problem]:
     """Settings that are valid alone but not together."""
     trainer, strategy = values.get("trainer"), find_requested(values.get("strategy"))
     yield from find_fsdp_contradictions(values, strategy)
+    yield from _interval_problems(values.get("checkpoint"))
     if strategy is None:
         return
     if isinstance(trainer, Mapping) and trainer.get("plugins") and not strategy.accepts_precision_plugin:
         yield Problem("trainer.plugins", f"{BESIDE_DEEPSPEED}; remove it and set `precision`, or use `strategy: ddp`")
     if values.get("ddp") and not strategy.accepts_ddp_options:
         yield Problem("ddp", f"given, but the strategy is {strategy.name}; remove it, or use `strategy: ddp`")
+
+
+def _interval_problems(given: Any) -> Iterator[Problem]:
+    """Of several intervals between checkpoints, Lightning takes one."""
+    names = ("every", "every_n_steps", "every_n_epochs")
+    found = [name for name in names if isinstance(given, Mapping) and given.get(name) is not None]
+    if len(found) > 1:
+        keys = " and ".join(f"checkpoint.{name}" for name in found)
+        yield Problem(f"checkpoint.{found[0]}", f"given {keys}; expected one of them, remove the other")
 
 
 def find_name_problems(name: Any) -> Iterator[str]:

@@ -117,10 +117,13 @@ EVENT_KINDS: Mapping[str, EventKind] = MappingProxyType({
         "epoch": "number of the epoch, from 0",
         "metrics": "logged metrics, with those that were logged for the epoch",
     }),
-    "checkpoint": EventKind("A checkpoint is written.", {
+    "checkpoint": EventKind("A checkpoint is written.", {"step": _STEP, "epoch": "current epoch"}),
+    "checkpoint_interval": EventKind("`checkpoint.every: auto` has chosen another interval, after a save.", {
         "step": _STEP,
-        "epoch": "current epoch",
-        "spent": _SPENT,
+        "steps": "optimizer steps until the next save",
+        "seconds": "expected seconds until the next save",
+        "cost": "seconds that a save stops the training, median of the last ones",
+        "reason": "how it was chosen",
     }),
     "memory": EventKind("At the end: measured memory next to the plan's estimate.", {
         "step": _STEP,

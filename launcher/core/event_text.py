@@ -19,6 +19,7 @@ _TEXTS = {
     "first_step": "first optimizer step done",
     "training_ended": "training ended",
     "precision_changed": "the checkpoint was trained in {checkpoint}, this run in {run}",
+    "checkpoint_interval": "saves after {steps} steps: {reason}",
     "batch_corrected": "a step trains {now} samples; the plan expected {before}",
 }
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from launcher.agreement.facts import Agreement
 from launcher.checkpoint.precision import CheckpointPrecision
+from launcher.checkpoint.save_interval import describe_auto
 from launcher.config.schema import RunConfig
 from launcher.core.errors import PlanError
 from launcher.planning.deepspeed import deepspeed_settings, plan_deepspeed
@@ -20,6 +21,8 @@ from strategies.unused_parameters import describe_parameters
 
 # The precision of a user's precision plugin.
 CUSTOM = "custom"
+_TUPLES = ("precision_reasons", "batch_reasons", "hosts", "notices", "ran_out", "checkpointing_reasons",
+           "save_reasons")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,7 @@ class Plan:
         checkpointing_reasons: why it is on; empty if it is off.
         flops_per_sample: floating point operations of matrix products, convolutions and attention for a sample, forward
             and backward, without those done again; None if no step was traced.
+        save_reasons: how the interval between checkpoints is chosen; empty if the config gives one.
     """
 
     strategy: StrategyChoice
@@ -66,6 +70,7 @@ class Plan:
     activation_checkpointing: bool = False
     checkpointing_reasons: tuple[str, ...] = ()
     flops_per_sample: float | None = None
+    save_reasons: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, with `global_batch_size` added for readers."""
@@ -92,7 +97,7 @@ class Plan:
         strategy["rejected"] = tuple(Rejected(**r) for r in strategy["rejected"])
         batch = {k: v for k, v in values["batch"].items() if k != "global_batch_size"}
         fields: dict[str, Any] = dict(values)
-        for name in ("precision_reasons", "batch_reasons", "hosts", "notices", "ran_out", "checkpointing_reasons"):
+        for name in _TUPLES:
             fields[name] = tuple(values.get(name, ()))
         fields.update(strategy=StrategyChoice(**strategy), batch=BatchSplit(**batch))
         return cls(**fields)
@@ -157,6 +162,7 @@ def make_plan(config: RunConfig, agreement: Agreement, checkpoint: CheckpointPre
         deepspeed=deepspeed.config,
         activation_checkpointing=config.activation_checkpointing is True,
         checkpointing_reasons=("requested",) if config.activation_checkpointing is True else (),
+        save_reasons=() if config.checkpoint.every is None else describe_auto(agreement.world_size),
     )
 
 

@@ -48,6 +48,8 @@ def print_plan(plan: Plan, console: Console) -> None:
         rows.append(("work", f"{per_step} a step", ["traced: matrix products, convolutions and attention"]))
     if plan.activation_checkpointing:
         rows.append(("memory", "activation checkpointing", plan.checkpointing_reasons))
+    if plan.save_reasons:
+        rows.append(("saves", "auto", plan.save_reasons))
     # With memory, the second table lists all of them.
     rejected = plan.strategy.rejected if plan.memory is None else ()
     rows += [("not taken", each.name, [each.reason]) for each in rejected]

@@ -13,6 +13,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from launcher.checkpoint.background import BackgroundWriter
 from launcher.checkpoint.manifest import remove_partial_checkpoints
 from launcher.checkpoint.resume import explain_other_model, scaler_problem
 from launcher.core.errors import Interrupted, describe_stop_signal
@@ -27,6 +28,7 @@ from launcher.runs.continuation import Stop, describe_stop
 from launcher.runs.selection import find_last_checkpoint
 from launcher.training.callbacks.events import EventWriter
 from launcher.training.callbacks.memory import MeasuredMemory
+from launcher.training.callbacks.pending_writes import PendingWrites
 from launcher.training.callbacks.progress import as_numbers
 from launcher.training.callbacks.run_callbacks import RunParts, run_callbacks
 from launcher.training.callbacks.run_checkpoint import find_best_checkpoint
@@ -119,9 +121,11 @@ def _fit(
     own = list_own_loggers(ctx.config, objects.loggers, ctx.run)
     loggers = choose_loggers(own, wandb_logger, ctx.run, is_off=wants_no_logger(ctx.config))
     parts = RunParts(objects, stop, listener, measured, loggers, wandb_logger, _describe_model(ctx, objects))
-    events = EventWriter(ctx.output.events)
+    background = BackgroundWriter(ctx.output.notice)
+    events = EventWriter(ctx.output.events, background.after_write)
     on_unused = changes.unused_parameters if ctx.config.strategy == AUTO else None
-    trainer = build_trainer(ctx, objects, run_callbacks(ctx, parts, events), loggers, on_unused=on_unused)
+    callbacks = [PendingWrites(background), *run_callbacks(ctx, parts, events)]
+    trainer = build_trainer(ctx, objects, callbacks, loggers, on_unused=on_unused, background=background)
     use_resumable_loops(trainer, DataOrder(DataSplit.of_run(ctx), ctx.output.notice, changes.loader_batch))
     stop.start()
     explained = explain_other_model(ctx.run.resume_from, objects.model, trainer)

@@ -14,16 +14,19 @@ from lightning.pytorch.callbacks import ModelSummary, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
-from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.strategies import SingleDeviceStrategy, Strategy
 
 from launcher.checkpoint.atomic_io import AtomicCheckpointIO
+from launcher.checkpoint.background import BackgroundWriter
 from launcher.checkpoint.formats import format_of
 from launcher.checkpoint.manifest import write_manifest
 from launcher.checkpoint.read_back import ReadBack
 from launcher.checkpoint.reader import guarded_loads
 from launcher.checkpoint.resume import check_fits_model
+from launcher.checkpoint.save_interval import FailureHistory, read_failures
 from launcher.checkpoint.storage import explained_saves, explained_writes
 from launcher.config.schema import RunConfig
+from launcher.core.events import FILE_NAME, read_events
 from launcher.core.terminal import is_interactive
 from launcher.hardware.topology import Topology
 from launcher.planning.deepspeed_facts import pretends_cpu_fp16
@@ -36,6 +39,7 @@ from launcher.training.callbacks.run_checkpoint import (
     accept_file_urls,
     hide_multiple_checkpoints_warning,
 )
+from launcher.training.callbacks.save_schedule import SaveSchedule
 from launcher.training.context import RunContext
 from launcher.user_code.classes import make_ddp_options, make_profiler
 from launcher.user_code.objects import UserObjects
@@ -64,10 +68,12 @@ def build_trainer(
     loggers: Sequence[Logger],
     *,
     on_unused: Callable[[tuple[str, ...]], None] | None = None,
+    background: BackgroundWriter | None = None,
 ) -> pl.Trainer:
     """The Trainer for the plan, with callbacks for checkpoints, progress and summary added to the given ones.
 
     `on_unused` is called with the names of parameters that get no gradient under DDP; None makes them an error.
+    `background` writes the run's checkpoints beside the training, where that is safe.
     """
     config, plan, topology = ctx.config, ctx.plan, ctx.topology
     read_back = ReadBack(ctx.trust, ctx.output.notice)
@@ -76,7 +82,9 @@ def build_trainer(
     plugin = objects.precision_plugin or precision_plugin(
         Precision(plan.precision), plan.device_kind, config.watch.floor, strategy=plan.strategy.name
     )
-    plugins = _with_checkpoint_io(objects.plugins, AtomicCheckpointIO(ctx.trust, read_back, maps_files=is_sharded))
+    files = AtomicCheckpointIO(ctx.trust, read_back, background, maps_files=is_sharded)
+    background = _safe_background(ctx, background, strategy, objects.plugins)
+    plugins = _with_checkpoint_io(objects.plugins, files)
     plugins += [] if plugin is None else [plugin]
     if isinstance(strategy, SingleDeviceStrategy):
         # It has no cluster environment, so Lightning would read SLURM's variables and requeue the job itself.
@@ -95,7 +103,7 @@ def build_trainer(
         devices=topology.local_world_size if plan.device_kind != "mps" else 1,
         num_nodes=topology.num_nodes,
         accumulate_grad_batches=plan.batch.accumulate,
-        callbacks=[*callbacks, *_added_callbacks(ctx, callbacks, has_bar)],
+        callbacks=[*callbacks, *_added_callbacks(ctx, callbacks, background, has_bar=has_bar)],
         logger=False if config.trainer.barebones else list(loggers) or False,
         default_root_dir=str(ctx.run.path),
         # Otherwise Lightning adds its own bar and summary to those added above.
@@ -157,13 +165,32 @@ def _wants_bar(config: RunConfig) -> bool:
     return config.trainer.enable_progress_bar is not False and not config.trainer.barebones
 
 
-def _added_callbacks(ctx: RunContext, callbacks: Sequence[pl.Callback], has_bar: bool) -> list[pl.Callback]:
+def _safe_background(
+    ctx: RunContext, background: BackgroundWriter | None, strategy: Strategy, plugins: Sequence[Any]
+) -> BackgroundWriter | None:
+    """The writer for the run's checkpoints; None if they are written while the training waits."""
+    requested = ctx.config.checkpoint.background
+    if background is None or requested is False:
+        return None
+    reason = None
+    if any(isinstance(each, CheckpointIO) for each in plugins):
+        reason = "a CheckpointIO plugin of the user writes them"
+    elif type(strategy).save_checkpoint is not Strategy.save_checkpoint:
+        reason = f"{ctx.plan.strategy.name} writes its own files"
+    if reason is not None and requested is True:
+        background.decline(reason)
+    return background if reason is None else None
+
+
+def _added_callbacks(
+    ctx: RunContext, callbacks: Sequence[pl.Callback], background: BackgroundWriter | None, *, has_bar: bool
+) -> list[pl.Callback]:
     """The run's checkpoint, model summary and progress, unless switched off or replaced by a callback of the user."""
     config, console = ctx.config, ctx.output.console
     added: list[pl.Callback] = []
     if config.trainer.enable_checkpointing is not False and not config.trainer.barebones:
         accept_file_urls(callbacks)
-        added.append(RunCheckpoint(config.checkpoint, ctx.run.checkpoints))
+        added.append(RunCheckpoint(config.checkpoint, ctx.run.checkpoints, background, _schedule(ctx, background)))
     has_summary = any(isinstance(each, ModelSummary) for each in callbacks)
     # A restart trains the same model.
     wants_summary = config.trainer.enable_model_summary is not False and ctx.topology.restart_count == 0
@@ -172,6 +199,18 @@ def _added_callbacks(ctx: RunContext, callbacks: Sequence[pl.Callback], has_bar:
     if _wants_bar(config) and ctx.topology.rank == 0 and not has_bar:
         added.append(TerminalProgress(console) if is_interactive(console) else ProgressLines(console))
     return added
+
+
+def _schedule(ctx: RunContext, background: BackgroundWriter | None) -> SaveSchedule | None:
+    """When to save, for `checkpoint.every: auto`."""
+    if ctx.config.checkpoint.every is None:
+        return None
+    file = ctx.run.path / FILE_NAME
+
+    def history() -> FailureHistory:
+        return read_failures(read_events(file) if file.exists() else (), ctx.topology.world_size)
+
+    return SaveSchedule(ctx.output.events, history, lambda: 0.0 if background is None else background.seconds)
 
 
 def plain_options(config: RunConfig) -> dict[str, Any]:

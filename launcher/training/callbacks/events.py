@@ -23,11 +23,14 @@ class EventWriter(pl.Callback):
 
     `check_metrics`, if it is set, receives the metrics of steps and epochs, which are read for the events anyway.
     The events also have what the time was spent on.
+    `after_write` delays an action until the checkpoint that is being saved is complete, if it is written in the
+    background.
     """
 
-    def __init__(self, events: EventLog) -> None:
+    def __init__(self, events: EventLog, after_write: Callable[[Callable[[], None]], None] = lambda act: act()) -> None:
         self._events = events
         self._account = TimeAccount()
+        self._after_write = after_write
         self.batches = 0  # trained by this process
         self.check_metrics: Callable[[Mapping[str, float], int], None] | None = None
         self._step = -1
@@ -93,8 +96,9 @@ class EventWriter(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         if trainer.is_global_zero:
-            self._events.write("checkpoint", step=trainer.global_step, epoch=trainer.current_epoch,
-                               spent=self._account.read())  # fmt: skip
+            step, epoch = trainer.global_step, trainer.current_epoch
+            # Without `spent`, which another thread may not read: the next event has it.
+            self._after_write(lambda: self._events.write("checkpoint", step=step, epoch=epoch))
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import os
 import re
+import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,11 +19,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 from typing_extensions import override
 
+from launcher.checkpoint.background import BackgroundWriter
 from launcher.checkpoint.precision import RECORD, make_record
 from launcher.config.schema import CheckpointOptions
 from launcher.core.errors import ConfigError, Problem
 from launcher.core.wrapping import escape_controls
 from launcher.planning.plan import Plan
+from launcher.training.callbacks.pending_writes import publish_again_explained, reads_files
+from launcher.training.callbacks.save_schedule import SaveSchedule
 from launcher.training.loops.epoch_loop import after_batch
 from strategies.batch import BatchSplit
 
@@ -44,7 +49,23 @@ class RunCheckpoint(CheckpointAfterBatch):
     settings as another one.
     """
 
-    def __init__(self, options: CheckpointOptions, folder: Path) -> None:
+    def __init__(
+        self,
+        options: CheckpointOptions,
+        folder: Path,
+        background: BackgroundWriter | None = None,
+        schedule: SaveSchedule | None = None,
+    ) -> None:
+        """Make the callback.
+
+        `background` writes the checkpoints beside the training; None writes them while it waits. `schedule` decides
+        when, for `every: auto`.
+        """
+        self._background, self._schedule = background, schedule
+        self._paths = {"best": "", "last": ""}
+        # The checkpoint that was just saved by this trigger, whose content the last checkpoint shares.
+        self._fresh: str | None = None
+        self._began: float | None = None
         super().__init__(
             dirpath=folder,
             filename="{epoch}-{step}",
@@ -52,7 +73,7 @@ class RunCheckpoint(CheckpointAfterBatch):
             mode=options.mode,
             save_top_k=options.save_top_k,
             save_last=True,
-            every_n_train_steps=options.every_n_steps,
+            every_n_train_steps=options.every_n_steps if schedule is None else 1,
             every_n_epochs=options.every_n_epochs,
             # One `last.ckpt` that is overwritten: a resume reads that file.
             enable_version_counter=False,
@@ -72,8 +93,47 @@ class RunCheckpoint(CheckpointAfterBatch):
         connected: Any = trainer
         connected.callbacks = [*(each for each in connected.callbacks if each is not self), self]
 
+    @property
+    def best_model_path(self) -> str:
+        """As Lightning's; who reads it finds the file."""
+        return self._complete("best")
+
+    @best_model_path.setter
+    def best_model_path(self, path: str) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        self._paths["best"] = path
+
+    @property
+    def last_model_path(self) -> str:
+        """As Lightning's; who reads it finds the file."""
+        return self._complete("last")
+
+    @last_model_path.setter
+    def last_model_path(self, path: str) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        self._paths["last"] = path
+
+    def _complete(self, name: str) -> str:
+        if self._background is not None and not self._background.accepts:
+            self._background.wait()
+        return self._paths[name]
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._background is not None:
+            self._background.check()
+        if self._schedule is None or self._schedule.is_due(trainer.global_step):
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+        if self._background is not None:
+            self._background.wait()
+
     @override
     def _save_topk_checkpoint(self, trainer: pl.Trainer, monitor_candidates: dict[str, Any]) -> None:
+        self._began = time.monotonic()
         has_validated: Any = trainer.fit_loop.epoch_loop.val_loop._has_run
         # Before the first validation, Lightning warns.
         if self.monitor is not None and self.save_top_k and self.monitor not in monitor_candidates and has_validated:
@@ -82,14 +142,55 @@ class RunCheckpoint(CheckpointAfterBatch):
             # All ranks raise it, so all of them save; what was trained is not lost.
             self._save_last_checkpoint(trainer, monitor_candidates)
             raise ConfigError([Problem("checkpoint.monitor", message)])
+        self._fresh = None
         super()._save_topk_checkpoint(trainer, monitor_candidates)
 
     @override
+    def _save_last_checkpoint(self, trainer: pl.Trainer, monitor_candidates: dict[str, Any]) -> None:
+        self._share_last(trainer, monitor_candidates)
+        if self._schedule is not None and self._began is not None:
+            self._schedule.saved(trainer, time.monotonic() - self._began)
+
+    def _share_last(self, trainer: pl.Trainer, monitor_candidates: dict[str, Any]) -> None:
+        fresh, self._fresh = self._fresh, None
+        if fresh is None or self._background is None:
+            super()._save_last_checkpoint(trainer, monitor_candidates)
+            self._fresh = None
+            return
+        # One copy of the state and one file with two names: a second save would wait for the first.
+        last = self.format_checkpoint_name(monitor_candidates, self.CHECKPOINT_NAME_LAST)
+        self._paths["last"] = self._last_checkpoint_saved = last
+        if trainer.is_global_zero:
+            self._background.after_write(functools.partial(publish_again_explained, Path(fresh), Path(last)))
+
+    @override
+    def _remove_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        remove = functools.partial(super()._remove_checkpoint, trainer, filepath)
+        if self._background is None:
+            remove()
+        else:
+            # Not before the new one has its name.
+            self._background.after_write(remove)
+
+    @override
     def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
-        if trainer.checkpoint_callback is self:
+        if self._background is None or any(map(reads_files, trainer.loggers if self._informs(trainer) else ())):
+            self._save(trainer, filepath)
+            return
+        with self._background.opened():
+            # A resume from it continues as one from `last.ckpt`, which it becomes too.
+            self._paths["last"] = self.format_checkpoint_name({}, self.CHECKPOINT_NAME_LAST)
+            self._save(trainer, filepath)
+        self._fresh = filepath
+
+    def _informs(self, trainer: pl.Trainer) -> bool:
+        """Whether the loggers, which may upload checkpoints, get these: the user has none."""
+        return trainer.checkpoint_callback is self
+
+    def _save(self, trainer: pl.Trainer, filepath: str) -> None:
+        if self._informs(trainer):
             super()._save_checkpoint(trainer, filepath)
             return
-        # Save without informing the loggers, which may upload the user's own checkpoints.
         trainer.save_checkpoint(filepath, self.save_weights_only)
         self._last_global_step_saved = trainer.global_step
         self._last_checkpoint_saved = filepath

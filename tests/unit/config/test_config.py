@@ -268,3 +268,14 @@ def test_a_config_written_as_yaml_reads_back_equal(config: RunConfig) -> None:
     again = parse_config(yaml.safe_load(config.to_yaml()))
     assert again == config
     assert again.digest() == config.digest()
+
+
+def test_only_one_interval_between_checkpoints_is_accepted() -> None:
+    assert find_problems({"checkpoint": {"every": "auto", "every_n_steps": None}}) == []
+    (problem,) = find_problems({"checkpoint": {"every": "auto", "every_n_steps": 5}})
+    assert problem == Problem(
+        "checkpoint.every",
+        "given checkpoint.every and checkpoint.every_n_steps; expected one of them, remove the other",
+    )
+    (problem,) = find_problems({"checkpoint": {"async": True}})
+    assert "checkpoint.background" in problem.message

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from launcher.checkpoint.atomic_io import AtomicCheckpointIO
+from launcher.checkpoint.background import BackgroundWriter
 from launcher.config.validation import parse_config
 from launcher.core.errors import ConfigError
 from launcher.core.events import EventLog
@@ -28,6 +29,7 @@ from launcher.process.rank_status import RankStatusWriter
 from launcher.training.callbacks.model_summary import ShortModelSummary
 from launcher.training.callbacks.progress import ProgressLines
 from launcher.training.callbacks.progress_bar import TerminalProgress
+from launcher.training.callbacks.run_checkpoint import RunCheckpoint
 from launcher.training.context import RunContext
 from launcher.training.trainer import build_trainer
 from launcher.user_code.classes import import_classes
@@ -62,12 +64,12 @@ def built(tmp_path: Path, own: list[Any], trainer: dict[str, Any] | None = None,
     screen = Screen() if is_terminal else io.StringIO()
     console = Console(file=screen, force_terminal=is_terminal, _environ={"TERM": "xterm"})
     output = RunOutput(EventLog(tmp_path / "events.jsonl", topology.rank), console, False)
-    config = parse_config({"trainer": trainer or {}})
+    config = parse_config({"trainer": trainer or {}, "checkpoint": options.get("checkpoint", {})})
     ctx = RunContext(config, topology, plan, run, None, "0", output, RankStatusWriter.from_env({}))
     objects = UserObjects(
         pl.LightningModule(), plugins=options.get("own_plugins", ()), profiler=options.get("own_profiler")
     )
-    return build_trainer(ctx, objects, own, [])
+    return build_trainer(ctx, objects, own, [], background=options.get("background"))
 
 
 def kept(trainer: pl.Trainer, *kinds: Any) -> list[Any]:
@@ -127,3 +129,33 @@ def test_unsupported_and_duplicate_plugins_are_refused() -> None:
     twice = {"plugins": [{"class_path": "lightning.pytorch.plugins.TorchCheckpointIO"}] * 2}
     with pytest.raises(ConfigError, match=r"trainer\.plugins: given 2 CheckpointIO plugins"):
         import_classes(parse_config({"model": model, "trainer": twice}))
+
+
+@pytest.mark.parametrize(
+    ("requested", "plugins", "is_used", "notices"),
+    [
+        ("auto", [], True, 0),
+        (True, [], True, 0),
+        (False, [], False, 0),
+        ("auto", [TorchCheckpointIO()], False, 0),
+        (True, [TorchCheckpointIO()], False, 1),
+    ],
+)
+def test_checkpoints_are_written_in_the_background_where_that_is_safe(
+    tmp_path: Path, requested: Any, plugins: list[Any], is_used: bool, notices: int
+) -> None:
+    given: list[str] = []
+    writer = BackgroundWriter(given.append)
+    options = {"background": writer, "own_plugins": plugins, "checkpoint": {"background": requested}}
+    (checkpoint,) = kept(built(tmp_path, [], **options), RunCheckpoint)
+    assert vars(checkpoint)["_background"] is (writer if is_used else None)
+    assert len(given) == notices
+    assert all("a CheckpointIO plugin of the user writes them" in text for text in given)
+
+
+def test_an_interval_is_chosen_only_on_request(tmp_path: Path) -> None:
+    schedules = [
+        vars(kept(built(tmp_path, [], checkpoint=checkpoint), RunCheckpoint)[0])["_schedule"]
+        for checkpoint in ({}, {"every_n_steps": 3}, {"every": "auto"})
+    ]
+    assert [schedule is None for schedule in schedules] == [True, True, False]
