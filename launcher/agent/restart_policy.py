@@ -54,7 +54,7 @@ def decide_restart(
 
     After running out of memory, `next_strategy` is the strategy to continue with if the config requests it. Each one
     needs less memory than the one before, so these restarts end. The next attempt's plan selects the same strategy: see
-    `launcher.runs.oom_record`. `source` says what the next attempt continues from.
+    `launcher.runs.oom_record`. `source` states what the next attempt continues from.
     """
     if failure.is_interrupted:
         return RestartDecision(False, "no restart: a signal requested the stop")

@@ -30,6 +30,7 @@ class CoordinatorSettings(TypedDict, total=False):
     resume_trust: bool
     agreement_timeout: float
     process_group_timeout: float
+    keep_last_step: bool | Literal["auto"]
     checkpoint: CheckpointOptions | Mapping[str, Any]
     watch: WatchOptions | Mapping[str, Any]
 

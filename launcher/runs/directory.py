@@ -79,7 +79,6 @@ def open_run_directory(
     is_requeued: bool = False,
     previous_owner: str | None = None,
     wandb_id: str | None = None,
-    kept_folder: Path | None = None,
     has_config: bool = False,
 ) -> RunDirectory:
     """Create the run's directory, or open an existing one to resume the run; `find_run` describes the first options.
@@ -91,7 +90,7 @@ def open_run_directory(
         RunDirectoryError: the name is taken, the run is training now, or the disk is full or read-only.
         ResumeError: there is no such checkpoint.
     """
-    where = find_run(config, restart_of=restart_of, is_requeued=is_requeued, kept_folder=kept_folder)
+    where = find_run(config, restart_of=restart_of, is_requeued=is_requeued)
     is_kept = has_config and (where.path / "config.yaml").is_file()
     try:
         run = _open(where, None if is_kept else config, previous_owner, wandb_id)

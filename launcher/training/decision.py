@@ -124,8 +124,8 @@ def _plan_and_open(
         restart_of is not None and store.check([_CONFIG_KEY]) and store.get(_CONFIG_KEY).decode() == config_digest
     )
     run = open_run_directory(config, restart_of=restart_of, is_requeued=is_requeued, previous_owner=previous,
-                             wandb_id=os.environ.get("WANDB_RUN_ID"), kept_folder=kept,
-                             has_config=has_config)  # fmt: skip
+                             wandb_id=os.environ.get("WANDB_RUN_ID"), has_config=has_config)  # fmt: skip
+    run = dataclasses.replace(run, resume_from=checkpoint)
     store.set(_CONFIG_KEY, config_digest)
     notices = [*place.notices, *plan.notices]
     if run.lock is not None:

@@ -441,7 +441,8 @@ _VALUES: dict[str, Any] = {
     "on_precision_change": "error", "seed": 3, "use_amp": False, "global_batch_size": 8,
     "deepspeed_config": {"zero_allow_untested_optimizer": True}, "precision_fallback": True, "memory_share": 0.5,
     "on_oom": "next", "ddp": {"bucket_cap_mb": 5}, "fsdp": {"wrap": ["Block"], "compile": True},
-    "activation_checkpointing": True, "static_graph": True, "resume_trust": True, "agreement_timeout": 9.0,
+    "keep_last_step": False, "activation_checkpointing": True, "static_graph": True, "resume_trust": True,
+    "agreement_timeout": 9.0,
     "process_group_timeout": 60.0, "checkpoint": {"every_n_steps": 5, "save_top_k": 2}, "watch": {"floor_steps": 7},
     "trainer": {"gradient_clip_val": 0.5, "max_epochs": 3, "log_every_n_steps": 2},
 }  # fmt: skip
@@ -488,8 +489,8 @@ def test_wrong_names_of_arguments_are_reported_in_the_terms_of_python() -> None:
         "  runs_dir: give output_dir to TrainingCoordinator",
         "  resume: give it as resume_from_checkpoint",
     ]
-    with pytest.raises(ConfigError, match=r"checkpoint\.every: unknown key; did you mean checkpoint\.every_n"):
-        coordinator(checkpoint={"every": 3})
+    with pytest.raises(ConfigError, match=r"checkpoint\.every_step: unknown key; did you mean checkpoint\.every_n"):
+        coordinator(checkpoint={"every_step": 3})
     with pytest.raises(ConfigError, match="watch: given 3; expected WatchOptions"):
         coordinator(watch=3)
 

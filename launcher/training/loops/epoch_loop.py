@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from launcher.training.loops.moment import Moment, MomentObserver
+from launcher.training.loops.moment import MomentObserver, StepMoment
 
 if TYPE_CHECKING:
     from launcher.training.loops.position import Position, Stage
@@ -127,7 +127,7 @@ class EpochLoop(_TrainingEpochLoop):
         super().advance(data_fetcher)
         self._is_ending_batch = True
         if self._observer is not None:
-            self._observer.reach(Moment.BATCH)
+            self._observer.reach(StepMoment.BATCH)
 
     @property
     def _observer(self) -> MomentObserver | None:
@@ -143,7 +143,7 @@ class EpochLoop(_TrainingEpochLoop):
         super().on_advance_end(data_fetcher)
         self._is_ending_batch = False
         if self._observer is not None:
-            self._observer.reach(Moment.VALIDATED, has_validated=self.val_loop.has_begun)
+            self._observer.reach(StepMoment.VALIDATED, has_validated=self.val_loop.has_begun)
 
     def _validates_only_to_stop(self, data_fetcher: _DataFetcher) -> bool:
         """Whether a validation follows this batch only because the Trainer should stop."""

@@ -21,7 +21,7 @@ from typing_extensions import override
 from launcher.training.data.evaluation import SharedSource
 from launcher.training.data.order import DataOrder, is_placeable, place_loaders
 from launcher.training.loops.epoch_loop import EpochLoop, set_restarting
-from launcher.training.loops.moment import Moment, MomentObserver
+from launcher.training.loops.moment import MomentObserver, StepMoment
 from launcher.training.loops.position import (
     KEY,
     Position,
@@ -223,7 +223,7 @@ class FitLoop(_FitLoop):
             self.observer.leave()
         super().on_advance_end()
         if self.observer is not None:
-            self.observer.reach(Moment.EPOCH)
+            self.observer.reach(StepMoment.EPOCH)
 
     @property
     def _epoch(self) -> int:

@@ -6,7 +6,7 @@ import enum
 from typing import Protocol
 
 
-class Moment(enum.IntEnum):
+class StepMoment(enum.IntEnum):
     """When within a step a record was written; a later one of the same step is more exact.
 
     Attributes:
@@ -25,7 +25,7 @@ class Moment(enum.IntEnum):
 class MomentObserver(Protocol):
     """Follows a training from moment to moment."""
 
-    def reach(self, moment: Moment, *, has_validated: bool = False) -> None:
+    def reach(self, moment: StepMoment, *, has_validated: bool = False) -> None:
         """The training is at this moment; `has_validated`: a validation has run since the one before."""
         ...
 

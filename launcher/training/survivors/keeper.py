@@ -17,7 +17,7 @@ from launcher.core.errors import Interrupted, LauncherError
 from launcher.process.rank_status import RankStatusWriter
 from launcher.runs.kept_state import record_path, remove_kept_states
 from launcher.training.loops.fit_loop import FitLoop
-from launcher.training.loops.moment import Moment
+from launcher.training.loops.moment import StepMoment
 from launcher.training.loops.position import Position
 from launcher.training.resume.epoch_metrics import EpochMetrics
 from launcher.training.survivors.callback_states import CallbackStates
@@ -31,7 +31,7 @@ class StepKeeper(pl.Callback):
 
     Args:
         metrics: has the values accumulated in the epoch.
-        status: tells the agent that the state is being saved.
+        status: informs the agent that the state is being saved.
         silent: callbacks whose `on_save_checkpoint` does not belong to a save that no one has asked for.
     """
 
@@ -82,7 +82,7 @@ class StepKeeper(pl.Callback):
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         # The others can finish the step if this rank ends any time later.
         if self._writer is not None and not self._trainer.fit_loop.epoch_loop._should_accumulate():
-            self._write(self._batches + 1, Moment.FORWARD)
+            self._write(self._batches + 1, StepMoment.FORWARD)
 
     @override
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
@@ -112,20 +112,20 @@ class StepKeeper(pl.Callback):
             writer.close()
             self._remove_states()
 
-    def reach(self, moment: Moment, *, has_validated: bool = False) -> None:
+    def reach(self, moment: StepMoment, *, has_validated: bool = False) -> None:
         """Record the state at a moment; of a batch that is followed by no validation, only the position changes."""
         loop = self._trainer.fit_loop
-        if moment is not Moment.EPOCH and loop.epoch_loop._should_accumulate():
+        if moment is not StepMoment.EPOCH and loop.epoch_loop._should_accumulate():
             return
         self._position = loop.current_position()
-        if moment is Moment.VALIDATED and not has_validated:
+        if moment is StepMoment.VALIDATED and not has_validated:
             return
         self._is_stepping = False
         self._versions = [parameter._version for parameter in self._parameters]
-        self._callbacks.keep(self._trainer, is_step=moment is not Moment.EPOCH)
-        self._norms = self._read_norms() if moment is Moment.EPOCH else []
+        self._callbacks.keep(self._trainer, is_step=moment is not StepMoment.EPOCH)
+        self._norms = self._read_norms() if moment is StepMoment.EPOCH else []
         self._write(self._batches, moment)
-        if moment is Moment.BATCH:
+        if moment is StepMoment.BATCH:
             self._steps += 1
             if self._steps == 2:
                 # Every rank has passed the step that the last attempt continued from.
@@ -144,7 +144,7 @@ class StepKeeper(pl.Callback):
         progress: Any = self._trainer.fit_loop.epoch_loop.batch_progress
         return progress.total.completed + progress.current.processed - progress.current.completed
 
-    def _write(self, batches: int, moment: Moment) -> None:
+    def _write(self, batches: int, moment: StepMoment) -> None:
         if self._writer is None or self._own is None:
             return
         try:

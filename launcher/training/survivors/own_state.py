@@ -70,7 +70,7 @@ class RandomReader:
 
 
 def _numpy_state() -> bytes | None:
-    """The memory of NumPy's generator, 624 words and a position, which is faster to read than its state.
+    """The memory of NumPy's generator, 624 numbers and a position, which is faster to read than its state.
 
     None for another generator than NumPy's own.
     """

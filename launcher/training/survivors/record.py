@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.training.loops.moment import Moment
+from launcher.training.loops.moment import StepMoment
 
 # Batches trained, stage, bytes and CRC of the payload.
 _HEADER = struct.Struct("=qqqI")
@@ -30,7 +30,7 @@ class Record:
     """What a rank had after `batches` trained batches; plain values and bytes."""
 
     batches: int
-    moment: Moment
+    moment: StepMoment
     content: Mapping[str, Any]
 
 
@@ -45,11 +45,11 @@ class RecordWriter:
         self._path = path
         self._memory: mmap.mmap | None = None
         self._capacity = 0
-        self._slots: list[tuple[int, Moment, bytes] | None] = [None] * _SLOTS
+        self._slots: list[tuple[int, StepMoment, bytes] | None] = [None] * _SLOTS
         self._last = 0
 
-    def write(self, batches: int, moment: Moment, content: Mapping[str, Any]) -> None:
-        """Write what this rank has after `batches` batches; `Moment.FORWARD` keeps the step before."""
+    def write(self, batches: int, moment: StepMoment, content: Mapping[str, Any]) -> None:
+        """Write what this rank has after `batches` batches; `StepMoment.FORWARD` keeps the step before."""
         payload = pickle.dumps(dict(content), protocol=5)
         final = self._slots[self._last]
         is_same_step = final is not None and final[0] == batches
@@ -59,7 +59,7 @@ class RecordWriter:
             self._grow(len(payload))
         else:
             self._put(self._memory, slot)
-        if moment is not Moment.FORWARD:
+        if moment is not StepMoment.FORWARD:
             self._last = slot
 
     def close(self) -> None:
@@ -114,7 +114,7 @@ def read_records(path: Path) -> tuple[Record, ...]:
         if batches < 0 or not 0 < length <= capacity or zlib.crc32(payload) != crc:
             continue
         try:
-            found.append(Record(batches, Moment(moment), _PlainUnpickler(io.BytesIO(payload)).load()))
+            found.append(Record(batches, StepMoment(moment), _PlainUnpickler(io.BytesIO(payload)).load()))
         except (pickle.UnpicklingError, ValueError, EOFError, TypeError):
             continue
     return tuple(found)

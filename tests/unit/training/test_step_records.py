@@ -15,12 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from launcher.checkpoint import rng_state
-from launcher.training.loops.moment import Moment
+from launcher.training.loops.moment import StepMoment
 from launcher.training.survivors import record as records
 from launcher.training.survivors.own_state import RandomReader, pack, unpack
 from launcher.training.survivors.record import RecordWriter, find_record, read_records
 
-_MOMENTS = (Moment.BATCH, Moment.VALIDATED, Moment.EPOCH)
+_MOMENTS = (StepMoment.BATCH, StepMoment.VALIDATED, StepMoment.EPOCH)
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -29,12 +29,12 @@ def test_the_last_finished_step_is_always_there_and_the_next_one_after_its_forwa
     tmp_path: Path, writes: list[tuple[bool, int, int]]
 ) -> None:
     path = tmp_path / "record"
-    writer, expected = RecordWriter(path), dict[int, tuple[Moment, int]]()
+    writer, expected = RecordWriter(path), dict[int, tuple[StepMoment, int]]()
     for batches, (is_prepared, repeats, size) in enumerate(writes, 1):
         if is_prepared:
-            writer.write(batches, Moment.FORWARD, {"size": size, "data": b"x" * size})
+            writer.write(batches, StepMoment.FORWARD, {"size": size, "data": b"x" * size})
             expected = {step: value for step, value in expected.items() if step == batches - 1}
-            expected[batches] = (Moment.FORWARD, size)
+            expected[batches] = (StepMoment.FORWARD, size)
             assert {r.batches: (r.moment, r.content["size"]) for r in read_records(path)} == expected
         for moment in _MOMENTS[: max(repeats, 1)]:
             writer.write(batches, moment, {"size": size, "data": b"x" * size})
@@ -50,9 +50,9 @@ def test_the_last_finished_step_is_always_there_and_the_next_one_after_its_forwa
 def test_an_end_in_the_middle_of_a_write_leaves_the_step_before(tmp_path: Path) -> None:
     path, payload = tmp_path / "record", {"data": b"y" * 3000}
     writer = RecordWriter(path)
-    writer.write(1, Moment.BATCH, payload)
+    writer.write(1, StepMoment.BATCH, payload)
     whole = path.read_bytes()
-    writer.write(2, Moment.BATCH, payload)
+    writer.write(2, StepMoment.BATCH, payload)
     second = path.read_bytes()
     changed = [n for n, (one, other) in enumerate(zip(whole, second, strict=True)) if one != other]
     for cut in changed[:: max(len(changed) // 50, 1)]:
@@ -69,7 +69,7 @@ def test_a_file_that_is_no_record_holds_none(tmp_path: Path, content: bytes) -> 
 
 def test_a_record_that_would_create_objects_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = RecordWriter(tmp_path / "record")
-    writer.write(1, Moment.BATCH, {"path": Path("x")})
+    writer.write(1, StepMoment.BATCH, {"path": Path("x")})
     assert pickle.loads(pickle.dumps(Path("x"))) == Path("x")  # noqa: S301 -- created here
     assert read_records(tmp_path / "record") == ()
 
@@ -80,7 +80,7 @@ def test_a_disk_without_space_is_an_error_and_not_a_signal(tmp_path: Path, monke
 
     monkeypatch.setattr(records.os, "posix_fallocate", full)
     with pytest.raises(OSError, match="No space"):
-        RecordWriter(tmp_path / "record").write(1, Moment.BATCH, {})
+        RecordWriter(tmp_path / "record").write(1, StepMoment.BATCH, {})
     assert list(tmp_path.iterdir()) == []
 
 
