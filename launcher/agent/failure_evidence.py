@@ -110,11 +110,15 @@ class FailureEvidence:
             return
         report = AgentReport(self._processes.inspector.find_run_directory(ranks))
         if isinstance(found, HangOver):
-            fields = {"seconds": round(found.seconds, 1), "ranks": found.verdict.named, "message": found.message}
-            report.write_event(found.verdict.named[0], "hang_over", **fields)
+            report.write_event(found.verdict.named[0], "hang_over", seconds=round(found.seconds, 1),
+                               ranks=found.verdict.named, message=found.message)  # fmt: skip
             print_message(found.message)
         else:
-            report.write_event(found.named[0], "hang_suspected", **found.to_event())
+            seen = found.to_event()
+            report.write_event(found.named[0], "hang_suspected", phase=seen["phase"], seconds=seen["seconds"],
+                               usual=seen["usual"], step=seen["step"], ranks=seen["ranks"], waiting=seen["waiting"],
+                               waits_for=seen["waits_for"], frames=seen["frames"], collective=seen["collective"],
+                               message=seen["message"])  # fmt: skip
             print_message(describe_verdict(found))
 
     def find_failure_of_other_nodes(self) -> RankOutcome | None:

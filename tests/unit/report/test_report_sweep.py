@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from launcher.cli.main import run
+from launcher.config.schema import CheckpointOptions
 from launcher.report.command import render
 from launcher.report.sweep_source import read_sweep
 from tests.support.made_run import START, MadeRun
@@ -25,7 +26,7 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         {"index": i, "name": f"s-{i}", "overrides": {"model.lr": 0.1 * i, "hub.token": "s3cret"}} for i in range(5)
     ]
     for member, value in zip(names, VALUES, strict=False):
-        made = MadeRun(runs / member["name"], checkpoint={"monitor": "val_acc", "mode": "max"})
+        made = MadeRun(runs / member["name"], checkpoint=CheckpointOptions(monitor="val_acc", mode="max"))
         made.start()
         made.step(10)
         if value is None:
