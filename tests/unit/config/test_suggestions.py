@@ -24,7 +24,7 @@ SAMPLES = {
     "strategy": "ddp", "checkpoint.monitor": "val_loss", "wandb.project": "mine", "wandb.entity": "me",
     "wandb.group": "some", "wandb.tags": "[a, b]", "wandb.mode": "offline", "data": "pkg.Data", "model": "pkg.Model",
     "optimizer": "torch.optim.Adam", "lr_scheduler": "torch.optim.lr_scheduler.StepLR", "deepspeed_config": "ds.json",
-    "trainer.max_time": "00:01:00:00", "fsdp.wrap": "[Block]", "checkpoint.background": "true",
+    "trainer.max_time": "00:01:00:00", "fsdp.wrap": "[Block]", "checkpoint.background": "false",
 }  # fmt: skip
 
 
