@@ -28,7 +28,6 @@ from launcher.runs.continuation import Stop, describe_stop
 from launcher.runs.selection import find_last_checkpoint
 from launcher.training.callbacks.events import EventWriter
 from launcher.training.callbacks.memory import MeasuredMemory
-from launcher.training.callbacks.pending_writes import PendingWrites
 from launcher.training.callbacks.progress import as_numbers
 from launcher.training.callbacks.run_callbacks import RunParts, run_callbacks
 from launcher.training.callbacks.run_checkpoint import find_best_checkpoint
@@ -120,11 +119,12 @@ def _fit(
     changes = PlanChanges(ctx.plan, ctx.run, ctx.output)
     own = list_own_loggers(ctx.config, objects.loggers, ctx.run)
     loggers = choose_loggers(own, wandb_logger, ctx.run, is_off=wants_no_logger(ctx.config))
-    parts = RunParts(objects, stop, listener, measured, loggers, wandb_logger, _describe_model(ctx, objects))
     background = BackgroundWriter(ctx.output.notice)
+    described = _describe_model(ctx, objects)
+    parts = RunParts(objects, stop, listener, measured, background, loggers, wandb_logger, described)
     events = EventWriter(ctx.output.events, background.after_write)
     on_unused = changes.unused_parameters if ctx.config.strategy == AUTO else None
-    callbacks = [PendingWrites(background), *run_callbacks(ctx, parts, events)]
+    callbacks = run_callbacks(ctx, parts, events)
     trainer = build_trainer(ctx, objects, callbacks, loggers, on_unused=on_unused, background=background)
     use_resumable_loops(trainer, DataOrder(DataSplit.of_run(ctx), ctx.output.notice, changes.loader_batch))
     stop.start()

@@ -15,7 +15,7 @@ from launcher.checkpoint.storage import explained_writes
 
 
 class PendingWrites(pl.Callback):
-    """The first callback: at the end of the training, and after an error, no checkpoint is still being written."""
+    """At the end of the training, and after an error, no checkpoint is still being written for callbacks after this."""
 
     def __init__(self, background: BackgroundWriter) -> None:
         self._background = background

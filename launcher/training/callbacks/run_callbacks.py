@@ -12,6 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import Logger
 
+from launcher.checkpoint.background import BackgroundWriter
 from launcher.checkpoint.resume import read_checkpoint
 from launcher.checkpoint.secrets import SecretRedactor
 from launcher.core.events import FILE_NAME, read_events
@@ -28,6 +29,7 @@ from launcher.training.callbacks.activation_checkpointing import ActivationCheck
 from launcher.training.callbacks.events import EventWriter
 from launcher.training.callbacks.heartbeat import heartbeat_callbacks
 from launcher.training.callbacks.memory import MeasuredMemory, MemoryReporter
+from launcher.training.callbacks.pending_writes import PendingWrites
 from launcher.training.callbacks.progress import as_numbers
 from launcher.training.callbacks.run_checkpoint import LastCheckpointWriter, PlanRecorder, find_best_checkpoint
 from launcher.training.context import RunContext
@@ -52,6 +54,7 @@ class RunParts:
     stop: StopAgreement
     listener: SignalListener
     measured: MeasuredMemory
+    background: BackgroundWriter
     loggers: Sequence[Logger]  # of the Trainer
     wandb: QueuedWandbLogger | None  # None if W&B is not installed
     described: Mapping[str, Any]  # the model and its precision, for W&B's config
@@ -74,7 +77,9 @@ def run_callbacks(ctx: RunContext, parts: RunParts, event_writer: EventWriter) -
     metrics = EpochMetrics(notice)
     return [
         *heartbeat_callbacks(ctx.status),
+        # After a failure the agent waits for the kept step, not for a checkpoint that is being written.
         *make_step_keeper(ctx, metrics),
+        PendingWrites(parts.background),
         *tuned.kept,
         tuned,
         *([ActivationCheckpointing(config.fsdp.blocks)] if ctx.plan.activation_checkpointing else []),

@@ -44,11 +44,12 @@ class CallbackStates:
         if is_within_step:
             callbacks = [each for each in callbacks if each.state_key not in self._kept]
         else:
-            self._kept, self.problem = {}, None
+            self._kept = {}
         for callback in callbacks:
             state = callback.state_dict()
             if is_step and count_tensor_bytes(state) > _COPIED_AT_MOST:
                 self.problem = f"{type(callback).__qualname__} changes a large state between two steps"
+                self._each_step = []
                 return
             self._kept[callback.state_key] = copy.deepcopy(state)
 

@@ -6,6 +6,8 @@ has those of the last step, and the records of all ranks have the rest.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch as pl
@@ -50,7 +52,6 @@ class StepKeeper(pl.Callback):
         self._own: OwnState | None = None
         self._callbacks = CallbackStates()
         self._parameters: list[Any] = []
-        self._problem: str | None = None
         # The rest is as of the last moment.
         self._position: Position | None = None
         self._versions: list[int] = []
@@ -82,7 +83,8 @@ class StepKeeper(pl.Callback):
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         # The others can finish the step if this rank ends any time later.
         if self._writer is not None and not self._trainer.fit_loop.epoch_loop._should_accumulate():
-            self._write(self._batches + 1, StepMoment.FORWARD)
+            with self._stops_at_errors():
+                self._write(self._batches + 1, StepMoment.FORWARD)
 
     @override
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
@@ -98,7 +100,7 @@ class StepKeeper(pl.Callback):
         self._status.update(keeping=True)
         self._status.record_error(exception)
         try:
-            problem = self._problem or self._find_problem()
+            problem = self._find_problem()
             if problem is None:
                 problem = save_state(trainer, self._folders, self._position, self._callbacks, self._silent)
         except Exception as error:  # noqa: BLE001 -- hooks of the user; the failure that ends the attempt matters more
@@ -114,6 +116,17 @@ class StepKeeper(pl.Callback):
 
     def reach(self, moment: StepMoment, *, has_validated: bool = False) -> None:
         """Record the state at a moment; of a batch that is followed by no validation, only the position changes."""
+        with self._stops_at_errors():
+            self._reach(moment, has_validated)
+
+    def leave(self) -> None:
+        """Copy what the hooks of a validation or of the epoch's end may change."""
+        with self._stops_at_errors():
+            is_within_step = self._trainer.fit_loop.epoch_loop._should_accumulate()
+            self._callbacks.keep(self._trainer, is_step=False, is_within_step=is_within_step)
+            self._norms = self._read_norms()
+
+    def _reach(self, moment: StepMoment, has_validated: bool) -> None:
         loop = self._trainer.fit_loop
         if moment is not StepMoment.EPOCH and loop.epoch_loop._should_accumulate():
             return
@@ -124,6 +137,8 @@ class StepKeeper(pl.Callback):
         self._versions = [parameter._version for parameter in self._parameters]
         self._callbacks.keep(self._trainer, is_step=moment is not StepMoment.EPOCH)
         self._norms = self._read_norms() if moment is StepMoment.EPOCH else []
+        if self._callbacks.problem is not None:
+            self._stop(self._callbacks.problem)
         self._write(self._batches, moment)
         if moment is StepMoment.BATCH:
             self._steps += 1
@@ -131,12 +146,17 @@ class StepKeeper(pl.Callback):
                 # Every rank has passed the step that the last attempt continued from.
                 self._remove_states()
 
-    def leave(self) -> None:
-        """Copy what the hooks of a validation or of the epoch's end may change."""
-        self._callbacks.keep(
-            self._trainer, is_step=False, is_within_step=self._trainer.fit_loop.epoch_loop._should_accumulate()
-        )
-        self._norms = self._read_norms()
+    @contextlib.contextmanager
+    def _stops_at_errors(self) -> Iterator[None]:
+        """Keep no step from an error on, as of a full disk or of a callback's `state_dict`; the training continues."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 -- the user's code raises anything
+            self._stop(f"{type(error).__name__}: {error}")
+
+    def _stop(self, reason: str) -> None:
+        self._writer = self._trainer.fit_loop.observer = None
+        self._status.update(not_kept=reason)
 
     @property
     def _batches(self) -> int:
@@ -145,19 +165,14 @@ class StepKeeper(pl.Callback):
         return progress.total.completed + progress.current.processed - progress.current.completed
 
     def _write(self, batches: int, moment: StepMoment) -> None:
-        if self._writer is None or self._own is None:
-            return
-        try:
+        if self._writer is not None and self._own is not None:
             self._writer.write(batches, moment, self._own.read())
-        except OSError as error:
-            # The training does not depend on it.
-            self._writer, self._problem = None, f"its record cannot be written: {error.strerror or error}"
-            self._status.update(not_kept=self._problem)
 
     def _read_norms(self) -> list[Tensor]:
         """A callback may swap the parameters for a validation, through `.data`, which torch does not count."""
         with torch.no_grad():
-            return list(torch._foreach_norm([each for each in self._parameters if each.is_floating_point()]))
+            floats = [each for each in self._parameters if each.is_floating_point()]
+            return list(torch._foreach_norm(floats)) if floats else []
 
     def _find_problem(self) -> str | None:
         if self._is_stepping:
@@ -166,7 +181,7 @@ class StepKeeper(pl.Callback):
             return "its parameters have changed since its last step"
         if self._norms and not all(map(torch.equal, self._norms, self._read_norms())):
             return "a hook has replaced its parameters"
-        return self._callbacks.problem
+        return None
 
     def _remove_states(self) -> None:
         if self._trainer.local_rank == 0:
