@@ -93,6 +93,7 @@ class RunCheckpoint(CheckpointAfterBatch):
         connected: Any = trainer
         connected.callbacks = [*(each for each in connected.callbacks if each is not self), self]
 
+    # Plain attributes of Lightning's class, so type checkers want no setters of properties.
     @property
     def best_model_path(self) -> str:
         """As Lightning's; who reads it finds the file."""
