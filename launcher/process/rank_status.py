@@ -57,6 +57,11 @@ def _shorten(lines: Sequence[str]) -> tuple[str, ...]:
     return ("Traceback (most recent call last):", "  ...", *tail[start:])
 
 
+def has_lost_peer(error: BaseException) -> bool:
+    """Whether an exception only reports that another rank has ended."""
+    return any(part in str(error).lower() for part in _LOST_PEER)
+
+
 @dataclass(frozen=True, slots=True)
 class RankError:
     """An exception that a rank raised; `kind` is the name of its class.
@@ -103,7 +108,7 @@ class RankError:
             signature=hashlib.sha256(repr((type(cause).__name__, frames)).encode()).hexdigest()[:16],
             time=now,
             step=cause.step if isinstance(cause, Interrupted) else step,
-            lost_peer=any(part in text.lower() for part in _LOST_PEER),
+            lost_peer=has_lost_peer(cause),
             repeats=isinstance(cause, _REPEATING),
             explained=isinstance(cause, _EXPLAINED),
             interrupted=isinstance(cause, Interrupted),

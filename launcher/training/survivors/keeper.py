@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from launcher.core.errors import Interrupted, LauncherError
-from launcher.process.rank_status import RankStatusWriter
+from launcher.process.rank_status import RankStatusWriter, has_lost_peer
 from launcher.runs.kept_state import record_path, remove_kept_states
 from launcher.training.loops.fit_loop import FitLoop
 from launcher.training.loops.moment import StepMoment
@@ -92,9 +91,8 @@ class StepKeeper(pl.Callback):
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        # No attempt follows the launcher's own errors.
-        is_expected = isinstance(exception, LauncherError | Interrupted) or not isinstance(exception, Exception)
-        if is_expected or self._position is None or self._writer is None:
+        # A rank with an error of its own is no survivor, and that error decides whether an attempt follows.
+        if not has_lost_peer(exception) or self._position is None or self._writer is None:
             return
         # The agent waits for the end of this.
         self._status.update(keeping=True)

@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from launcher.core.errors import Interrupted, TrainingError
+from launcher.core.errors import Interrupted
 from launcher.process.rank_status import RankStatusWriter
 from launcher.runs.kept_state import find_kept_state, record_path
 from launcher.training.resume.epoch_metrics import EpochMetrics
@@ -23,6 +23,9 @@ from launcher.training.survivors.saving import KeptFolders
 from tests.support.resume_programs import Program, Trace, fit_program
 
 pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+_LOST = RuntimeError("Connection closed by peer")
 
 
 class _Fails(pl.Callback):
@@ -67,23 +70,26 @@ def test_a_training_that_ends_leaves_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("hook", ["on_train_batch_start", "on_before_backward", "on_validation_start"])
 def test_the_state_of_the_last_step_is_saved_after_a_failure(tmp_path: Path, hook: str) -> None:
-    state = _failed(tmp_path, RuntimeError, _Fails(hook, RuntimeError("connection closed by peer")))
+    state = _failed(tmp_path, RuntimeError, _Fails(hook, _LOST))
     assert state is not None
     content = torch.load(state, weights_only=True)
     assert content["global_step"] >= 4
     assert state.stat().st_mode & 0o777 == 0o600
-    second = _failed(tmp_path, RuntimeError, _Fails(hook, RuntimeError("again")))
+    second = _failed(tmp_path, RuntimeError, _Fails(hook, _LOST))
     assert second == state
 
 
-@pytest.mark.parametrize("error", [TrainingError("no"), Interrupted(15, checkpoint=None, step=4), KeyboardInterrupt()])
-def test_nothing_is_saved_where_no_attempt_follows(tmp_path: Path, error: BaseException) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("mine"), OSError(28, "full"), torch.OutOfMemoryError("no"), Interrupted(15, checkpoint=None, step=4)],
+)
+def test_a_rank_with_an_error_of_its_own_saves_nothing(tmp_path: Path, error: BaseException) -> None:
     assert _failed(tmp_path, BaseException, _Fails("on_before_backward", error)) is None
 
 
 @pytest.mark.parametrize("hook", ["on_before_optimizer_step", "on_train_batch_end", "on_before_zero_grad"])
 def test_a_failure_within_the_end_of_a_step_saves_nothing(tmp_path: Path, hook: str) -> None:
-    failing = _Fails(hook, RuntimeError("lost"))
+    failing = _Fails(hook, _LOST)
     state = _failed(tmp_path, RuntimeError, failing)
     assert (state is None) == (hook != "on_before_zero_grad")
 
@@ -102,7 +108,7 @@ class _Swaps(pl.Callback):
 
 @pytest.mark.parametrize("through_data", [False, True])
 def test_replaced_parameters_are_not_saved(tmp_path: Path, through_data: bool) -> None:
-    failing = _Fails("on_validation_batch_end", RuntimeError("lost"))
+    failing = _Fails("on_validation_batch_end", _LOST)
     assert _failed(tmp_path, RuntimeError, _Swaps(through_data), failing) is None
 
 
@@ -164,7 +170,7 @@ def test_a_state_that_does_not_fit_into_memory_is_saved_on_the_disk(
     monkeypatch.setattr(
         shutil, "disk_usage", lambda path: real(path)._replace(free=1000) if "memory" in str(path) else real(path)
     )
-    state = _failed(tmp_path, RuntimeError, _Fails("on_before_backward", RuntimeError("lost")))
+    state = _failed(tmp_path, RuntimeError, _Fails("on_before_backward", _LOST))
     assert state is not None
     assert state.parent == tmp_path / "disk"
 
@@ -178,6 +184,6 @@ def test_the_record_has_statistics_that_torch_does_not_count_and_no_large_consta
         def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
             pl_module.norm(torch.rand(4, 2048))
 
-    assert _failed(tmp_path, RuntimeError, Norm(), _Fails("on_train_batch_start", RuntimeError("lost"))) is not None
+    assert _failed(tmp_path, RuntimeError, Norm(), _Fails("on_train_batch_start", _LOST)) is not None
     record = max(read_records(record_path(tmp_path / "memory", 0)), key=lambda each: each.batches)
     assert {"norm.running_mean", "norm.running_var", "norm.num_batches_tracked"} == record.content["buffers"].keys()
