@@ -60,7 +60,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], P
 
 def _is_measured(name: str) -> bool:
     """Whether it differs from run to run: a time, or the memory of the process."""
-    return name.startswith("perf/")
+    return name.startswith(("perf/", "goodput/"))
 
 
 def _rows(folder: Path) -> list[dict[str, str]]:

@@ -63,6 +63,16 @@ class EpochMetrics(pl.Callback):
         checkpoint[KEY] = gather_states(self.own_state(trainer, pl_module), trainer.strategy.root_device)
         checkpoint.get("callbacks", {}).update(self._stopping)
 
+    @property
+    def made(self) -> dict[str, dict[str, Any]]:
+        """The plain attributes of the module's metrics before the training, by name; empty without metrics."""
+        return self._made
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the values are those of an epoch that has ended, which Lightning resets."""
+        return self._ended is not None
+
     def own_state(self, trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, Any]:
         """The values of this rank, as a checkpoint has them for each rank."""
         own = self._ended or self._capture(trainer, module)
@@ -107,7 +117,7 @@ class EpochMetrics(pl.Callback):
         trainer._logger_connector._first_loop_iter = False
 
     def _capture(self, trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, Any]:
-        logged = {key: _state_of_logged(metric) for key, metric in trainer.fit_loop.epoch_loop._results.items()
+        logged = {key: state_of_logged(metric) for key, metric in trainer.fit_loop.epoch_loop._results.items()
                   if metric.meta.on_epoch and not metric.has_reset}  # fmt: skip
         return {"logged": _copied(logged), "own": capture_metrics(module, self._made, _logged_in_validation(trainer))}
 
@@ -127,7 +137,8 @@ def _names(results: Mapping[str, _ResultMetric]) -> set[str]:
     return {metric.meta.metric_attribute for metric in results.values() if metric.meta.metric_attribute}
 
 
-def _state_of_logged(metric: _ResultMetric) -> dict[str, Any]:
+def state_of_logged(metric: _ResultMetric) -> dict[str, Any]:
+    """A logged value of the epoch: its description, and `state` with its tensors; None for a torchmetrics metric."""
     meta = metric.meta
     return {
         "meta": {name: getattr(meta, name) for name in _META},

@@ -7,6 +7,7 @@ has those of the last step, and the records of all ranks have the rest.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,6 +26,9 @@ from launcher.training.survivors.callback_states import CallbackStates
 from launcher.training.survivors.own_state import OwnState
 from launcher.training.survivors.record import RecordWriter
 from launcher.training.survivors.saving import KeptFolders, add_own_record, save_state
+
+# In the first steps all parameters are checked for changes outside of the optimizer, later this many.
+_FIRST_STEPS, _WATCHED = 5, 16
 
 
 class StepKeeper(pl.Callback):
@@ -50,7 +54,9 @@ class StepKeeper(pl.Callback):
         self._writer: RecordWriter | None = None
         self._own: OwnState | None = None
         self._callbacks = CallbackStates()
+        # All parameters are watched in the first steps, and some of them later.
         self._parameters: list[Any] = []
+        self._watched: list[Any] = []
         # The rest is as of the last moment.
         self._position: Position | None = None
         self._versions: list[int] = []
@@ -65,7 +71,7 @@ class StepKeeper(pl.Callback):
         loop: Any = trainer.fit_loop
         if isinstance(loop, FitLoop):
             self._trainer = trainer
-            self._parameters = list(pl_module.parameters())
+            self._parameters = self._watched = list(pl_module.parameters())
             self._own = OwnState(trainer, self._metrics)
             self._callbacks.watch(trainer)
             self._writer = RecordWriter(record_path(self._folders.records, trainer.global_rank))
@@ -83,6 +89,8 @@ class StepKeeper(pl.Callback):
         # The others can finish the step if this rank ends any time later.
         if self._writer is not None and not self._trainer.fit_loop.epoch_loop._should_accumulate():
             with self._stops_at_errors():
+                if 0 < self._steps < _FIRST_STEPS and (reason := self._find_change()) is not None:
+                    self._stop(reason)
                 self._write(self._batches + 1, StepMoment.FORWARD)
 
     @override
@@ -128,18 +136,26 @@ class StepKeeper(pl.Callback):
         loop = self._trainer.fit_loop
         if moment is not StepMoment.EPOCH and loop.epoch_loop._should_accumulate():
             return
-        self._position = loop.current_position()
         if moment is StepMoment.VALIDATED and not has_validated:
+            if self._position is not None:
+                self._position = dataclasses.replace(self._position, stage="between")
             return
+        self._position = loop.current_position()
         self._is_stepping = False
-        self._versions = [parameter._version for parameter in self._parameters]
+        self._versions = [parameter._version for parameter in self._watched]
         self._callbacks.keep(self._trainer, is_step=moment is not StepMoment.EPOCH)
-        self._norms = self._read_norms() if moment is StepMoment.EPOCH else []
+        self._norms = []
+        if moment is StepMoment.EPOCH and self._own is not None:
+            self._norms = self._read_norms()
+            self._own.find_buffers()
         if self._callbacks.problem is not None:
             self._stop(self._callbacks.problem)
         self._write(self._batches, moment)
         if moment is StepMoment.BATCH:
             self._steps += 1
+            if self._steps == _FIRST_STEPS:
+                self._watched = self._parameters[:: len(self._parameters) // _WATCHED + 1]
+                self._versions = [parameter._version for parameter in self._watched]
             if self._steps == 2:
                 # Every rank has passed the step that the last attempt continued from.
                 self._remove_states()
@@ -175,11 +191,16 @@ class StepKeeper(pl.Callback):
     def _find_problem(self) -> str | None:
         if self._is_stepping:
             return "the end of its step was not done"
-        if self._versions != [parameter._version for parameter in self._parameters]:
-            return "its parameters have changed since its last step"
+        if (reason := self._find_change()) is not None:
+            return reason
         if self._norms and not all(map(torch.equal, self._norms, self._read_norms())):
             return "a hook has replaced its parameters"
         return None
+
+    def _find_change(self) -> str | None:
+        if self._versions == [parameter._version for parameter in self._watched]:
+            return None
+        return "its parameters change between two optimizer steps"
 
     def _remove_states(self) -> None:
         if self._trainer.local_rank == 0:
