@@ -89,7 +89,9 @@ class StepKeeper(pl.Callback):
         # The others can finish the step if this rank ends any time later.
         if self._writer is not None and not self._trainer.fit_loop.epoch_loop._should_accumulate():
             with self._stops_at_errors():
-                if 0 < self._steps < _FIRST_STEPS and (reason := self._find_change()) is not None:
+                # With manual optimization another optimizer may have stepped before this backward pass.
+                is_checked = 0 < self._steps < _FIRST_STEPS and not self._is_stepping
+                if is_checked and (reason := self._find_change()) is not None:
                     self._stop(reason)
                 self._write(self._batches + 1, StepMoment.FORWARD)
 

@@ -188,3 +188,29 @@ def test_the_record_has_statistics_that_torch_does_not_count_and_no_large_consta
     record = max(read_records(record_path(tmp_path / "memory", 0)), key=lambda each: each.batches)
     names = {name for group, _ in record.content["buffers"] for name in group}
     assert names == {"norm.running_mean", "norm.running_var", "norm.num_batches_tracked"}
+
+
+class _Clamps(pl.Callback):
+    """Changes one parameter before each step, as a Wasserstein GAN does."""
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        with torch.no_grad():
+            pl_module.net[2].bias.clamp_(-0.01, 0.01)
+
+
+def test_a_model_that_changes_its_parameters_outside_of_the_optimizer_is_not_kept(tmp_path: Path) -> None:
+    _, status = _fit(tmp_path, _Clamps())
+    assert status["not_kept"] == "its parameters change between two optimizer steps"
+
+
+def test_a_module_with_manual_optimization_is_kept(tmp_path: Path) -> None:
+    class Steps(pl.Callback):
+        def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+            # As the second optimizer's backward pass, after the first one's step.
+            with torch.no_grad():
+                pl_module.net[2].bias.add_(0.01)
+            keeper = next(each for each in trainer.callbacks if isinstance(each, StepKeeper))
+            keeper.on_before_backward(trainer, pl_module, torch.zeros(()))
+
+    failing = _Fails("on_train_batch_start", _LOST)
+    assert _failed(tmp_path, RuntimeError, Steps(), failing, manual=True, validate=None) is not None
