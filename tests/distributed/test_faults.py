@@ -83,7 +83,7 @@ def test_an_exception_before_the_process_group_exists_is_reported_with_its_rank(
     assert "before training started" in output
 
 
-def test_restarts_continue_from_the_checkpoint_with_every_sample_in_the_same_run(tmp_path: Path) -> None:
+def test_restarts_continue_from_the_last_step_with_every_sample_in_the_same_run(tmp_path: Path) -> None:
     arguments = ("--model.fault", "kill", "--model.by_rank", "0", "--model.times", "3", "--max-restarts", "5",
                  "--checkpoint.every_n_steps", "2")  # fmt: skip
     output = _fit(tmp_path, *arguments).check().output
@@ -96,8 +96,8 @@ def test_restarts_continue_from_the_checkpoint_with_every_sample_in_the_same_run
     started = events_of(directory, "run_started")
     assert len({event["attempt"] for event in started}) == len(started) == 4
     assert events_of(directory, "finished")[0]["step"] == 8
-    # Steps 2 and 3 are repeated after each kill in step 3, then the rest follows.
-    assert [step for step, _, _ in read_trace(tmp_path / "trace", 1)][-6:] == [2, 3, 4, 5, 6, 7]
+    # Only the step in which the rank was killed begins again, then the rest follows.
+    assert [step for step, _, _ in read_trace(tmp_path / "trace", 1)] == [0, 1, 2, 3, 3, 3, 3, 4, 5, 6, 7]
 
 
 def test_restarts_are_counted_up_to_the_limit(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_restarts_are_counted_up_to_the_limit(tmp_path: Path) -> None:
         "2",
     )
     output = _fit(tmp_path, *arguments).check(137).output
-    assert "restart 1 of 1, from the last checkpoint" in output
+    assert "restart 1 of 1, from step 3: the ranks that did not fail have kept it" in output
     assert "no restart: 1 of 1 restarts were used in the last 3600 s" in output
 
 

@@ -58,9 +58,13 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], P
     return train
 
 
+# The use of time over all attempts.
+_OF_ATTEMPTS = "goodput/"
+
+
 def _is_measured(name: str) -> bool:
     """Whether it differs from run to run: a time, or the memory of the process."""
-    return name.startswith(("perf/", "goodput/"))
+    return name.startswith("perf/")
 
 
 def _rows(folder: Path) -> list[dict[str, str]]:
@@ -70,8 +74,8 @@ def _rows(folder: Path) -> list[dict[str, str]]:
         rows = list(csv.DictReader(lines))
     assert any(row["perf/step_seconds"] for row in rows)
     # The final row is written again at the end of each attempt that ends well.
-    return [{name: str(bool(value)) if _is_measured(name) else value for name, value in row.items()} for row in rows
-            if not row["final/best_checkpoint"]]  # fmt: skip
+    return [{name: str(bool(value)) if _is_measured(name) else value for name, value in row.items()
+             if not name.startswith(_OF_ATTEMPTS)} for row in rows if not row["final/best_checkpoint"]]  # fmt: skip
 
 
 def _scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -81,7 +85,7 @@ def _scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     events.Reload()
     assert "perf/step_seconds" in events.Tags()["scalars"]
     return {tag: [(each.step, 0.0 if _is_measured(tag) else each.value) for each in events.Scalars(tag)]
-            for tag in events.Tags()["scalars"]}  # fmt: skip
+            for tag in events.Tags()["scalars"] if not tag.startswith(_OF_ATTEMPTS)}  # fmt: skip
 
 
 # After 12 steps: in the second epoch, which has a validation in the middle. A kill goes back to the end of the first.

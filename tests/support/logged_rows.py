@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 
 # Columns that the launcher adds.
-_MONITORS = ("amp/", "perf/", "alert/", "final/")
+_MONITORS = ("goodput/", "amp/", "perf/", "alert/", "final/")
 
 
 def users_rows(file: Path) -> list[dict[str, str]]:

@@ -142,6 +142,8 @@ class RunCheckpoint(CheckpointAfterBatch):
             message = describe_unknown_monitor(self.monitor, logged)
             # All ranks raise it, so all of them save; what was trained is not lost.
             self._save_last_checkpoint(trainer, monitor_candidates)
+            if self._background is not None:
+                self._background.wait()
             raise ConfigError([Problem("checkpoint.monitor", message)])
         self._fresh = None
         super()._save_topk_checkpoint(trainer, monitor_candidates)
