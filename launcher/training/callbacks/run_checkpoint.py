@@ -144,6 +144,8 @@ class RunCheckpoint(CheckpointAfterBatch):
             self._save_last_checkpoint(trainer, monitor_candidates)
             if self._background is not None:
                 self._background.wait()
+                # The errors of all ranks name the checkpoint.
+                trainer.strategy.barrier()
             raise ConfigError([Problem("checkpoint.monitor", message)])
         self._fresh = None
         super()._save_topk_checkpoint(trainer, monitor_candidates)
