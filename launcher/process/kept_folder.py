@@ -40,14 +40,23 @@ def create_kept_folder(owner: int | None = None) -> Path | None:
 
 
 def find_kept_folder(env: Mapping[str, str]) -> Path | None:
-    """The folder of this rank's launch; None if no restart can follow, or without an agent that restarts ranks."""
+    """The folder of this rank's launch; None without an agent that restarts ranks."""
     if FOLDER_VARIABLE in env:
         path = Path(env.get(KEPT_VARIABLE, ""))
         return path if path.is_absolute() and _is_private(path) else None
-    limit, count = env.get("TORCHELASTIC_MAX_RESTARTS", ""), env.get("TORCHELASTIC_RESTART_COUNT", "")
-    if not (limit.isdecimal() and count.isdecimal()) or int(limit) <= int(count):
-        return None
-    return create_kept_folder(os.getppid())
+    return create_kept_folder(os.getppid()) if _restarts(env) != (0, 0) else None
+
+
+def can_restart(env: Mapping[str, str]) -> bool:
+    """Whether torchelastic may restart the ranks once more; the launcher's agent decides that itself."""
+    count, limit = _restarts(env)
+    return FOLDER_VARIABLE in env or count < limit
+
+
+def _restarts(env: Mapping[str, str]) -> tuple[int, int]:
+    """The number of restarts so far and the most that torchelastic makes; zeros without it."""
+    count, limit = env.get("TORCHELASTIC_RESTART_COUNT", ""), env.get("TORCHELASTIC_MAX_RESTARTS", "")
+    return (int(count), int(limit)) if count.isdecimal() and limit.isdecimal() else (0, 0)
 
 
 @contextlib.contextmanager

@@ -38,6 +38,7 @@ class StepKeeper(pl.Callback):
         metrics: has the values accumulated in the epoch.
         status: informs the agent that the state is being saved.
         silent: callbacks whose `on_save_checkpoint` does not belong to a save that no one has asked for.
+        keeps: whether another attempt may follow; otherwise only the state of the one before is used and removed.
     """
 
     def __init__(
@@ -46,11 +47,14 @@ class StepKeeper(pl.Callback):
         metrics: EpochMetrics,
         status: RankStatusWriter,
         silent: tuple[type[pl.Callback], ...],
+        *,
+        keeps: bool = True,
     ) -> None:
         self._folders = folders
         self._metrics = metrics
         self._status = status
         self._silent = silent
+        self._keeps = keeps
         self._writer: RecordWriter | None = None
         self._own: OwnState | None = None
         self._callbacks = CallbackStates()
@@ -69,8 +73,8 @@ class StepKeeper(pl.Callback):
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         loop: Any = trainer.fit_loop
-        if isinstance(loop, FitLoop):
-            self._trainer = trainer
+        self._trainer = trainer
+        if isinstance(loop, FitLoop) and self._keeps:
             self._parameters = self._watched = list(pl_module.parameters())
             self._own = OwnState(trainer, self._metrics)
             self._callbacks.watch(trainer)
@@ -94,6 +98,15 @@ class StepKeeper(pl.Callback):
                 if is_checked and (reason := self._find_change()) is not None:
                     self._stop(reason)
                 self._write(self._batches + 1, StepMoment.FORWARD)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not self._keeps and self._steps < 2:
+            self._steps += 1
+            if self._steps == 2:
+                self._remove_states()
 
     @override
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:

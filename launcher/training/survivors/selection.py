@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import lightning.pytorch as pl
 
 from launcher.config.schema import RunConfig
 from launcher.monitoring.buffers import BufferMonitor
 from launcher.monitoring.loss_scale_monitor import LossScaleMonitor
 from launcher.planning.plan import Plan
+from launcher.process.kept_folder import can_restart
 from launcher.runs.kept_state import KEPT_STATES
 from launcher.training.callbacks.events import EventWriter
 from launcher.training.callbacks.progress import MeasuredProgress
@@ -31,7 +34,8 @@ def make_step_keeper(ctx: RunContext, metrics: EpochMetrics) -> list[pl.Callback
     # Other nodes do not see this node's memory.
     on_disk = ctx.run.path / KEPT_STATES
     states = on_disk if ctx.topology.num_nodes > 1 else ctx.kept_folder
-    return [StepKeeper(KeptFolders(ctx.kept_folder, states, on_disk), metrics, ctx.status, _SILENT)]
+    folders = KeptFolders(ctx.kept_folder, states, on_disk)
+    return [StepKeeper(folders, metrics, ctx.status, _SILENT, keeps=can_restart(os.environ))]
 
 
 def find_obstacle(config: RunConfig, plan: Plan) -> str | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from launcher.process import kept_folder
-from launcher.process.kept_folder import KEPT_VARIABLE, create_kept_folder, find_kept_folder, in_use
+from launcher.process.kept_folder import KEPT_VARIABLE, can_restart, create_kept_folder, find_kept_folder, in_use
 from launcher.process.rank_status import FOLDER_VARIABLE
 
 
@@ -36,15 +36,22 @@ def test_all_ranks_of_a_launch_find_one_private_folder(tmp_path: Path) -> None:
         ({FOLDER_VARIABLE: "x", KEPT_VARIABLE: "", "TORCHELASTIC_MAX_RESTARTS": "3"}, False),
         ({FOLDER_VARIABLE: "x", KEPT_VARIABLE: "missing"}, False),
         ({"TORCHELASTIC_MAX_RESTARTS": "0", "TORCHELASTIC_RESTART_COUNT": "0"}, False),
-        ({"TORCHELASTIC_MAX_RESTARTS": "3", "TORCHELASTIC_RESTART_COUNT": "3"}, False),
+        ({"TORCHELASTIC_MAX_RESTARTS": "3", "TORCHELASTIC_RESTART_COUNT": "3"}, True),
         ({"TORCHELASTIC_MAX_RESTARTS": "three", "TORCHELASTIC_RESTART_COUNT": "0"}, False),
         ({"TORCHELASTIC_MAX_RESTARTS": "3", "TORCHELASTIC_RESTART_COUNT": "2"}, True),
     ],
 )
-def test_a_rank_has_a_folder_only_if_a_restart_can_follow(env: dict[str, str], has_folder: bool) -> None:
+def test_a_rank_has_a_folder_only_if_it_is_or_may_be_restarted(env: dict[str, str], has_folder: bool) -> None:
     found = find_kept_folder(env)
     assert (found is not None) == has_folder
     assert found is None or f"-{os.getppid()}-" in found.name
+
+
+def test_the_last_attempt_of_torchrun_keeps_nothing() -> None:
+    env = {"TORCHELASTIC_MAX_RESTARTS": "2"}
+    assert [can_restart({**env, "TORCHELASTIC_RESTART_COUNT": str(count)}) for count in range(3)] == [True, True, False]
+    assert not can_restart({})
+    assert can_restart({FOLDER_VARIABLE: "x"})
 
 
 def test_the_folder_of_another_user_or_a_link_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
