@@ -90,7 +90,7 @@ def test_a_resumed_fp16_run_of_two_ranks_is_reported_in_a_browser(tmp_path: Path
             assert _contrast(page, "section p, section td, section th, figcaption, caption", "color") >= 4.5, scheme
             assert _contrast(page, ".legend .swatch path, .legend .swatch [fill^=var]", "stroke") >= 3, scheme
             shares = _pictures(page, tmp_path / f"{scheme}.png")
-            assert len(shares) == 8
+            assert len(shares) == 9
             assert min(shares) > 0.01, shares
         light, dark = (matplotlib.image.imread(tmp_path / f"{s}.png")[:, :, :3].mean() for s in ("light", "dark"))
         assert light > 0.8
