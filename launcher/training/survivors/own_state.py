@@ -133,18 +133,18 @@ def _python_state() -> Any:
     own: Any = random.getstate.__self__  # type: ignore[attr-defined]
     if not _HAS_KNOWN_LAYOUT:
         return random.getstate()
-    return ctypes.string_at(id(own) + object.__basicsize__, _WORDS.size), own.gauss_next
+    return ctypes.string_at(id(own) + object.__basicsize__, _NUMBERS.size), own.gauss_next
 
 
 def _has_known_layout() -> bool:
     own: Any = random.getstate.__self__  # type: ignore[attr-defined]
-    if sys.implementation.name != "cpython" or not object.__basicsize__ + _WORDS.size <= _random.Random.__basicsize__:
+    if sys.implementation.name != "cpython" or not object.__basicsize__ + _NUMBERS.size <= _random.Random.__basicsize__:
         return False
-    position, *words = _WORDS.unpack(ctypes.string_at(id(own) + object.__basicsize__, _WORDS.size))
-    return random.getstate()[1] == (*words, position)
+    position, *numbers = _NUMBERS.unpack(ctypes.string_at(id(own) + object.__basicsize__, _NUMBERS.size))
+    return random.getstate()[1] == (*numbers, position)
 
 
-_WORDS = struct.Struct("=625I")
+_NUMBERS = struct.Struct("=625I")
 _HAS_KNOWN_LAYOUT = _has_known_layout()
 
 
