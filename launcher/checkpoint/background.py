@@ -44,7 +44,7 @@ class BackgroundWriter:
         self._is_open, self._actions = True, []
         try:
             yield
-        except BaseException:
+        except BaseException:  # Ctrl-C too: nothing follows a save that did not begin to write; raised on
             if self._thread is None:
                 self._actions = None
             raise

@@ -86,7 +86,7 @@ def publish_again(checkpoint: Path, other: Path) -> None:
         else:
             _replace_by_file(temporary, other)
         _sync(other.parent)
-    except BaseException:
+    except BaseException:  # Ctrl-C too leaves no partial copy; raised on
         shutil.rmtree(temporary, ignore_errors=True) if is_folder else temporary.unlink(missing_ok=True)
         raise
 
